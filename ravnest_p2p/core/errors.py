@@ -1,0 +1,95 @@
+"""One tree of errors that says whose fault it is: ours, the remote's or the user's.
+
+Problem: in a peer-to-peer system the same symptom ("could not load the stage") calls for three different
+reactions: fix our bug, distrust the peer, or tell the user what to change. Solution: every error we raise
+descends from exactly one of `OurFault`, `RemoteFault` and `UserFault`, so that a boundary (a stream handler,
+the command line) reacts to the branch and never to a message text.
+"""
+
+
+class RavnestError(Exception):
+    """Root of every error that Ravnest raises on purpose."""
+
+
+class OurFault(RavnestError):
+    """A broken promise of this process: a bug or a lost local resource."""
+
+
+class RemoteFault(RavnestError):
+    """Another peer sent something wrong, huge, late, repeated or malicious. Counted, never fatal."""
+
+
+class UserFault(RavnestError):
+    """The user can mend it; the message says how."""
+
+
+class RecordError(RemoteFault):
+    """A directory record that was refused."""
+
+
+class RecordSignatureError(RecordError):
+    """The signature is missing, or is not that of the peer that the record names."""
+
+
+class RecordExpiredError(RecordError):
+    """The record's time is over, or it is dated too far in the future."""
+
+
+class RecordFormatError(RecordError):
+    """The record is malformed, oversized, or belongs to another key, swarm or version."""
+
+
+class FrameError(RemoteFault):
+    """A stream frame that was refused."""
+
+
+class FrameTooLargeError(FrameError):
+    """The announced length is over the limit of this stream; nothing was allocated."""
+
+
+class FrameFormatError(FrameError):
+    """The frame is malformed, truncated, or its checksum is wrong."""
+
+
+class FrameSequenceError(FrameError):
+    """The sequence number skips frames, or acknowledges what was never sent."""
+
+
+class StaleGenerationError(RemoteFault):
+    """The message belongs to another generation than the one this worker obeys."""
+
+
+class ChunkMismatchError(RemoteFault):
+    """A ring chunk with another length, dtype, index or step than the round asks for."""
+
+
+class BlobError(RemoteFault):
+    """A blob that was refused: wrong hash, wrong size, or over the limit."""
+
+
+class PackageError(RemoteFault):
+    """A model package that was refused before anything of it ran."""
+
+
+class PeerUnreachableError(RemoteFault):
+    """The peer did not answer within the deadline; the message says who, how long and what for."""
+
+
+class PlanError(RemoteFault):
+    """A published plan that breaks a constraint, or whose author may not lead."""
+
+
+class CaptureError(UserFault):
+    """The model cannot be captured faithfully; the message names the module, the cause and the fix."""
+
+
+class PlanningError(UserFault):
+    """No valid plan exists for the job with these peers; the message says what is missing."""
+
+
+class ConfigError(UserFault):
+    """A setting or a file that the user gave does not hold."""
+
+
+class JobError(UserFault):
+    """The job failed, was cancelled, or is unknown; the message says what to do."""

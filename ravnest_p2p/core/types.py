@@ -1,0 +1,277 @@
+"""The nouns of the swarm: ids, fencing numbers, capabilities, jobs, plans.
+
+Plain frozen dataclasses with primitive fields: every layer above shares them, `network.records` checks and
+encodes them for the wire, and the planner, the election and the simulator handle them as values.
+Units are in the names (`_s`, `_bytes`, `_bps`, `_flops`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import NamedTuple, NewType
+
+PeerId = NewType("PeerId", str)
+"""libp2p peer id, base58 text."""
+
+JobId = NewType("JobId", str)
+"""Hex SHA-256 of the job's manifest."""
+
+BlobHash = NewType("BlobHash", str)
+"""Hex SHA-256 of a blob's bytes."""
+
+
+class Fence(NamedTuple):
+    """Fencing number: a peer obeys only a higher one than it has obeyed before."""
+
+    epoch: int
+    term: int
+
+
+class Generation(NamedTuple):
+    """Version of one job's membership: the fence of the plan that formed it, and that formation's digest.
+
+    The digest keeps two leaders of a partition, who may use the same fence, from ever forming one pipeline.
+    """
+
+    epoch: int
+    term: int
+    tag: str
+
+    def __str__(self) -> str:
+        return f"{self.epoch}.{self.term}.{self.tag}"
+
+
+class Reachability(str, Enum):
+    PUBLIC = "public"
+    PUNCHED = "punched"
+    RELAYED = "relayed"
+    UNKNOWN = "unknown"
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """One compute device that the owner lends.
+
+    Attributes:
+        kind: "cpu", "cuda" or "mps".
+        memory_bytes: what a worker may use of it.
+        flops: sustained float32 operations a second, measured.
+    """
+
+    kind: str
+    memory_bytes: int
+    flops: float
+
+
+@dataclass(frozen=True, slots=True)
+class Coordinate:
+    """Vivaldi network coordinate; predicted round trip = distance of the vectors + both heights, seconds."""
+
+    vector: tuple[float, ...]
+    height_s: float
+    error: float
+
+
+@dataclass(frozen=True, slots=True)
+class Capability:
+    """What one peer offers, as it publishes it."""
+
+    peer: PeerId
+    version: str
+    devices: tuple[Device, ...]
+    up_bps: float
+    down_bps: float
+    coordinate: Coordinate
+    reachability: Reachability
+    uptime_s: float
+    reliability: float
+    online: bool = True
+
+    @property
+    def memory_bytes(self) -> int:
+        return max((d.memory_bytes for d in self.devices), default=0)
+
+    @property
+    def flops(self) -> float:
+        return max((d.flops for d in self.devices), default=0.0)
+
+
+@dataclass(frozen=True, slots=True)
+class LayerCost:
+    """Cost of one layer (the unit between two possible cuts), for one micro-batch.
+
+    Attributes:
+        flops: forward and backward.
+        param_bytes: parameters and buffers.
+        activation_bytes: held between forward and backward.
+        out_bytes: crosses the cut after this layer, in each direction.
+    """
+
+    flops: float
+    param_bytes: int
+    activation_bytes: int
+    out_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class OptimizerSpec:
+    """Optimizer by name and numbers; `name` is "sgd", "adam" or "adamw"."""
+
+    name: str
+    lr: float
+    momentum: float = 0.0
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    weight_decay: float = 0.0
+    clip_norm: float | None = None
+    warmup_updates: int = 0
+    schedule: str = "constant"
+    schedule_updates: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class FieldSpec:
+    """One column of the training data, cut into shards of whole rows.
+
+    Attributes:
+        name: the graph input that it feeds.
+        role: "input" or "label".
+        dtype: torch dtype name without prefix, such as "float32".
+        shape: of one sample.
+        shards: (blob, rows) in order; each blob is a safetensors file with the one tensor "rows".
+    """
+
+    name: str
+    role: str
+    dtype: str
+    shape: tuple[int, ...]
+    shards: tuple[tuple[BlobHash, int], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class JobSpec:
+    """A job's manifest: everything needed to plan and run it, with large parts named by hash.
+
+    Attributes:
+        program: blob of the captured train graph (JSON).
+        weights: blobs of the initial weights (safetensors).
+        layers: cost of each layer; stage cuts are indices into it.
+        microbatch_size: samples in a micro-batch.
+        microbatches_per_update: m.
+        updates_per_round: κ.
+        total_batches: batches (m micro-batches each) to train in all, over all clusters and passes.
+        stages, clusters: wanted numbers; 0 lets the planner choose.
+        staleness_bound: upper bound on τ of any stage; 0 is synchronous training.
+    """
+
+    name: str
+    program: BlobHash
+    weights: tuple[BlobHash, ...]
+    fields: tuple[FieldSpec, ...]
+    samples: int
+    layers: tuple[LayerCost, ...]
+    microbatch_size: int
+    microbatches_per_update: int
+    updates_per_round: int
+    total_batches: int
+    seed: int
+    optimizer: OptimizerSpec
+    stages: int = 0
+    clusters: int = 0
+    staleness_bound: int = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Saved state of layers [lo, hi) after an averaging: parameters, buffers, optimizer state.
+
+    Attributes:
+        batches_done: the job's batches that the state contains; pieces of one round share it.
+        version: updates that the stage has applied.
+        holders: peers that hold the blob.
+    """
+
+    lo: int
+    hi: int
+    batches_done: int
+    version: int
+    blob: BlobHash
+    holders: tuple[PeerId, ...]
+
+
+class JobPhase(str, Enum):
+    WAITING = "waiting"
+    RUNNING = "running"
+    BROKEN = "broken"
+    DONE = "done"
+    CANCELLED = "cancelled"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True, slots=True)
+class JobStatus:
+    """What a planner knows of a job: its phase, the generation that trains it, and saved pieces."""
+
+    job: JobId
+    phase: JobPhase
+    generation: Generation | None = None
+    reason: str = ""
+    pieces: tuple[Piece, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class StageAssignment:
+    """Layers [lo, hi) on one peer, with at most `staleness` + 1 micro-batches in flight (τ_s)."""
+
+    peer: PeerId
+    lo: int
+    hi: int
+    staleness: int
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterPlan:
+    """One copy of the model: its stages in pipeline order, and its local updates a round (κ_c)."""
+
+    stages: tuple[StageAssignment, ...]
+    updates_per_round: int
+
+
+@dataclass(frozen=True, slots=True)
+class JobPlan:
+    """Who trains one job, and from which state.
+
+    Attributes:
+        clusters: empty where the job has to wait; `reason` then says for what.
+        standbys: peers that keep copies of saved pieces.
+        batches_done: where the data order is taken up.
+        version: update number from which the stages count on.
+        pieces: saved state to load, covering all layers; empty for initial weights.
+    """
+
+    job: JobId
+    generation: Generation
+    clusters: tuple[ClusterPlan, ...]
+    standbys: tuple[PeerId, ...] = ()
+    batches_done: int = 0
+    version: int = 0
+    pieces: tuple[Piece, ...] = ()
+    reason: str = ""
+
+    @property
+    def peers(self) -> tuple[PeerId, ...]:
+        return tuple(stage.peer for cluster in self.clusters for stage in cluster.stages)
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a leader publishes for one (epoch, term)."""
+
+    swarm: str
+    fence: Fence
+    leader: PeerId
+    seed: int
+    snapshot_hash: str
+    previous_hash: str
+    jobs: tuple[JobPlan, ...] = field(default=())
