@@ -59,6 +59,10 @@ class StaleGenerationError(RemoteFault):
     """The message belongs to another generation than the one this worker obeys."""
 
 
+class MicrobatchOrderError(RemoteFault):
+    """An activation or gradient that is repeated, out of order, out of range, or was never asked for."""
+
+
 class ChunkMismatchError(RemoteFault):
     """A ring chunk with another length, dtype, index or step than the round asks for."""
 
