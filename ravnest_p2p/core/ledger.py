@@ -1,17 +1,17 @@
 """Which samples are trained by whom, exactly once, through crashes and re-forming.
 
 Problem: clusters come and go, and the state falls back to an older round when a piece is lost; still every
-batch must count exactly once. Solution: nobody hands out work. What is trained is a function of numbers that
-every peer knows: `DataOrder` says which samples are in batch b, `Shares` which cluster trains batch b in which
-local update of a generation, and a generation starts where the state it restores ends. `Ledger` checks that
-from the outside: it takes what really happened and names every batch that was lost or counted twice.
+batch must count exactly once. Solution: nobody hands out work. What is trained follows from numbers that every
+peer knows: `DataOrder` says which samples are in batch b, `Shares` which cluster trains batch b in which local
+update of a generation, and a generation starts where the state it restores ends. `Ledger` checks that from
+the outside: it takes what really happened and names every batch that was lost or counted twice.
 """
 
 from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import Enum
 from functools import lru_cache
@@ -117,10 +117,14 @@ class Shares:
 
     def batch(self, cluster: int, local_update: int) -> int:
         """Global batch of this cluster's update, both 0-based."""
-        if not 0 <= local_update < self.local_updates(cluster):
+        if not self.has(cluster, local_update):
             raise OurFault(f"cluster {cluster} has no update {local_update}")
         r, j = divmod(local_update, self.updates_per_round[cluster])
         return self._first(cluster, r) + j
+
+    def has(self, cluster: int, local_update: int) -> bool:
+        """Whether this cluster exists and has this update."""
+        return 0 <= cluster < len(self.updates_per_round) and 0 <= local_update < self.local_updates(cluster)
 
     def local_updates(self, cluster: int) -> int:
         """Updates of this cluster in the whole generation."""
@@ -215,6 +219,8 @@ class Ledger:
         claim = f"generation {generation}, cluster {cluster}, update {local_update}"
         if formation is None:
             self._breach(Breach.BROKEN_LINEAGE, f"{claim}: the generation was never opened")
+        elif not formation.shares.has(cluster, local_update):
+            self._breach(Breach.WRONG_BATCH, f"{claim}: batch {batch}, where no update is due")
         elif (cluster, local_update) in formation.claims:
             self._breach(Breach.CLAIMED_TWICE, f"{claim}: batch {batch}")
         else:

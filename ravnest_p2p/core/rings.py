@@ -22,6 +22,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
+from itertools import pairwise
 from typing import NamedTuple, Union
 
 from ravnest_p2p.core.errors import ChunkMismatchError, OurFault, PlanError
@@ -52,7 +53,7 @@ def segments(clusters: Sequence[ClusterPlan]) -> list[Segment]:
     """
     for number, cluster in enumerate(clusters):
         stages = cluster.stages
-        joins = all(a.hi == b.lo for a, b in zip(stages, stages[1:], strict=False))
+        joins = all(a.hi == b.lo for a, b in pairwise(stages))
         if not stages or not joins or any(stage.lo >= stage.hi for stage in stages):
             raise PlanError(f"the stages of cluster {number} are not a chain of layers")
         first = clusters[0].stages
@@ -70,7 +71,7 @@ def segments(clusters: Sequence[ClusterPlan]) -> list[Segment]:
                 if stage.lo <= lo and hi <= stage.hi
             ),
         )
-        for lo, hi in zip(cuts, cuts[1:], strict=False)
+        for lo, hi in pairwise(cuts)
     ]
 
 
@@ -79,7 +80,7 @@ def chunk_bounds(elements: int, size: int) -> list[tuple[int, int]]:
     if elements < 0 or size < 1:
         raise OurFault(f"{elements} elements in {size} chunks")
     starts = [c * (elements // size) + min(c, elements % size) for c in range(size + 1)]
-    return list(zip(starts, starts[1:], strict=False))
+    return list(pairwise(starts))
 
 
 def normalised(weights: Sequence[float]) -> tuple[float, ...]:
@@ -183,9 +184,9 @@ class RingRound:
             raise OurFault("a chunk was handed in before the ring round was started")
         due = (self._step, (self.rank - self._step - 1) % self.size)
         if self.finished or (step, chunk) != due:
-            expected = "nothing more" if self.finished else f"chunk {due[1]} of step {due[0]}"
+            wanted = "nothing more" if self.finished else f"step, chunk {due}"
             raise ChunkMismatchError(
-                f"chunk {chunk} of step {step} came to rank {self.rank} of {self.size}, which expects {expected}"
+                f"rank {self.rank} of {self.size} got step, chunk {(step, chunk)}; due: {wanted}"
             )
         self._step += 1
         take = Accumulate(chunk) if self._phase(step) is Phase.REDUCE else Replace(chunk)
