@@ -15,6 +15,10 @@ class OurFault(RavnestError):
     """A broken promise of this process: a bug or a lost local resource."""
 
 
+class LocalDaemonError(OurFault):
+    """Our own p2pd is gone or refuses to serve; nothing can be said about any peer."""
+
+
 class RemoteFault(RavnestError):
     """Another peer sent something wrong, huge, late, repeated or malicious. Counted, never fatal."""
 
@@ -67,6 +71,14 @@ class ChunkMismatchError(RemoteFault):
     """A ring chunk with another length, dtype, index or step than the round asks for."""
 
 
+class TensorError(RemoteFault):
+    """An activation or gradient with another count, shape or dtype than the stage expects."""
+
+
+class NonFiniteError(RemoteFault):
+    """A received tensor holds NaN or infinity, or would make ours overflow."""
+
+
 class BlobError(RemoteFault):
     """A blob that was refused: wrong hash, wrong size, or over the limit."""
 
@@ -75,8 +87,37 @@ class PackageError(RemoteFault):
     """A model package that was refused before anything of it ran."""
 
 
+class BusyError(RemoteFault):
+    """The peer serves as much as it can right now; ask again a little later, or another peer."""
+
+
 class PeerUnreachableError(RemoteFault):
     """The peer did not answer within the deadline; the message says who, how long and what for."""
+
+
+class RemoteCallError(RemoteFault):
+    """The peer answered a call with an error; `name` and `text` are what it said."""
+
+    def __init__(self, message: str, name: str = "", text: str = "") -> None:
+        super().__init__(message)
+        self.name = name
+        self.text = text
+
+
+class BusyError(RemoteFault):
+    """Over the bound on requests or transfers at once; the same may succeed later."""
+
+
+class LinkRefusedError(RemoteFault):
+    """A hello that was refused: unknown channel, unexpected peer, or another link than the one begun."""
+
+
+class LinkLostError(RemoteFault):
+    """A link stayed broken for longer than its resume time; the message says who, how long, what next."""
+
+
+class LinkClosedError(LinkLostError):
+    """The other end closed the link in good order; everything it sent was received before."""
 
 
 class PlanError(RemoteFault):
