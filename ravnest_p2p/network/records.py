@@ -26,6 +26,7 @@ from ravnest_p2p.network.records_codec import from_plain, to_plain
 from ravnest_p2p.network.records_keys import (
     VERSION,
     blob_key,
+    cancels_key,
     jobs_key,
     peers_key,
     plan_key,
@@ -64,6 +65,17 @@ class JobRecord:
     name: str
     requester: PeerId
     created_at_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class CancelRecord:
+    """The requester wants its job stopped; it counts only with a JobRecord of the same author."""
+
+    KIND: ClassVar[str] = "cancel"
+    MAX_BYTES: ClassVar[int] = 1024
+    MAX_TTL_S: ClassVar[float] = 90 * _DAY_S
+    job: JobId
+    requester: PeerId
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,9 +119,10 @@ class ProviderRecord:
     size_bytes: int
 
 
-Record = CapabilityRecord | JobRecord | TicketRecord | PlanRecord | ProviderRecord
+Record = CapabilityRecord | JobRecord | CancelRecord | TicketRecord | PlanRecord | ProviderRecord
 _KINDS: dict[str, type[Record]] = {
-    kind.KIND: kind for kind in (CapabilityRecord, JobRecord, TicketRecord, PlanRecord, ProviderRecord)
+    kind.KIND: kind
+    for kind in (CapabilityRecord, JobRecord, CancelRecord, TicketRecord, PlanRecord, ProviderRecord)
 }
 
 
@@ -197,6 +210,8 @@ def expected_key(sealed: Sealed, *, swarm: str, shards: int) -> str:
         return peers_key(swarm, shard_of(sealed.peer, shards))
     if isinstance(record, JobRecord):
         return jobs_key(swarm)
+    if isinstance(record, CancelRecord):
+        return cancels_key(swarm)
     if isinstance(record, TicketRecord):
         return tickets_key(swarm, record.epoch)
     if isinstance(record, PlanRecord):
@@ -206,7 +221,7 @@ def expected_key(sealed: Sealed, *, swarm: str, shards: int) -> str:
 
 def expected_subkey(sealed: Sealed) -> str:
     """The only subkey under which this record may lie: always bound to its author, so nobody displaces it."""
-    if isinstance(sealed.record, JobRecord):
+    if isinstance(sealed.record, (JobRecord, CancelRecord)):
         return f"{sealed.record.job}/{sealed.peer}"
     if isinstance(sealed.record, PlanRecord):
         return f"{sealed.record.plan.fence.term}/{sealed.peer}"
@@ -269,7 +284,7 @@ def _check_author(record: Record, peer: PeerId, swarm: str) -> None:
     if isinstance(record, CapabilityRecord):
         _check_capability(record)
         spoken_for = record.capability.peer
-    elif isinstance(record, JobRecord):
+    elif isinstance(record, (JobRecord, CancelRecord)):
         spoken_for = record.requester
     elif isinstance(record, PlanRecord):
         if record.plan.swarm != swarm:

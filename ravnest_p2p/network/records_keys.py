@@ -31,6 +31,11 @@ def jobs_key(swarm: str) -> str:
     return f"{key_prefix(swarm)}/jobs"
 
 
+def cancels_key(swarm: str) -> str:
+    """Requesters' wishes to stop their jobs."""
+    return f"{key_prefix(swarm)}/cancels"
+
+
 def tickets_key(swarm: str, epoch: int) -> str:
     """Tickets of an epoch."""
     return f"{key_prefix(swarm)}/tickets/{epoch}"
