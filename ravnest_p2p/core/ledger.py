@@ -1,10 +1,10 @@
 """Which samples are trained by whom, exactly once, through crashes and re-forming.
 
 Problem: clusters come and go, and the state falls back to an older round when a piece is lost; still every
-batch must count exactly once. Solution: nobody hands out work. What is trained follows from numbers that every
-peer knows: `DataOrder` says which samples are in batch b, `Shares` which cluster trains batch b in which local
-update of a generation, and a generation starts where the state it restores ends. `Ledger` checks that from
-the outside: it takes what really happened and names every batch that was lost or counted twice.
+batch must count exactly once. Solution: nobody hands out work. What is trained follows from numbers that
+every peer knows: `DataOrder` says which samples are in batch b, `Shares` which cluster trains batch b in
+which local update of a generation, and a generation starts where the state it restores ends. `Ledger` checks
+that from the outside: it takes what really happened and names each batch that was lost or counted twice.
 """
 
 from __future__ import annotations
