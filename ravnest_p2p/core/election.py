@@ -1,0 +1,387 @@
+"""One leader at a time without a server: epochs, terms, and the fence that nobody steps back over.
+
+Problem: the swarm needs one plan, but leaders crash, networks split, clocks differ by seconds, and a plan
+may be wrong or hostile. Solution: time is cut in epochs; each epoch's tickets, sorted, say who leads term
+0, 1, 2, … (`tickets`). A term ends when its leader is silent, its plan is refused, or the plan went stale;
+then the next one may plan, under the higher fence (epoch, term). A peer adopts only a fence above all that
+it ever adopted, so at most one leader is obeyed for each fence, whatever two peers believe about the term.
+Believing differently costs time only: a peer falls in with the term of the plan that it adopts, a second
+leader of the same fence ends the term for all who see it, and every epoch starts everyone anew.
+
+    phase      opened  adopted  silent   refused  stale
+    spreading  open    led      -        -        -        tickets spread, nobody plans
+    open       -       led      open+    open+    -        the term's leader is to publish
+    led        -       led      -        -        open+    a plan is adopted; "+" is the next term
+
+`Election` is one peer's pure state machine: the time and what was seen go in, actions come out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import floor, inf
+
+from .ballot import (
+    TRANSITIONS,
+    Action,
+    Adopt,
+    Adopted,
+    DrawTicket,
+    ElectionConfig,
+    Explain,
+    MakePlan,
+    Phase,
+    PlanHeader,
+    PublishTicket,
+    Refuse,
+    Turn,
+)
+from .obedience import Obedience, fence_of
+from .tickets import TICKET_SPACE, TicketBook
+from .types import Fence, PeerId
+
+__all__ = [
+    "Action",
+    "Adopt",
+    "Adopted",
+    "DrawTicket",
+    "Election",
+    "ElectionConfig",
+    "Explain",
+    "MakePlan",
+    "Obedience",
+    "Phase",
+    "PlanHeader",
+    "PublishTicket",
+    "Refuse",
+    "fence_of",
+]
+
+
+MAX_HELD = 64
+"""Plans kept to be judged again when a ticket comes or the epoch begins."""
+
+MAX_TOLD = 4096
+"""Refusals reported in an epoch; beyond, plans are refused in silence."""
+
+
+class Election:
+    """One peer's view of the election.
+
+    Feed it what was seen, then run `poll`; `wake_s` says when it next wants to be polled without news.
+
+    Args:
+        now_s: DHT time, the same clock as in every later call.
+        adopted: what `Election.adopted` was before a restart; only a higher fence is obeyed, ever.
+        eligible: whether this peer may lead.
+    """
+
+    def __init__(
+        self,
+        peer: PeerId,
+        config: ElectionConfig,
+        now_s: float,
+        adopted: Adopted | None = None,
+        eligible: bool = True,
+    ) -> None:
+        self._peer = peer
+        self._config = config
+        self._adopted = adopted
+        self._restored = adopted is not None
+        self._eligible = eligible
+        self._expected = 0
+        self._gone: set[PeerId] = set()
+        self._next_tickets = self._new_book()
+        self._held: list[PlanHeader] = []
+        self._stale = ""
+        self._epoch = -1
+        self._own_value: int | None = None
+        self._enter(floor(now_s / config.epoch_s), now_s)
+
+    @property
+    def adopted(self) -> Adopted | None:
+        """The plan obeyed; its fence is the highest ever adopted."""
+        return self._adopted
+
+    @property
+    def epoch(self) -> int:
+        return self._epoch
+
+    @property
+    def term(self) -> int:
+        return self._term
+
+    @property
+    def phase(self) -> Phase:
+        return self._phase
+
+    @property
+    def leader(self) -> PeerId | None:
+        """Who leads the current term: the author of the adopted plan, else whose turn it is by tickets."""
+        if self._phase is Phase.LED and self._adopted is not None:
+            return self._adopted.leader
+        return self._tickets.leader(self._term)
+
+    @property
+    def wake_s(self) -> float:
+        """Time at which `poll` has something to do even without news."""
+        return self._wake_s
+
+    def expect_peers(self, count: int) -> None:
+        """Say how many peers the swarm seems to have, which sets the ticket threshold."""
+        self._expected = max(0, count)
+
+    def set_eligible(self, eligible: bool) -> None:
+        """Say whether this peer may lead."""
+        if eligible != self._eligible:
+            self._eligible = eligible
+            self._wake_s = -inf
+
+    def own_ticket(self, epoch: int, value: int) -> None:
+        """Answer to `DrawTicket`; the ticket is published when it is under the threshold."""
+        if epoch == self._epoch and 0 <= value < TICKET_SPACE:
+            self._own_value = value
+            self._wake_s = -inf
+
+    def ticket_seen(self, epoch: int, peer: PeerId, value: int) -> None:
+        """Note a ticket with a verified signature; only this epoch's and the next one's count."""
+        if epoch == self._epoch:
+            if self._tickets.add(peer, value):
+                self._wake_s = -inf
+        elif epoch == self._epoch + 1:
+            self._next_tickets.add(peer, value)
+
+    def replan_wanted(self, reason: str) -> None:
+        """Say that the adopted plan is stale, and why; an empty reason takes it back. Adopting clears it."""
+        if reason != self._stale:
+            self._stale = reason
+            self._wake_s = -inf
+
+    def peer_gone(self, peer: PeerId) -> None:
+        """A peer that membership calls gone is not waited for as a leader."""
+        self._gone.add(peer)
+        self._wake_s = -inf
+
+    def peer_back(self, peer: PeerId) -> None:
+        self._gone.discard(peer)
+
+    def plan_failed(self, fence: Fence, why: str) -> list[Action]:
+        """The own planner has no plan for this fence; the next leader may try."""
+        if fence == Fence(self._epoch, self._term) and self._phase is Phase.OPEN:
+            self._refused.add((fence, self._peer))
+            self._wake_s = -inf
+        return [Explain(f"no plan for {_text(fence)}: {why}")]
+
+    def plan_seen(self, header: PlanHeader, now_s: float) -> list[Action]:
+        """Judge a published plan, or the own one before it is published. Seeing it again is harmless.
+
+        A plan of an author without a known ticket, or of an epoch about to start, is judged again by `poll`.
+        """
+        actions = self._turn_epoch(now_s)
+        actions += self._judge(header, now_s)
+        return actions
+
+    def poll(self, now_s: float) -> Sequence[Action]:
+        """Let time pass and say what is to be done now."""
+        if now_s < self._wake_s:
+            return ()
+        actions = self._turn_epoch(now_s)
+        held, self._held = self._held, []
+        for header in held:
+            actions += self._judge(header, now_s)
+        if self._phase is Phase.SPREADING and now_s >= self._opens_s:
+            self._move(Turn.OPENED, now_s)
+        actions += self._ticket_due()
+        actions += self._end_term(now_s)
+        actions += self._plan_due()
+        self._wake_s = self._next_wake(now_s)
+        return actions
+
+    def _new_book(self) -> TicketBook:
+        return TicketBook(self._config.max_tickets)
+
+    def _enter(self, epoch: int, now_s: float) -> None:
+        """Start an epoch; who comes late into it first listens for as long as tickets take to spread."""
+        self._tickets = self._next_tickets if epoch == self._epoch + 1 else self._new_book()
+        self._next_tickets = self._new_book()
+        self._epoch = epoch
+        self._own_value = None
+        self._drawn = self._published = False
+        self._made: Fence | None = None
+        self._split = ""
+        self._silences = 0
+        self._last_told = False
+        self._refused: set[tuple[Fence, PeerId]] = set()
+        self._told: set[tuple[Fence, PeerId, str]] = set()
+        self._opens_s = max(epoch * self._config.epoch_s, now_s) + self._config.grace_s
+        self._phase, self._term, self._since_s = Phase.SPREADING, 0, now_s
+        if self._adopted is not None and self._adopted.fence.epoch == epoch:
+            self._phase, self._term = Phase.LED, self._adopted.fence.term
+        self._wake_s = -inf
+
+    def _turn_epoch(self, now_s: float) -> list[Action]:
+        epoch = floor(now_s / self._config.epoch_s)
+        if epoch <= self._epoch:
+            return []
+        self._enter(epoch, now_s)
+        ahead = self._adopted is not None and self._adopted.fence.epoch > epoch
+        warning = (
+            ", but a plan of a later epoch was obeyed: a clock was wrong, no plan until then" if ahead else ""
+        )
+        return [Explain(f"epoch {epoch} begins{warning}")]
+
+    def _move(self, turn: Turn, now_s: float) -> None:
+        self._phase, terms = TRANSITIONS[self._phase, turn]
+        self._term += terms
+        self._since_s = now_s
+
+    def _ticket_due(self) -> list[Action]:
+        actions: list[Action] = []
+        if self._eligible and not self._drawn:
+            self._drawn = True
+            actions.append(DrawTicket(self._epoch, "" if self._adopted is None else self._adopted.plan_hash))
+        value = self._own_value
+        if self._eligible and value is not None and not self._published and self._under_threshold(value):
+            self._published = True
+            self._tickets.add(self._peer, value)
+            actions.append(PublishTicket(self._epoch))
+        return actions
+
+    def _under_threshold(self, value: int) -> bool:
+        """About `tickets_wanted` peers are under it; it doubles with each silent term, so somebody is."""
+        wanted = self._config.tickets_wanted << self._silences
+        return value * self._expected < TICKET_SPACE * wanted
+
+    def _end_term(self, now_s: float) -> list[Action]:
+        """End the current term where it must end."""
+        age_s = now_s - self._since_s
+        if self._phase is Phase.SPREADING or age_s < self._config.min_term_s:
+            return []
+        here = Fence(self._epoch, self._term)
+        leader = self._tickets.leader(self._term)
+        if self._phase is Phase.LED:
+            turn, why = Turn.STALE, self._split or self._stale
+            if not why:
+                return []
+        elif leader is not None and (here, leader) in self._refused:
+            turn, why = Turn.REFUSED, f"the plan of {leader} was refused"
+        elif leader is not None and leader in self._gone and leader != self._peer:
+            turn, why = Turn.SILENT, f"{leader} is gone"
+        elif age_s >= self._config.term_s:
+            turn, why = Turn.SILENT, f"{leader or 'nobody with a ticket'} published no plan in {age_s:.0f} s"
+        else:
+            return []
+        if self._term + 1 >= self._config.max_terms:
+            told, self._last_told = self._last_told, True
+            return (
+                []
+                if told
+                else [Explain(f"term {_text(here)} was the last of its epoch ({why}): waiting for the next")]
+            )
+        if turn is Turn.SILENT:
+            self._silences = min(self._silences + 1, 64)
+        self._move(turn, now_s)
+        following = self._tickets.leader(self._term) or "nobody yet"
+        return [*self._ticket_due(), Explain(f"term {_text(here)} is over: {why}; next is {following}")]
+
+    def _plan_due(self) -> list[Action]:
+        fence = Fence(self._epoch, self._term)
+        if self._phase is not Phase.OPEN or not self._published or not self._eligible or self._made == fence:
+            return []
+        if self._tickets.leader(self._term) != self._peer or (fence, self._peer) in self._refused:
+            return []
+        if self._adopted is not None and fence <= self._adopted.fence:
+            return []
+        self._made = fence
+        why = (
+            self._split or self._stale or ("first plan of the epoch" if self._term == 0 else "no plan before")
+        )
+        return [Explain(f"leading {_text(fence)}: {why}"), MakePlan(fence, why)]
+
+    def _judge(self, header: PlanHeader, now_s: float) -> list[Action]:
+        fence, adopted = header.fence, self._adopted
+        if adopted is not None and fence == adopted.fence:
+            return self._judge_again(header, adopted)
+        if adopted is not None and fence < adopted.fence:
+            return self._refuse(header, f"{_text(adopted.fence)} is obeyed, which is higher")
+        if fence.epoch < self._epoch:
+            return self._refuse(header, f"its epoch is over, this is {self._epoch}")
+        if fence.epoch > self._epoch:
+            ahead_s = fence.epoch * self._config.epoch_s - now_s
+            if ahead_s > self._config.clock_tolerance_s:
+                return self._refuse(header, f"its epoch begins in {ahead_s:.1f} s: a clock is wrong")
+            self._hold(header)
+            return []
+        if not 0 <= fence.term < self._terms_possible(now_s):
+            return self._refuse(header, "its term cannot have begun yet")
+        if not self._tickets.entitles(header.leader, fence.term):
+            self._hold(header)
+            return self._refuse(header, self._no_title(header))
+        if header.verdict:
+            self._refused.add((fence, header.leader))
+            self._wake_s = -inf
+            return self._refuse(header, header.verdict)
+        return self._adopt(header, now_s)
+
+    def _judge_again(self, header: PlanHeader, adopted: Adopted) -> list[Action]:
+        """A plan with the very fence that is obeyed: the same one, or a second leader."""
+        if (header.leader, header.plan_hash) == (adopted.leader, adopted.plan_hash):
+            if not self._restored or header.verdict or header.fence.epoch != self._epoch:
+                return []
+            self._restored = False
+            why = f"taking up {_text(header.fence)} by {header.leader} again after a restart"
+            return [Adopt(header.fence, header.leader, header.plan_hash), Explain(why)]
+        entitled = self._tickets.entitles(header.leader, header.fence.term)
+        if header.fence.epoch == self._epoch and entitled and not header.verdict and not self._split:
+            self._split = f"two plans for {_text(header.fence)}, by {adopted.leader} and {header.leader}"
+            self._wake_s = -inf
+        return self._refuse(header, f"the plan of {adopted.leader} is obeyed for {_text(header.fence)}")
+
+    def _adopt(self, header: PlanHeader, now_s: float) -> list[Action]:
+        self._adopted = Adopted(header.fence, header.leader, header.plan_hash)
+        self._restored = False
+        self._stale = self._split = ""
+        self._move(Turn.ADOPTED, now_s)
+        self._term = header.fence.term
+        self._wake_s = -inf
+        text = f"adopting {_text(header.fence)} by {header.leader}"
+        return [Adopt(header.fence, header.leader, header.plan_hash), Explain(text)]
+
+    def _refuse(self, header: PlanHeader, why: str) -> list[Action]:
+        """Refuse, and say so once."""
+        key = (header.fence, header.leader, why)
+        if key in self._told or len(self._told) >= MAX_TOLD:
+            return []
+        self._told.add(key)
+        text = f"refusing {_text(header.fence)} by {header.leader}: {why}"
+        return [Refuse(header.fence, header.leader, why), Explain(text)]
+
+    def _no_title(self, header: PlanHeader) -> str:
+        if header.leader not in self._tickets:
+            return "its author has shown no ticket of this epoch"
+        return f"the ticket of its author does not lead term {header.fence.term}"
+
+    def _hold(self, header: PlanHeader) -> None:
+        if len(self._held) < MAX_HELD and header not in self._held:
+            self._held.append(header)
+
+    def _terms_possible(self, now_s: float) -> int:
+        """How many terms can have begun by the fastest clock: no plan may jump to the end of the epoch."""
+        rules = self._config
+        since_s = now_s + rules.clock_tolerance_s - self._epoch * rules.epoch_s - rules.grace_s
+        return min(rules.max_terms, 1 + max(0, floor(since_s / rules.min_term_s)))
+
+    def _next_wake(self, now_s: float) -> float:
+        rules = self._config
+        due_s = inf
+        if self._phase is Phase.SPREADING:
+            due_s = self._opens_s
+        elif self._phase is Phase.OPEN or self._split or self._stale:
+            earliest_s = self._since_s + rules.min_term_s
+            latest_s = self._since_s + rules.term_s
+            due_s = earliest_s if now_s < earliest_s else latest_s if now_s < latest_s else inf
+        return min(due_s, (self._epoch + 1) * rules.epoch_s)
+
+
+def _text(fence: Fence) -> str:
+    return f"{fence.epoch}.{fence.term}"
