@@ -1,0 +1,71 @@
+"""Which device a peer computes on, and how fast it is.
+
+Problem: the planner balances stages by each peer's sustained speed, and a nominal figure says little about a
+laptop. Solution: pick the best device torch can use, and time square float32 matrix products on it for a
+fraction of a second, after a warm-up, counting only whole products.
+"""
+
+from __future__ import annotations
+
+import time
+
+import psutil
+import torch
+
+WARMUP_S = 0.05
+"""Clocks and thread pools are up by then."""
+
+
+def choose_device() -> torch.device:
+    """The device to compute on: CUDA, else Apple's MPS, else the CPU."""
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    if torch.backends.mps.is_available():
+        return torch.device("mps")
+    return torch.device("cpu")
+
+
+def memory_bytes(device: torch.device) -> int:
+    """Memory that the device has in all, bytes; MPS shares the machine's."""
+    if device.type == "cuda":
+        return int(torch.cuda.get_device_properties(device).total_memory)
+    return int(psutil.virtual_memory().total)
+
+
+@torch.no_grad()
+def measure_flops(seconds: float = 0.2, device: torch.device | None = None) -> float:
+    """Sustained float32 operations a second of matrix products, as torch is set up in this process.
+
+    Args:
+        seconds: how long to measure, after the warm-up; at least one product is timed.
+        device: default `choose_device()`.
+    """
+    device = device or choose_device()
+    side = 512 if device.type == "cpu" else 4096
+    left = torch.ones(side, side, device=device)
+    right = torch.ones(side, side, device=device)
+    out = torch.empty(side, side, device=device)
+    _products(left, right, out, WARMUP_S)
+    count, elapsed_s = _products(left, right, out, seconds)
+    return count * 2.0 * side**3 / elapsed_s
+
+
+def _products(
+    left: torch.Tensor, right: torch.Tensor, out: torch.Tensor, seconds: float
+) -> tuple[int, float]:
+    """Multiply until `seconds` are over, waiting for the device each time; (products, seconds taken)."""
+    count, begin = 0, time.perf_counter()
+    while True:
+        torch.mm(left, right, out=out)
+        _synchronize(out.device)
+        count += 1
+        elapsed_s = time.perf_counter() - begin
+        if elapsed_s >= seconds:
+            return count, elapsed_s
+
+
+def _synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()

@@ -1,0 +1,347 @@
+"""One stage of an asynchronous pipeline: forward, backward, speculate, step.
+
+Problem: without a bubble, micro-batches of the next batch start before this batch's update. Run on the old
+weights they bring stale gradients; run on weights that change under their graph they bring wrong ones.
+Solution (docs: asynchronous training): batch u is the micro-batches [u·m, (u+1)·m), decided by index and
+never by the clock. Those that have to start early (k = i − u·m < τ, "crossing") run forward and backward
+through ŵ, the optimizer's own next step computed early; all others through the live weights. Every gradient
+goes into the accumulator of its own batch, and the ordinary optimizer steps when the batch is complete.
+τ = 0 is exactly synchronous training.
+
+By construction no graph on live weights is alive when they are stepped in place; here that is checked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from ravnest_p2p.core.errors import OurFault, PackageError, PlanError, TensorError
+from ravnest_p2p.core.types import OptimizerSpec
+from ravnest_p2p.training.optimizer import (
+    OptimizerState,
+    checked_state,
+    early_step,
+    learning_rate,
+    make_optimizer,
+)
+
+
+class Computation(Protocol):
+    """What one stage computes: differentiable, and a function of its arguments alone."""
+
+    def forward(
+        self,
+        params: Mapping[str, Tensor],
+        buffers: dict[str, Tensor],
+        received: Sequence[Tensor],
+        data: Mapping[str, Tensor],
+        seed: int,
+    ) -> tuple[Tensor, ...]:
+        """Outputs for the next stage, or (loss,) with a scalar loss on the last.
+
+        Args:
+            buffers: BatchNorm statistics and the like; updated here, once a call, by replacing entries, or by
+                kernels that update them behind autograd's back (as torch's batch_norm does).
+            received: outputs of the stage before; empty on the first.
+            data: this stage's fields for the micro-batch, by graph input name.
+            seed: of every random node.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Forwarded:
+    """What a forward leaves.
+
+    Attributes:
+        outputs: for the next stage: detached, contiguous, on the CPU; empty on the last stage.
+        loss: on the last stage.
+        version: of the weights that the forward used; for ŵ that of the weights it was stepped from.
+    """
+
+    outputs: tuple[Tensor, ...]
+    loss: float | None
+    version: int
+
+
+@dataclass(slots=True)
+class _Flight:
+    leaves: tuple[Tensor, ...]
+    outputs: tuple[Tensor, ...]
+    weights: Mapping[str, Tensor]
+    speculative: bool
+
+
+class StageTrainer:
+    """Trains one stage; every method is called from the one compute thread.
+
+    Micro-batches are numbered from 0 within the generation, and are forwarded and taken back in that order.
+
+    Args:
+        computation: what the stage computes.
+        params, buffers: this stage's, by name, on the device to compute on; taken over, not copied. Every
+            floating-point parameter is trained.
+        microbatches_per_update: m.
+        staleness: τ of this stage, at most m; at most τ + 1 micro-batches are in flight.
+        version: updates that the weights already contain; the learning rate follows it.
+        optimizer_state: slots by parameter name, as `optimizer_state()` gives them.
+    Raises:
+        PlanError: m or τ out of bounds.
+        ConfigError: the optimizer does not exist or refuses its numbers.
+        BlobError: the optimizer state does not fit the parameters.
+    """
+
+    def __init__(
+        self,
+        computation: Computation,
+        params: Mapping[str, Tensor],
+        buffers: Mapping[str, Tensor],
+        *,
+        optimizer: OptimizerSpec,
+        microbatches_per_update: int,
+        staleness: int,
+        is_last: bool,
+        version: int = 0,
+        optimizer_state: OptimizerState | None = None,
+    ) -> None:
+        if not 0 <= staleness <= microbatches_per_update or microbatches_per_update < 1:
+            raise PlanError(f"staleness {staleness} with {microbatches_per_update} micro-batches an update")
+        self.params = {n: p.detach().requires_grad_(p.is_floating_point()) for n, p in params.items()}
+        self.buffers = {n: b.detach() for n, b in buffers.items()}
+        self._computation = computation
+        self._spec = optimizer
+        self._m = microbatches_per_update
+        self._staleness = staleness
+        self._is_last = is_last
+        self._version = version
+        self._trained = {n: p for n, p in self.params.items() if p.requires_grad}
+        self._device = next(iter(self.params.values())).device if self.params else torch.device("cpu")
+        self._optimizer = make_optimizer(optimizer, self._trained.values()) if self._trained else None
+        if optimizer_state:
+            self._restore(optimizer_state)
+        self._updates = 0
+        self._forwarded = 0
+        self._done = 0
+        self._flights: dict[int, _Flight] = {}
+        self._sums: dict[int, dict[str, Tensor]] = {}
+        self._early: dict[int, dict[str, Tensor]] = {}
+
+    @property
+    def version(self) -> int:
+        """Updates that the live weights contain."""
+        return self._version
+
+    @property
+    def in_flight(self) -> int:
+        """Micro-batches forwarded and not yet taken back."""
+        return len(self._flights)
+
+    @property
+    def param_bytes(self) -> int:
+        """Bytes of the live parameters, without ŵ, accumulators and optimizer state."""
+        return sum(p.numel() * p.element_size() for p in self.params.values())
+
+    @property
+    def learning_rate(self) -> float:
+        """Of the next update."""
+        return learning_rate(self._spec, self._version)
+
+    def optimizer_state(self) -> dict[str, dict[str, Tensor]]:
+        """Slots by parameter name, sharing memory with the optimizer; parameters never stepped are absent."""
+        if self._optimizer is None:
+            return {}
+        slots = {n: self._optimizer.state.get(p, {}) for n, p in self._trained.items()}
+        kept = {n: {k: v for k, v in s.items() if isinstance(v, Tensor)} for n, s in slots.items()}
+        return {n: s for n, s in kept.items() if s}
+
+    def forward(
+        self, i: int, received: Sequence[Tensor], data: Mapping[str, Tensor], seed: int, *, speculative: bool
+    ) -> Forwarded:
+        """Run micro-batch `i` and keep its graph until `backward(i)`.
+
+        Args:
+            received: outputs of the stage before, in order; their memory belongs to the graph from here on.
+            data: this stage's fields, by graph input name.
+            speculative: run on ŵ; has to agree with the index: max(0, i−τ)//m < i//m.
+        Raises:
+            OurFault: out of order, over the window, or on weights that the index does not ask for.
+            PackageError: the last stage computes something other than one scalar loss.
+        """
+        batch = i // self._m
+        weights = self._weights_for(i, batch, speculative)
+        leaves = tuple(self._leaf(tensor) for tensor in received)
+        inputs = {name: tensor.to(self._device) for name, tensor in data.items()}
+        with torch.enable_grad():
+            outputs = tuple(self._computation.forward(weights, self.buffers, leaves, inputs, seed))
+        for name, buffer in self.buffers.items():
+            if buffer.requires_grad:
+                self.buffers[name] = buffer.detach()
+        if self._is_last and (len(outputs) != 1 or outputs[0].numel() != 1):
+            shapes = [tuple(output.shape) for output in outputs]
+            raise PackageError(f"the last stage has to compute one scalar loss, not {shapes}")
+        self._flights[i] = _Flight(leaves, outputs, weights, speculative)
+        self._forwarded += 1
+        if i % self._m == self._staleness - 1:
+            self._early.pop(batch, None)
+        version = self._version - self._updates + batch - speculative
+        if self._is_last:
+            return Forwarded((), float(outputs[0].detach()), version)
+        return Forwarded(tuple(o.detach().to("cpu").contiguous() for o in outputs), None, version)
+
+    def backward(self, i: int, gradients: Sequence[Tensor | None]) -> tuple[Tensor | None, ...]:
+        """Take micro-batch `i` back: gradients for what it received; its weights' go into batch i//m's sum.
+
+        The loss is seeded with 1/m, so the sum is that of plain PyTorch's `(loss / m).backward()`.
+
+        Args:
+            gradients: for each output in order, None where it has none; empty on the last stage.
+        Returns:
+            For each received tensor: gradient of its shape and dtype, contiguous, on the CPU, or None.
+        Raises:
+            OurFault: not the oldest micro-batch in flight.
+            TensorError: another number, shape or dtype of gradients than the outputs have; nothing changed.
+        """
+        if i != self._done or i not in self._flights:
+            raise OurFault(
+                f"backward of micro-batch {i} where {self._done} is next, in flight {self.in_flight}"
+            )
+        flight = self._flights[i]
+        roots, seeds = self._roots(flight.outputs, gradients)
+        del self._flights[i]
+        self._done += 1
+        names = [n for n in self._trained if flight.weights[n].requires_grad]
+        wanted = [leaf for leaf in flight.leaves if leaf.requires_grad]
+        found: list[Tensor | None] = [None] * (len(wanted) + len(names))
+        if roots and found:
+            sources = wanted + [flight.weights[n] for n in names]
+            found = list(torch.autograd.grad(roots, sources, seeds, allow_unused=True))
+        self._accumulate(i // self._m, dict(zip(names, found[len(wanted) :], strict=True)))
+        back = iter(found[: len(wanted)])
+        given = [next(back) if leaf.requires_grad else None for leaf in flight.leaves]
+        return tuple(None if g is None else g.detach().to("cpu").contiguous() for g in given)
+
+    def speculate(self) -> None:
+        """Compute ŵ for the next batch's crossing micro-batches; see `early_step` for the formulas.
+
+        Called when n = m − τ micro-batches of the current batch have been taken back. The live weights and
+        the optimizer's state stay as they are.
+
+        Raises:
+            OurFault: called at another moment, or on a stage without staleness.
+        """
+        n = self._m - self._staleness
+        if self._staleness == 0 or self._done != self._updates * self._m + n:
+            raise OurFault(
+                f"speculate after {self._done} micro-batches and {self._updates} updates, "
+                f"with m = {self._m} and staleness {self._staleness}"
+            )
+        moved = early_step(
+            self._spec,
+            self._trained,
+            self._sums.get(self._updates, {}),
+            self.optimizer_state(),
+            version=self._version,
+            done=n,
+            of=self._m,
+        )
+        moved = {name: weight.requires_grad_() for name, weight in moved.items()}
+        still = {n: p.detach().clone().requires_grad_() for n, p in self._trained.items() if n not in moved}
+        self._early[self._updates + 1] = {**self.params, **moved, **still}
+
+    def step(self) -> None:
+        """Apply the complete current batch to the live weights: clip over this stage, then the optimizer.
+
+        Raises:
+            OurFault: the batch is incomplete, or a graph on the live weights is still alive.
+        """
+        if self._done < (self._updates + 1) * self._m:
+            raise OurFault(f"step {self._updates} after only {self._done} micro-batches of {self._m} each")
+        live = [i for i, flight in self._flights.items() if not flight.speculative]
+        if live:
+            raise OurFault(
+                f"step {self._updates} while micro-batches {live} are in flight on the live weights"
+            )
+        sums = self._sums.pop(self._updates, {})
+        for name, weight in self._trained.items():
+            weight.grad = sums.get(name)
+        if self._optimizer is not None:
+            if self._spec.clip_norm is not None:
+                torch.nn.utils.clip_grad_norm_(self._trained.values(), self._spec.clip_norm)
+            for group in self._optimizer.param_groups:
+                group["lr"] = self.learning_rate
+            self._optimizer.step()
+            self._optimizer.zero_grad(set_to_none=True)
+        self._updates += 1
+        self._version += 1
+
+    def _weights_for(self, i: int, batch: int, speculative: bool) -> Mapping[str, Tensor]:
+        if i != self._forwarded:
+            raise OurFault(f"forward of micro-batch {i} where {self._forwarded} is next")
+        if self.in_flight > self._staleness:
+            raise OurFault(f"forward of micro-batch {i} with {self.in_flight} in flight already")
+        if speculative != (max(0, i - self._staleness) // self._m < batch):
+            raise OurFault(
+                f"micro-batch {i} may not run {'on' if speculative else 'off'} the speculative weights"
+            )
+        if speculative:
+            if batch not in self._early:
+                raise OurFault(f"micro-batch {i} before the speculative weights of batch {batch} exist")
+            return self._early[batch]
+        if self._updates != batch:
+            raise OurFault(f"micro-batch {i} of batch {batch} on weights with {self._updates} updates")
+        return self.params
+
+    def _leaf(self, tensor: Tensor) -> Tensor:
+        leaf = tensor.detach().to(self._device)
+        return leaf.requires_grad_() if leaf.is_floating_point() else leaf
+
+    def _roots(
+        self, outputs: Sequence[Tensor], gradients: Sequence[Tensor | None]
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        if self._is_last:
+            if gradients:
+                raise TensorError(f"{len(gradients)} gradients for the last stage, which takes none")
+            if not outputs[0].requires_grad:
+                return [], []
+            return [outputs[0]], [torch.ones_like(outputs[0]) / self._m]
+        if len(gradients) != len(outputs):
+            raise TensorError(f"{len(gradients)} gradients for {len(outputs)} outputs")
+        roots, seeds = [], []
+        for place, (output, gradient) in enumerate(zip(outputs, gradients, strict=True)):
+            if gradient is None:
+                continue
+            if gradient.shape != output.shape or gradient.dtype != output.dtype:
+                raise TensorError(
+                    f"gradient {place} is {gradient.dtype} {tuple(gradient.shape)}, "
+                    f"the output {output.dtype} {tuple(output.shape)}"
+                )
+            if output.requires_grad:
+                roots.append(output)
+                seeds.append(gradient.to(self._device))
+        return roots, seeds
+
+    def _accumulate(self, batch: int, gradients: Mapping[str, Tensor | None]) -> None:
+        sums = self._sums.setdefault(batch, {})
+        for name, gradient in gradients.items():
+            if gradient is None:
+                continue
+            if name in sums:
+                sums[name].add_(gradient)
+            else:
+                sums[name] = torch.empty_like(self._trained[name]).copy_(gradient)
+
+    def _restore(self, state: OptimizerState) -> None:
+        checked_state(self._spec, self._trained, state)
+        if self._optimizer is None:
+            return
+        for name, slots in state.items():
+            weight = self._trained[name]
+            self._optimizer.state[weight] = {
+                slot: tensor.detach().clone().to("cpu" if slot == "step" else weight.device)
+                for slot, tensor in slots.items()
+            }

@@ -1,0 +1,156 @@
+"""Safetensors files, written so that they are never half there, and read as a stranger's.
+
+Problem: pieces and shards are blobs named by their hash, come from other peers, and are as large as memory.
+Solution: a writer that streams each tensor from its own memory, is deterministic (same tensors, same hash;
+the library's own writer orders metadata at random), syncs and renames; a reader that looks at the header's
+size before anything parses it, and gives lazily mapped tensors, each only against its dtype and shape.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from ravnest_p2p.core.errors import BlobError, OurFault
+
+HEADER_LIMIT_BYTES = 16 << 20
+"""A header over this is refused: about 100,000 tensors."""
+
+_CODES = {
+    "bool": "BOOL",
+    "uint8": "U8",
+    "int8": "I8",
+    "int16": "I16",
+    "int32": "I32",
+    "int64": "I64",
+    "float16": "F16",
+    "bfloat16": "BF16",
+    "float32": "F32",
+    "float64": "F64",
+}
+
+
+class TensorSpec(NamedTuple):
+    """What a tensor must be: torch dtype name without prefix, and shape."""
+
+    dtype: str
+    shape: tuple[int, ...]
+
+    def __str__(self) -> str:
+        return f"{self.dtype} {self.shape}"
+
+
+def spec_of(tensor: Tensor) -> TensorSpec:
+    """Dtype and shape of a tensor, on any device, meta included."""
+    return TensorSpec(str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape))
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """Write one safetensors file: temporary, synced, renamed; the same content gives the same bytes.
+
+    Raises:
+        OurFault: a dtype that the format does not carry.
+        OSError: the disk is full, or the folder is missing; no temporary file is left.
+    """
+    header: dict[str, object] = {"__metadata__": dict(sorted(metadata.items()))}
+    offset, order = 0, sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
+    for name in order:
+        dtype, shape = spec_of(tensors[name])
+        if dtype not in _CODES:
+            raise OurFault(f"tensor {name!r} is {dtype}, which no piece or shard carries")
+        end = offset + tensors[name].numel() * tensors[name].element_size()
+        header[name] = {"dtype": _CODES[dtype], "shape": list(shape), "data_offsets": [offset, end]}
+        offset = end
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with temporary.open("wb") as file:
+            file.write(len(text).to_bytes(8, "little"))
+            file.write(text)
+            for name in order:
+                if tensors[name].numel():
+                    file.write(_bytes_of(tensors[name]))
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    _sync_folder(path.parent)
+
+
+class TensorFile:
+    """An open, checked safetensors file; tensors are mapped, not read, until they are used."""
+
+    def __init__(self, path: Path, handle: Any) -> None:
+        self.name = path.name
+        self._handle = handle
+        self.metadata: dict[str, str] = handle.metadata() or {}
+        self.names: frozenset[str] = frozenset(handle.keys())
+
+    def spec(self, name: str) -> TensorSpec:
+        """Dtype and shape of a tensor by the header; nothing of it is read.
+
+        Raises:
+            BlobError: a dtype that no piece or shard carries.
+        """
+        part = self._handle.get_slice(name)
+        dtype = {code: dtype for dtype, code in _CODES.items()}.get(str(part.get_dtype()))
+        if dtype is None:
+            raise BlobError(f"{self.name}: tensor {name!r} has dtype {part.get_dtype()}")
+        return TensorSpec(dtype, tuple(part.get_shape()))
+
+    def mapped(self, name: str, wanted: TensorSpec) -> Tensor:
+        """The tensor, mapped from the file.
+
+        Raises:
+            BlobError: it is missing, or of another dtype or shape.
+        """
+        if name not in self.names:
+            raise BlobError(f"{self.name}: tensor {name!r} is missing")
+        found = self.spec(name)
+        if found != wanted:
+            raise BlobError(f"{self.name}: tensor {name!r} is {found}, not {wanted}")
+        tensor: Tensor = self._handle.get_tensor(name)
+        return tensor
+
+
+@contextmanager
+def open_tensors(path: Path) -> Iterator[TensorFile]:
+    """Open a safetensors file that a stranger may have written.
+
+    Raises:
+        BlobError: unreadable, not safetensors, or with a header over `HEADER_LIMIT_BYTES`.
+    """
+    try:
+        with path.open("rb") as file:
+            header_bytes = int.from_bytes(file.read(8), "little")
+        if header_bytes > HEADER_LIMIT_BYTES:
+            raise BlobError(f"{path.name}: header of {header_bytes} bytes, over {HEADER_LIMIT_BYTES}")
+        handle = safe_open(path, framework="pt")
+    except (SafetensorError, OSError, ValueError) as error:
+        raise BlobError(f"{path.name} is no readable safetensors file: {error}") from error
+    with handle:
+        yield TensorFile(path, handle)
+
+
+def _bytes_of(tensor: Tensor) -> memoryview:
+    flat = tensor.detach().to("cpu").contiguous().reshape(-1)
+    return flat.view(torch.uint8).numpy().data
+
+
+def _sync_folder(folder: Path) -> None:
+    with suppress(OSError):  # some file systems cannot sync a folder
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
