@@ -1,0 +1,273 @@
+"""Election: what one peer decides, step by step, without any other peer."""
+
+import pytest
+
+from ravnest_p2p.core.election import (
+    Adopt,
+    Adopted,
+    DrawTicket,
+    Election,
+    ElectionConfig,
+    Explain,
+    MakePlan,
+    Phase,
+    PlanHeader,
+    PublishTicket,
+    Refuse,
+)
+from ravnest_p2p.core.errors import ConfigError
+from ravnest_p2p.core.tickets import TICKET_SPACE
+from ravnest_p2p.core.types import Fence
+
+RULES = ElectionConfig("test", epoch_s=60, term_s=10, min_term_s=2, grace_s=4)
+START_S = 6000.0
+EPOCH = 100
+OPEN_S = START_S + 4
+
+
+def decisions(actions):
+    return [action for action in actions if not isinstance(action, Explain)]
+
+
+def peer(name="b", tickets="abcd", now_s=START_S, **settings) -> Election:
+    """A peer whose tickets are known: a leads term 0, b term 1, ..."""
+    election = Election(name, settings.pop("rules", RULES), now_s, **settings)
+    election.poll(now_s)
+    for value, other in enumerate(tickets):
+        if other == name:
+            election.own_ticket(election.epoch, value)
+        else:
+            election.ticket_seen(election.epoch, other, value)
+    election.poll(now_s)
+    return election
+
+
+def plan(term=0, leader="a", epoch=EPOCH, verdict="", tag="") -> PlanHeader:
+    return PlanHeader(Fence(epoch, term), leader, f"hash of {leader}{tag}", verdict)
+
+
+def adopts(header):
+    return [Adopt(header.fence, header.leader, header.plan_hash)]
+
+
+def test_ticket_is_drawn_and_published_once():
+    election = Election("b", RULES, START_S)
+    assert decisions(election.poll(START_S)) == [DrawTicket(EPOCH, "")]
+    election.own_ticket(EPOCH, 1)
+    assert decisions(election.poll(START_S)) == [PublishTicket(EPOCH)]
+    assert decisions(election.poll(START_S + 1)) == []
+
+
+def test_ineligible_peer_draws_nothing_and_never_plans():
+    election = Election("b", RULES, START_S, eligible=False)
+    assert decisions(election.poll(START_S)) == []
+    assert all(not decisions(election.poll(START_S + second)) for second in range(60))
+    election.set_eligible(True)
+    assert [type(action) for action in decisions(election.poll(START_S + 59))] == [DrawTicket]
+
+
+def test_next_ticket_names_the_plan_obeyed():
+    election = peer()
+    election.plan_seen(plan(), OPEN_S)
+    assert decisions(election.poll(START_S + 60)) == [DrawTicket(EPOCH + 1, "hash of a")]
+
+
+def test_a_high_ticket_waits_until_nobody_leads():
+    election = Election("b", RULES, START_S)
+    election.expect_peers(6400)
+    election.poll(START_S)
+    election.own_ticket(EPOCH, TICKET_SPACE // 60)
+    assert decisions(election.poll(START_S)) == []
+    election.poll(OPEN_S)
+    published = decisions(election.poll(OPEN_S + 10))
+    assert published == [PublishTicket(EPOCH), MakePlan(Fence(EPOCH, 1), "no plan before")]
+
+
+def test_lowest_ticket_plans_after_the_grace():
+    election = peer("a")
+    assert decisions(election.poll(OPEN_S - 0.1)) == []
+    assert decisions(election.poll(OPEN_S)) == [MakePlan(Fence(EPOCH, 0), "first plan of the epoch")]
+    assert decisions(election.poll(OPEN_S + 1)) == []
+    assert decisions(election.plan_seen(plan(), OPEN_S + 1)) == adopts(plan())
+    assert election.leader == "a"
+
+
+def test_one_peer_alone_leads_itself():
+    election = peer("a", tickets="a")
+    assert decisions(election.poll(OPEN_S)) == [MakePlan(Fence(EPOCH, 0), "first plan of the epoch")]
+
+
+def test_silent_leader_is_followed_by_the_next():
+    election = peer("b")
+    election.poll(OPEN_S)
+    assert election.leader == "a"
+    assert decisions(election.poll(OPEN_S + 9.9)) == []
+    assert decisions(election.poll(OPEN_S + 10)) == [MakePlan(Fence(EPOCH, 1), "no plan before")]
+
+
+def test_refused_plan_ends_the_term_but_not_before_its_time():
+    election = peer("b")
+    election.poll(OPEN_S)
+    refused = decisions(election.plan_seen(plan(verdict="moves a healthy cluster"), OPEN_S + 1))
+    assert refused == [Refuse(Fence(EPOCH, 0), "a", "moves a healthy cluster")]
+    assert decisions(election.poll(OPEN_S + 1)) == []
+    assert decisions(election.poll(OPEN_S + 2)) == [MakePlan(Fence(EPOCH, 1), "no plan before")]
+
+
+def test_bad_plan_by_somebody_else_does_not_end_the_term():
+    election = peer("b", tickets="abcdefghijklmnopqrst")
+    election.poll(OPEN_S)
+    election.plan_seen(plan(leader="t", verdict="nonsense"), OPEN_S)
+    election.plan_seen(plan(leader="c", verdict="nonsense"), OPEN_S)
+    assert decisions(election.poll(OPEN_S + 3)) == []
+    assert election.term == 0
+
+
+def test_gone_leader_is_not_waited_for():
+    election = peer("b")
+    election.peer_gone("a")
+    election.poll(OPEN_S)
+    assert decisions(election.poll(OPEN_S + 2)) == [MakePlan(Fence(EPOCH, 1), "no plan before")]
+
+
+def test_stale_plan_ends_the_term():
+    election = peer("b")
+    election.poll(OPEN_S)
+    election.plan_seen(plan(), OPEN_S + 1)
+    election.replan_wanted("generation 100.0 broke")
+    assert decisions(election.poll(OPEN_S + 2)) == []
+    assert decisions(election.poll(OPEN_S + 3)) == [MakePlan(Fence(EPOCH, 1), "generation 100.0 broke")]
+    assert decisions(election.plan_seen(plan(1, "b"), OPEN_S + 4)) == adopts(plan(1, "b"))
+    assert decisions(election.poll(OPEN_S + 50)) == []
+
+
+def test_withdrawn_reason_changes_nothing():
+    election = peer("b")
+    election.plan_seen(plan(), OPEN_S)
+    election.replan_wanted("a job waits")
+    election.replan_wanted("")
+    assert decisions(election.poll(OPEN_S + 30)) == []
+
+
+def test_only_a_higher_fence_is_adopted():
+    election = peer("d")
+    assert decisions(election.plan_seen(plan(2, "c"), OPEN_S + 9)) == adopts(plan(2, "c"))
+    for header in (plan(0, "a"), plan(1, "b"), plan(2, "d")):
+        assert [type(action) for action in decisions(election.plan_seen(header, OPEN_S + 9))] == [Refuse]
+    assert election.adopted == Adopted(Fence(EPOCH, 2), "c", "hash of c")
+    assert decisions(election.plan_seen(plan(2, "c"), OPEN_S + 9)) == []
+
+
+@pytest.mark.parametrize("second", [plan(0, "b"), plan(0, "a", tag=" changed")])
+def test_two_plans_of_one_fence_end_the_term(second):
+    election = peer("b")
+    election.plan_seen(plan(), OPEN_S)
+    assert [type(action) for action in decisions(election.plan_seen(second, OPEN_S))] == [Refuse]
+    assert [type(action) for action in decisions(election.poll(OPEN_S + 2))] == [MakePlan]
+
+
+def test_stranger_is_refused_until_its_ticket_is_seen():
+    election = peer("b", tickets="bcd")
+    refused = decisions(election.plan_seen(plan(), OPEN_S))
+    assert refused == [Refuse(Fence(EPOCH, 0), "a", "its author has shown no ticket of this epoch")]
+    assert decisions(election.plan_seen(plan(), OPEN_S)) == []
+    election.ticket_seen(EPOCH, "a", 0)
+    assert decisions(election.poll(OPEN_S)) == adopts(plan())
+
+
+def test_far_rank_may_not_lead():
+    election = peer("b", tickets="abcdefghijklmnopqrst")
+    assert [type(action) for action in decisions(election.plan_seen(plan(0, "t"), OPEN_S))] == [Refuse]
+
+
+def test_no_plan_may_jump_to_the_end_of_the_epoch():
+    election = peer("b")
+    assert [type(a) for a in decisions(election.plan_seen(plan(20, "a"), OPEN_S))] == [Refuse]
+    assert decisions(election.plan_seen(plan(20, "a"), OPEN_S + 40)) == adopts(plan(20, "a"))
+
+
+@pytest.mark.parametrize("term", [-1, 64, 10**9])
+def test_senseless_terms_are_refused(term):
+    assert [type(a) for a in decisions(peer().plan_seen(plan(term), START_S + 59))] == [Refuse]
+
+
+def test_plan_of_the_past_is_refused():
+    assert [type(a) for a in decisions(peer().plan_seen(plan(epoch=EPOCH - 1), OPEN_S))] == [Refuse]
+
+
+def test_plan_of_the_coming_epoch_waits_for_it_within_the_clock_tolerance():
+    election = peer()
+    coming = plan(epoch=EPOCH + 1)
+    assert [type(a) for a in decisions(election.plan_seen(coming, START_S + 56.9))] == [Refuse]
+    assert decisions(election.plan_seen(coming, START_S + 57.1)) == []
+    election.ticket_seen(EPOCH + 1, "a", 0)
+    assert adopts(coming)[0] in election.poll(START_S + 60)
+
+
+def test_tickets_of_other_epochs_do_not_count():
+    election = Election("b", RULES, START_S)
+    for epoch in (EPOCH - 1, EPOCH + 1, EPOCH + 2):
+        election.ticket_seen(epoch, "a", 0)
+    assert election.leader is None
+
+
+def test_restart_keeps_the_fence_and_takes_the_same_plan_up_once():
+    before = peer("d")
+    before.plan_seen(plan(2, "c"), OPEN_S + 9)
+    election = peer("d", now_s=OPEN_S + 10, adopted=before.adopted)
+    for header in (plan(0, "a"), plan(1, "b"), plan(2, "d"), plan(2, "c", tag=" changed")):
+        assert [type(action) for action in decisions(election.plan_seen(header, OPEN_S + 10))] == [Refuse]
+    assert decisions(election.plan_seen(plan(2, "c"), OPEN_S + 10)) == adopts(plan(2, "c"))
+    assert decisions(election.plan_seen(plan(2, "c"), OPEN_S + 10)) == []
+    assert (election.phase, election.term) == (Phase.LED, 2)
+
+
+def test_who_starts_in_the_middle_listens_first():
+    election = peer("a", now_s=START_S + 30)
+    assert decisions(election.poll(START_S + 33.9)) == []
+    assert [type(action) for action in decisions(election.poll(START_S + 34))] == [MakePlan]
+
+
+def test_failed_planning_hands_over():
+    election = peer("a", tickets="ab")
+    election.poll(OPEN_S)
+    election.plan_failed(Fence(EPOCH, 0), "no memory")
+    election.poll(OPEN_S + 2)
+    assert (election.term, election.leader) == (1, "b")
+
+
+def test_last_term_is_the_last():
+    rules = ElectionConfig("test", epoch_s=60, term_s=2, min_term_s=2, grace_s=4, max_terms=3)
+    election = peer("d", rules=rules)
+    for second in range(56):
+        election.poll(OPEN_S + second)
+    assert election.term == 2
+
+
+def test_wake_is_honest():
+    """Polling at every wake time decides the same as polling all the time."""
+    transcripts = []
+    for lazy in (True, False):
+        election, seen = peer("c"), []
+        for tick in range(3000):
+            now_s = START_S + tick / 16
+            if lazy and now_s < election.wake_s:
+                continue
+            for action in election.poll(now_s):
+                seen.append((now_s, action))
+                if isinstance(action, DrawTicket):
+                    election.own_ticket(action.epoch, 1)
+        transcripts.append(seen)
+    assert transcripts[0] == transcripts[1]
+    assert any(isinstance(action, MakePlan) for _, action in transcripts[0])
+
+
+def test_future_fence_from_a_wrong_clock_is_explained():
+    election = Election("b", RULES, START_S, adopted=Adopted(Fence(10**6, 0), "a", "h"))
+    assert "clock" in election.poll(START_S + 60)[0].text
+
+
+@pytest.mark.parametrize("settings", [{"term_s": 1, "min_term_s": 2}, {"grace_s": 300}, {"max_terms": 0}])
+def test_senseless_rules_are_refused(settings):
+    with pytest.raises(ConfigError):
+        ElectionConfig("test", **settings)
