@@ -10,19 +10,18 @@ one float32 vector, chunks are byte views of it, every received chunk is checked
 from __future__ import annotations
 
 from collections.abc import Mapping, MutableMapping, Sequence
-from itertools import pairwise
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ravnest_p2p.core.errors import ChunkMismatchError, JobError, NonFiniteError, OurFault
+from ravnest_p2p.core.rings import chunk_bounds
 
 ELEMENT_BYTES = 4
 """Chunks are little-endian float32."""
 
-Bounds = tuple[int, int]
-"""First and one past the last element of a chunk."""
+Payload = bytes | bytearray | memoryview
 
 
 def gather(params: Mapping[str, Tensor], buffers: Mapping[str, Tensor], names: Sequence[str]) -> Tensor:
@@ -82,44 +81,38 @@ def weighted(flat: Tensor, weight: float) -> Tensor:
     return flat.mul_(weight)
 
 
-def chunk_bounds(elements: int, chunks: int) -> list[Bounds]:
-    """Cut `elements` into `chunks` runs whose lengths differ by one at most; the longer ones come first."""
-    size, longer = divmod(elements, chunks)
-    edges = [c * size + min(c, longer) for c in range(chunks + 1)]
-    return list(pairwise(edges))
+def cut(flat: Tensor, members: int) -> list[Tensor]:
+    """The chunks of a ring of `members`, in order, sharing memory with `flat`."""
+    return [flat[start:stop] for start, stop in chunk_bounds(flat.numel(), members)]
 
 
-def chunk_view(flat: Tensor, bounds: Bounds) -> memoryview:
-    """Bytes of one chunk, sharing memory with `flat`: what a link sends."""
-    return _array(flat, bounds).data.cast("B")
+def view(chunk: Tensor) -> memoryview:
+    """Bytes of a chunk, sharing memory with it: what a link sends."""
+    return chunk.numpy().data.cast("B")
 
 
-def add_chunk(
-    flat: Tensor, bounds: Bounds, payload: bytes | bytearray | memoryview, dtype: str = "float32"
-) -> None:
+def accumulate(chunk: Tensor, payload: Payload, dtype: str = "float32") -> None:
     """Add a received chunk to ours, in place.
 
     Args:
-        flat: shape (elements,), float32, CPU, contiguous, finite.
+        chunk: part of a vector of `gather`: shape (elements,), float32, CPU, contiguous, finite.
+        payload: little-endian bytes of as many elements.
         dtype: as the frame names it.
     Raises:
-        ChunkMismatchError: another dtype or length than this chunk has; ours is unchanged.
-        NonFiniteError: NaN or infinity, in the chunk or in the sum; ours is unchanged.
+        ChunkMismatchError: another dtype or length than ours has; ours is unchanged.
+        NonFiniteError: NaN or infinity, in the payload or in the sum; ours is unchanged.
     """
-    ours = _array(flat, bounds)
     with np.errstate(over="ignore", invalid="ignore"):
-        total = ours + _received(bounds, payload, dtype)
-    _refuse_non_finite(bounds, total)
-    ours[:] = total
+        total = chunk.numpy() + _received(chunk, payload, dtype)
+    _refuse_non_finite(total)
+    chunk.numpy()[:] = total
 
 
-def put_chunk(
-    flat: Tensor, bounds: Bounds, payload: bytes | bytearray | memoryview, dtype: str = "float32"
-) -> None:
-    """Replace our chunk by a received, complete one, in place; arguments and errors as `add_chunk`."""
-    theirs = _received(bounds, payload, dtype)
-    _refuse_non_finite(bounds, theirs)
-    _array(flat, bounds)[:] = theirs
+def replace(chunk: Tensor, payload: Payload, dtype: str = "float32") -> None:
+    """Put a received, complete chunk in the place of ours; arguments and errors as `accumulate`."""
+    theirs = _received(chunk, payload, dtype)
+    _refuse_non_finite(theirs)
+    chunk.numpy()[:] = theirs
 
 
 def _averaged(
@@ -135,19 +128,15 @@ def _averaged(
     return found
 
 
-def _array(flat: Tensor, bounds: Bounds) -> np.ndarray:
-    return flat.numpy()[bounds[0] : bounds[1]]
-
-
-def _received(bounds: Bounds, payload: bytes | bytearray | memoryview, dtype: str) -> np.ndarray:
-    wanted = (bounds[1] - bounds[0]) * ELEMENT_BYTES
+def _received(chunk: Tensor, payload: Payload, dtype: str) -> np.ndarray:
+    wanted = chunk.numel() * ELEMENT_BYTES
     length = memoryview(payload).nbytes
     if dtype != "float32" or length != wanted:
-        raise ChunkMismatchError(f"chunk {bounds}: {length} bytes of {dtype}, not {wanted} of float32")
+        raise ChunkMismatchError(f"a chunk of {length} bytes of {dtype}, not {wanted} of float32")
     return np.frombuffer(payload, dtype="<f4")
 
 
-def _refuse_non_finite(bounds: Bounds, values: np.ndarray) -> None:
-    if not np.isfinite(values).all():
-        place = bounds[0] + int(np.flatnonzero(~np.isfinite(values))[0])
-        raise NonFiniteError(f"chunk {bounds}: element {place} is not finite")
+def _refuse_non_finite(values: np.ndarray) -> None:
+    finite = np.isfinite(values)
+    if not finite.all():
+        raise NonFiniteError(f"a chunk whose element {int(finite.argmin())} is, or becomes, not finite")

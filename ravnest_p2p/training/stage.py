@@ -8,7 +8,10 @@ through ŵ, the optimizer's own next step computed early; all others through the
 goes into the accumulator of its own batch, and the ordinary optimizer steps when the batch is complete.
 τ = 0 is exactly synchronous training.
 
-By construction no graph on live weights is alive when they are stepped in place; here that is checked.
+By construction no graph on live weights is alive when they are stepped in place; here that is checked. Graphs
+in flight may also hold buffers. torch's batch_norm updates its statistics unseen by autograd, but a buffer
+that is written in place by ordinary operations would break the graphs before, so from the second forward on
+each gets its own copy; the first, with nothing else in flight, tells which buffers those are.
 """
 
 from __future__ import annotations
@@ -45,8 +48,7 @@ class Computation(Protocol):
         """Outputs for the next stage, or (loss,) with a scalar loss on the last.
 
         Args:
-            buffers: BatchNorm statistics and the like; updated here, once a call, by replacing entries, or by
-                kernels that update them behind autograd's back (as torch's batch_norm does).
+            buffers: BatchNorm statistics and the like; updated here, once a call, in place or by new entries.
             received: outputs of the stage before; empty on the first.
             data: this stage's fields for the micro-batch, by graph input name.
             seed: of every random node.
@@ -130,6 +132,7 @@ class StageTrainer:
         self._flights: dict[int, _Flight] = {}
         self._sums: dict[int, dict[str, Tensor]] = {}
         self._early: dict[int, dict[str, Tensor]] = {}
+        self._rewritten: set[str] = set()
 
     @property
     def version(self) -> int:
@@ -174,13 +177,16 @@ class StageTrainer:
         """
         batch = i // self._m
         weights = self._weights_for(i, batch, speculative)
+        for name in self._rewritten:
+            self.buffers[name] = self.buffers[name].clone()
+        before = {name: (buffer, buffer._version) for name, buffer in self.buffers.items()}
         leaves = tuple(self._leaf(tensor) for tensor in received)
         inputs = {name: tensor.to(self._device) for name, tensor in data.items()}
         with torch.enable_grad():
             outputs = tuple(self._computation.forward(weights, self.buffers, leaves, inputs, seed))
+        self._rewritten |= {name for name, (buffer, count) in before.items() if buffer._version != count}
         for name, buffer in self.buffers.items():
-            if buffer.requires_grad:
-                self.buffers[name] = buffer.detach()
+            self.buffers[name] = buffer.detach()
         if self._is_last and (len(outputs) != 1 or outputs[0].numel() != 1):
             shapes = [tuple(output.shape) for output in outputs]
             raise PackageError(f"the last stage has to compute one scalar loss, not {shapes}")
