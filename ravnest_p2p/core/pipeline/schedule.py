@@ -12,9 +12,9 @@ optimizer's own next step computed early. So the versions of micro-batch i are k
 and a real run's trace must equal them. Three stages, m = 4, no latency, so τ = 2, 1, 0; time runs to the
 right, one column for one micro-batch's forward or backward (digits: its index):
 
-    stage 0   F0 F1 F2 .  .  B0 F3 B1^f4 B2 f5 B3|F6 B4 F7 B5^f8 B6 f9 B7|..
-    stage 1   .  F0 F1 .  B0 F2 B1 F3 B2^f4 B3|F5 B4 F6 B5 F7 B6^f8 B7|F9 ..
-    stage 2   .  .  F0 B0 F1 B1 F2 B2 F3 B3|F4 B4 F5 B5 F6 B6 F7 B7|F8 B8 ..
+    stage 0   F0  F1  F2  .   .   B0  F3  B1  ^f4 B2  f5  B3  |F6 B4  F7  B5  ^f8 B6  f9  B7
+    stage 1   .   F0  F1  .   B0  F2  B1  F3  B2  ^f4 B3  |F5 B4  F6  B5  F7  B6  ^f8 B7  |F9
+    stage 2   .   .   F0  B0  F1  B1  F2  B2  F3  B3  |F4 B4  F5  B5  F6  B6  F7  B7  |F8 B8
 
     F  forward on the live weights      ^  Speculate: build ŵ for the next batch, m-τ of this one being done
     f  forward (and later backward)     |  Step: the optimizer's update; every κ of them an averaging

@@ -1,0 +1,262 @@
+"""A deterministic simulation of asynchronous pipelines: virtual time, lossy links, clusters that average.
+
+Problem: whether the schedule deadlocks, idles or mixes up versions depends on timing, and real runs show only
+a few timings. Solution: the product's `StageSchedule`, `Outbox`, `Inbox`, `Shares`, `segments` and `Ledger`
+run under a virtual clock with any op times, latencies and connection breaks, and a `StageWatch` checks every
+rule after every event. The same seed gives the same run.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import pairwise
+
+from ravnest_p2p.core.ledger import Ledger, Shares
+from ravnest_p2p.core.pipeline.schedule import (
+    Average,
+    Backward,
+    Forward,
+    Op,
+    Speculate,
+    StageSchedule,
+    Step,
+)
+from ravnest_p2p.core.rings import Member, Segment, segments
+from ravnest_p2p.core.types import ClusterPlan, Generation, PeerId, StageAssignment
+from ravnest_p2p.testing.lossy_link import Faults, LossyLink, VirtualClock
+from ravnest_p2p.testing.pipeline_watch import InvariantViolation, StageWatch
+
+GENERATION = Generation(0, 0, "simulated")
+
+
+@dataclass(frozen=True)
+class SimStage:
+    """Layers [lo, hi), the window, and what its ops cost."""
+
+    lo: int
+    hi: int
+    staleness: int
+    forward_s: float = 1.0
+    backward_s: float = 1.0
+
+
+@dataclass(frozen=True)
+class SimCluster:
+    stages: tuple[SimStage, ...]
+    updates_per_round: int = 4
+    latency_s: float = 0.0
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """One job's generation.
+
+    Attributes:
+        update_s: time of a step, and of building ŵ.
+        average_s: time of a ring round once all of its members take part.
+        link_frames: credit of each link.
+    """
+
+    clusters: tuple[SimCluster, ...]
+    microbatches_per_update: int
+    total_batches: int
+    update_s: float = 0.0
+    average_s: float = 0.0
+    link_frames: int = 64
+    faults: Faults = field(default_factory=Faults)
+    seed: int = 0
+
+    @property
+    def shares(self) -> Shares:
+        return Shares(0, self.total_batches, tuple(c.updates_per_round for c in self.clusters))
+
+    @property
+    def segments(self) -> list[Segment]:
+        return segments(
+            [
+                ClusterPlan(
+                    tuple(
+                        StageAssignment(PeerId(f"{c}.{s}"), stage.lo, stage.hi, stage.staleness)
+                        for s, stage in enumerate(cluster.stages)
+                    ),
+                    cluster.updates_per_round,
+                )
+                for c, cluster in enumerate(self.clusters)
+            ]
+        )
+
+
+@dataclass
+class StageReport:
+    """What one stage did: (start, op) in order, busy seconds, micro-batches in flight at each averaging."""
+
+    trace: list[tuple[float, Op]] = field(default_factory=list)
+    busy_s: float = 0.0
+    in_flight_at_average: list[int] = field(default_factory=list)
+
+    @property
+    def ops(self) -> list[Op]:
+        return [op for _, op in self.trace]
+
+
+@dataclass
+class Report:
+    """A finished run; `stages[cluster][stage]`."""
+
+    makespan_s: float
+    stages: list[list[StageReport]]
+    breaks: int
+    repeats: int
+
+    def utilisation(self, cluster: int, stage: int) -> float:
+        return self.stages[cluster][stage].busy_s / self.makespan_s
+
+
+class _Rings:
+    """All segments' rings: a round of a segment ends when each member has come to it."""
+
+    def __init__(self, scenario: Scenario, clock: VirtualClock) -> None:
+        self._clock, self._average_s = clock, scenario.average_s
+        self._segments, self._shares = scenario.segments, scenario.shares
+        self.ledgers = [Ledger() for _ in self._segments]
+        for ledger in self.ledgers:
+            ledger.open(GENERATION, self._shares)
+        self._came: Counter[tuple[int, int]] = Counter()
+        self._waiting: dict[tuple[Member, int], tuple[set[int], Callable[[], None]]] = {}
+
+    def claim(self, member: Member, u: int) -> None:
+        for number in self._held_by(member):
+            batch = self._shares.batch(member.cluster, u)
+            self.ledgers[number].claim(GENERATION, member.cluster, u, batch)
+
+    def join(self, member: Member, r: int, resume: Callable[[], None]) -> None:
+        """A stage takes part in round `r` of all of its segments; `resume` is called when all are done."""
+        held = self._held_by(member)
+        self._waiting[member, r] = (held, resume)
+        for number in sorted(held):
+            self._came[number, r] += 1
+            if self._came[number, r] == len(self._segments[number].members):
+                self._clock.after(self._average_s, partial(self._done, number, r))
+
+    def _done(self, number: int, r: int) -> None:
+        self.ledgers[number].commit(GENERATION, r)
+        for member in self._segments[number].members:
+            still_open, resume = self._waiting[member, r]
+            still_open.remove(number)
+            if not still_open:
+                del self._waiting[member, r]
+                resume()
+
+    def _held_by(self, member: Member) -> set[int]:
+        return {number for number, segment in enumerate(self._segments) if member in segment.members}
+
+
+@dataclass
+class _Stage:
+    """The effects of one stage: its compute thread, its two links, its watch."""
+
+    cluster: int
+    cost_s: dict[type[Op], float]
+    schedule: StageSchedule
+    watch: StageWatch
+    clock: VirtualClock
+    rings: _Rings
+    report: StageReport = field(default_factory=StageReport)
+    onward: LossyLink[int] | None = None
+    back: LossyLink[int] | None = None
+
+    def activation(self, i: int) -> None:
+        self.schedule.activation_arrived(i)
+        self.watch.activations.add(i)
+        self.advance()
+
+    def gradient(self, i: int) -> None:
+        self.schedule.gradient_arrived(i)
+        self.watch.gradients.add(i)
+        self.advance()
+
+    def advance(self) -> None:
+        op = self.schedule.next()
+        if op is None:
+            self.watch.idle()
+            return
+        self.watch.started(op)
+        self.report.trace.append((self.clock.now_s, op))
+        finish = partial(self._finish, op)
+        if isinstance(op, Average):
+            self.report.in_flight_at_average.append(self.schedule.in_flight)
+            self.rings.join(Member(self.cluster, self.schedule.stage), op.round, finish)
+        else:
+            self.report.busy_s += self.cost_s[type(op)]
+            self.clock.after(self.cost_s[type(op)], finish)
+
+    def _finish(self, op: Op) -> None:
+        self.schedule.finished(op)
+        self.watch.finished(op)
+        if isinstance(op, Forward) and self.onward is not None:
+            self.onward.send(op.i)
+        elif isinstance(op, Backward) and self.back is not None:
+            self.back.send(op.i)
+        elif isinstance(op, Step):
+            self.rings.claim(Member(self.cluster, self.schedule.stage), op.u)
+        self.advance()
+
+
+def simulate(scenario: Scenario, schedule_type: type[StageSchedule] = StageSchedule) -> Report:
+    """Run a generation from its first micro-batch to its last averaging.
+
+    Args:
+        schedule_type: the policy under test; tests hand in broken ones.
+    Raises:
+        InvariantViolation: a rule of the pipeline or of the ledger does not hold.
+    """
+    clock, rng = VirtualClock(), random.Random(scenario.seed)
+    rings = _Rings(scenario, clock)
+    clusters = [_stages(scenario, c, schedule_type, clock, rings) for c in range(len(scenario.clusters))]
+    links: list[LossyLink[int]] = []
+    for stages, cluster in zip(clusters, scenario.clusters, strict=True):
+        for sender, receiver in pairwise(stages):
+            wire = (clock, rng, cluster.latency_s, scenario.faults, scenario.link_frames)
+            sender.onward = LossyLink(*wire, receiver.activation)
+            receiver.back = LossyLink(*wire, sender.gradient)
+            links += [sender.onward, receiver.back]
+    everyone = [stage for stages in clusters for stage in stages]
+    for stage in everyone:
+        stage.advance()
+    clock.run()
+    for stage in everyone:
+        stage.watch.ended()
+        stage.watch.require(stage.schedule.done, "the schedule knows that it is done")
+    for ledger in rings.ledgers:
+        if ledger.violations() or ledger.batches_done != scenario.total_batches:
+            raise InvariantViolation(f"{ledger.batches_done} batches done, {ledger.violations()}")
+    return Report(
+        clock.now_s,
+        [[stage.report for stage in stages] for stages in clusters],
+        sum(link.breaks for link in links),
+        sum(link.repeats for link in links),
+    )
+
+
+def _stages(
+    scenario: Scenario, c: int, schedule_type: type[StageSchedule], clock: VirtualClock, rings: _Rings
+) -> list[_Stage]:
+    cluster, shares, m = scenario.clusters[c], scenario.shares, scenario.microbatches_per_update
+    count, microbatches = len(cluster.stages), shares.local_updates(c) * m
+    made = []
+    for s, sim in enumerate(cluster.stages):
+        numbers = (s, count, sim.staleness, m, microbatches, cluster.updates_per_round, shares.rounds)
+        schedule = schedule_type(*numbers, cluster.stages[s - 1].staleness if s else None)
+        watch = StageWatch(f"cluster {c} stage {s}", *numbers)
+        cost_s: dict[type[Op], float] = {
+            Forward: sim.forward_s,
+            Backward: sim.backward_s,
+            Speculate: scenario.update_s,
+            Step: scenario.update_s,
+        }
+        made.append(_Stage(c, cost_s, schedule, watch, clock, rings))
+    return made
