@@ -55,6 +55,10 @@ class FrameFormatError(FrameError):
     """The frame is malformed, truncated, or its checksum is wrong."""
 
 
+class FrameTruncatedError(FrameFormatError):
+    """The stream ended within a frame; on a resumable link that is a cut, not a fault."""
+
+
 class FrameSequenceError(FrameError):
     """The sequence number skips frames, or acknowledges what was never sent."""
 

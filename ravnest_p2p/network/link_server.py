@@ -1,0 +1,235 @@
+"""All links of one worker: answers hellos, dials, reconnects, and refuses strangers by name.
+
+Problem: after a crash p2pd keeps the dead worker's handler, an old generation's neighbours keep calling,
+and anyone may open a stream. Solution: the protocol id carries a nonce of this instance; a stream is
+nothing until its hello named a channel that is expected, from the peer that is expected, in the
+generation that is obeyed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import secrets
+import time
+from collections import Counter
+from collections.abc import Coroutine
+from typing import Any
+
+from hivemind.p2p import P2P
+
+from ravnest_p2p.core.errors import (
+    BusyError,
+    LinkClosedError,
+    LinkLostError,
+    LinkRefusedError,
+    OurFault,
+    PeerUnreachableError,
+    RemoteFault,
+    StaleGenerationError,
+)
+from ravnest_p2p.core.types import Generation, PeerId
+from ravnest_p2p.network.links import Link
+from ravnest_p2p.network.links_hello import (
+    Hello,
+    TryAgainError,
+    hear_hello,
+    protocol_of,
+    refuse,
+    say_hello,
+    welcome,
+)
+from ravnest_p2p.network.links_state import LinkLimits
+from ravnest_p2p.network.streams import TRANSPORT_ERRORS, Stream, StreamService, open_stream
+
+_MAX_STREAMS = 1024
+_MAX_PER_PEER = 256
+_MAX_HELLOS = 64
+_HELLO_S = 3.0
+_STEADY_S = 1.0
+_FIRST_PAUSE_S = 0.02
+_LONGEST_PAUSE_S = 0.5
+
+
+class _Expected:
+    """An accepting link and the dialling link that it is bound to."""
+
+    def __init__(self, link: Link, hello_s: float) -> None:
+        self.link = link
+        self.hello_s = hello_s
+        self.bound_to: bytes | None = None
+        self.turn = asyncio.Lock()
+
+
+class LinkServer:
+    """The links of one worker instance in one generation.
+
+    Attributes:
+        refused: hellos and streams that were refused, by the error's name.
+    """
+
+    def __init__(self, p2p: P2P, generation: Generation) -> None:
+        self.generation = generation
+        self.refused: Counter[str] = Counter()
+        self._p2p = p2p
+        self._expected: dict[str, _Expected] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._links: set[Link] = set()
+        self._hellos = 0
+        self._service: StreamService | None = None
+
+    async def start(self) -> str:
+        """Listens; returns the nonce that diallers need.
+
+        Raises:
+            LocalDaemonError: our p2pd does not take the protocol.
+        """
+        nonce = secrets.token_hex(16)
+        self._service = StreamService(
+            self._p2p, protocol_of(nonce), self._accept, _MAX_STREAMS, _MAX_PER_PEER, self.refused
+        )
+        await self._service.start()
+        return nonce
+
+    async def close(self) -> None:
+        """Ends every link at once, without goodbye, and stops listening."""
+        for link in list(self._links):
+            link.fail(LinkClosedError(f"{link.channel} with {link.remote}: the worker stops"))
+        for task in list(self._tasks):
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=2.0)
+        if self._service is not None:
+            await self._service.close()
+
+    def expect(self, channel: str, remote: PeerId, limits: LinkLimits | None = None) -> Link:
+        """The accepting end of a channel; `send` and `receive` work at once and wait for the stream.
+
+        Raises:
+            OurFault: the channel is expected already.
+        """
+        if channel in self._expected and not self._expected[channel].link.over.is_set():
+            raise OurFault(f"channel {channel} is expected already")
+        link = Link(channel, remote, limits or LinkLimits())
+        self._expected[channel] = _Expected(link, link.limits.hello_s)
+        self._start(link, link.watch())
+        return link
+
+    async def dial(self, remote: PeerId, nonce: str, channel: str, limits: LinkLimits | None = None) -> Link:
+        """The dialling end of a channel; returns once the other end has welcomed it.
+
+        Raises:
+            StaleGenerationError: the other end obeys another generation.
+            LinkRefusedError: the other end expects another peer, or took this channel with another link.
+            PeerUnreachableError: no welcome within `limits.connect_s`.
+        """
+        link = Link(channel, remote, limits or LinkLimits())
+        welcomed = asyncio.Event()
+        self._start(link, self._keep_dialled(link, nonce, welcomed))
+        waits = [asyncio.ensure_future(welcomed.wait()), asyncio.ensure_future(link.over.wait())]
+        try:
+            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        except asyncio.CancelledError:
+            link.abort("it was given up while it was dialled")
+            raise
+        finally:
+            for task in waits:
+                task.cancel()
+        if link.end is None or welcomed.is_set():
+            return link
+        if isinstance(link.end, LinkLostError):
+            raise PeerUnreachableError(str(link.end))
+        raise link.end
+
+    def _start(self, link: Link, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.ensure_future(work)
+        self._links.add(link)
+        self._tasks.add(task)
+
+        def forget(_: asyncio.Task[None]) -> None:
+            self._tasks.discard(task)
+            self._links.discard(link)
+
+        task.add_done_callback(forget)
+
+    async def _keep_dialled(self, link: Link, nonce: str, welcomed: asyncio.Event) -> None:
+        """Dials, runs the stream, and dials again with growing pauses, until the link is over."""
+        link_id = secrets.token_bytes(16)
+        watch = asyncio.ensure_future(link.watch())
+        pause_s = _FIRST_PAUSE_S
+        try:
+            while not link.over.is_set():
+                began_s = time.monotonic()
+                try:
+                    stream = await self._greet(link, nonce, link_id, welcomed.is_set())
+                except (PeerUnreachableError, TryAgainError) as error:
+                    link.explain(str(error))
+                except RemoteFault as error:
+                    link.fail(error)
+                else:
+                    welcomed.set()
+                    await link.run(stream)
+                if time.monotonic() - began_s > _STEADY_S:
+                    pause_s = _FIRST_PAUSE_S
+                with contextlib.suppress(asyncio.TimeoutError):
+                    await asyncio.wait_for(link.over.wait(), pause_s)
+                pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+        finally:
+            watch.cancel()
+
+    async def _greet(self, link: Link, nonce: str, link_id: bytes, resume: bool) -> Stream:
+        """Opens a stream and has it welcomed, at the positions of both ends."""
+        hello_s = link.limits.hello_s
+        stream = await open_stream(self._p2p, link.remote, protocol_of(nonce), hello_s)
+        try:
+            hello = Hello(link.channel, self.generation, link_id, resume, link.next_expected)
+            link.resume(await say_hello(stream, hello, hello_s))
+        except BaseException:
+            stream.close()
+            raise
+        return stream
+
+    async def _accept(self, stream: Stream) -> None:
+        if self._hellos >= _MAX_HELLOS:
+            raise BusyError("too many streams without a hello")
+        self._hellos += 1
+        try:
+            hello = await hear_hello(stream, _HELLO_S)
+        finally:
+            self._hellos -= 1
+        try:
+            expected = self._find(stream.peer, hello)
+            link = expected.link
+            async with expected.turn:
+                await link.interrupt()
+                position = link.resume(hello.next_expected)
+                expected.bound_to = hello.link
+                await asyncio.wait_for(welcome(stream, position), expected.hello_s)
+        except asyncio.TimeoutError:
+            raise PeerUnreachableError(f"{stream.peer} did not take a welcome") from None
+        except RemoteFault as error:
+            with contextlib.suppress(asyncio.TimeoutError, *TRANSPORT_ERRORS):
+                await asyncio.wait_for(refuse(stream, error), _HELLO_S)
+            raise
+        await link.run(stream)
+
+    def _find(self, peer: PeerId, hello: Hello) -> _Expected:
+        """The link that a hello means.
+
+        Raises:
+            StaleGenerationError, LinkRefusedError, TryAgainError: none.
+        """
+        if hello.generation != self.generation:
+            raise StaleGenerationError(f"generation {hello.generation}, this worker obeys {self.generation}")
+        expected = self._expected.get(hello.channel)
+        if expected is None:
+            if hello.resume:
+                raise LinkRefusedError(f"channel {hello.channel!r} has ended here")
+            raise TryAgainError(f"channel {hello.channel!r} is not expected yet")
+        if peer != expected.link.remote:
+            raise LinkRefusedError(f"channel {hello.channel!r} is for another peer")
+        if expected.link.over.is_set():
+            raise LinkRefusedError(f"channel {hello.channel!r} has ended here")
+        if hello.link != expected.bound_to and (hello.resume or expected.bound_to is not None):
+            raise LinkRefusedError(f"channel {hello.channel!r} is taken by another link")
+        return expected

@@ -1,0 +1,131 @@
+"""The first words on a link's stream: who calls, about which channel, and from where to go on.
+
+Problem: an open stream proves nothing (p2pd opens towards dead handlers), may come from a peer of an
+older generation, or from one that never was part of this. Solution: the dialler says hello and waits for
+an answer within a deadline; the answer is a welcome with the other side's position, or a refusal with a
+named error that tells whether trying again can help.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+
+from ravnest_p2p.core.errors import (
+    FrameFormatError,
+    LinkRefusedError,
+    PeerUnreachableError,
+    RemoteFault,
+    StaleGenerationError,
+)
+from ravnest_p2p.core.types import Generation, PeerId
+from ravnest_p2p.network.frames import Frame, FrameKind, Limits
+from ravnest_p2p.network.streams import TRANSPORT_ERRORS, Stream
+
+HELLO_LIMITS = Limits(max_header_bytes=2048, max_payload_bytes=0)
+_U64 = 1 << 64
+
+
+@dataclass(frozen=True, slots=True)
+class Hello:
+    """What a dialler says.
+
+    Attributes:
+        link: random bytes of this link, which tell a resumed link from a new one.
+        resume: the link was welcomed before.
+        next_expected: number of the first frame that the dialler lacks.
+    """
+
+    channel: str
+    generation: Generation
+    link: bytes
+    resume: bool
+    next_expected: int
+
+
+class TryAgainError(LinkRefusedError):
+    """A refusal that may not last: the channel is not there yet."""
+
+
+def protocol_of(nonce: str) -> str:
+    """The protocol id of one instance of a worker."""
+    return f"/ravnest/1/link/{nonce}"
+
+
+async def say_hello(stream: Stream, hello: Hello, timeout_s: float) -> int:
+    """Sends the hello; returns the number of the first frame that the other side lacks.
+
+    Raises:
+        PeerUnreachableError: no answer in time, or the stream ended: worth another try.
+        TryAgainError: the channel is not there yet.
+        StaleGenerationError, LinkRefusedError, FrameError: refused for good.
+    """
+    try:
+        return await asyncio.wait_for(_say_hello(stream, hello), timeout_s)
+    except asyncio.TimeoutError:
+        raise PeerUnreachableError(f"{stream.peer} left a hello unanswered for {timeout_s:.1f} s") from None
+    except TRANSPORT_ERRORS as error:
+        raise PeerUnreachableError(f"{stream.peer} ended the stream at the hello: {error}") from None
+
+
+async def _say_hello(stream: Stream, hello: Hello) -> int:
+    body = {
+        "channel": hello.channel,
+        "generation": list(hello.generation),
+        "link": hello.link,
+        "resume": hello.resume,
+        "next": hello.next_expected,
+    }
+    await stream.send(FrameKind.HELLO, body)
+    answer = await stream.receive(HELLO_LIMITS)
+    if answer.kind is FrameKind.WELCOME:
+        return _number(answer.header.get("next"))
+    if answer.kind is FrameKind.REFUSE:
+        raise _refusal(stream.peer, hello.channel, answer)
+    raise FrameFormatError(f"a hello was answered by {answer.kind.name}")
+
+
+async def hear_hello(stream: Stream, timeout_s: float) -> Hello:
+    """Reads a dialler's hello.
+
+    Raises:
+        PeerUnreachableError: none came in time.
+        FrameError: something else came.
+    """
+    try:
+        frame = await asyncio.wait_for(stream.receive(HELLO_LIMITS), timeout_s)
+    except asyncio.TimeoutError:
+        raise PeerUnreachableError(f"{stream.peer} said no hello within {timeout_s:.1f} s") from None
+    body = frame.header
+    channel, generation, link = body.get("channel"), body.get("generation"), body.get("link")
+    if frame.kind is not FrameKind.HELLO or not isinstance(channel, str) or len(channel) > 200:
+        raise FrameFormatError("a link begins with a hello that names its channel")
+    if not isinstance(link, bytes) or len(link) != 16:
+        raise FrameFormatError("a hello carries a link id of 16 bytes")
+    if not isinstance(generation, list) or [type(part) for part in generation] != [int, int, str]:
+        raise FrameFormatError("a hello carries a generation")
+    return Hello(
+        channel, Generation(*generation), link, body.get("resume") is True, _number(body.get("next"))
+    )
+
+
+async def welcome(stream: Stream, next_expected: int) -> None:
+    """Answers a hello."""
+    await stream.send(FrameKind.WELCOME, {"next": next_expected})
+
+
+async def refuse(stream: Stream, error: RemoteFault) -> None:
+    """Answers a hello that is not accepted."""
+    await stream.send(FrameKind.REFUSE, {"error": type(error).__name__, "text": str(error)[:500]})
+
+
+def _number(value: object) -> int:
+    if type(value) is not int or not 0 <= value < _U64:
+        raise FrameFormatError("a hello carries the number of the next expected frame")
+    return value
+
+
+def _refusal(peer: PeerId, channel: str, answer: Frame) -> RemoteFault:
+    known = {kind.__name__: kind for kind in (StaleGenerationError, TryAgainError)}
+    kind = known.get(str(answer.header.get("error")), LinkRefusedError)
+    return kind(f"{peer} refused channel {channel}: {str(answer.header.get('text'))[:500]}")

@@ -1,0 +1,202 @@
+"""Raw binary streams over p2pd with bounded waits: open one, serve many.
+
+Problem: hivemind's `stream_open` leaks its socket when the open fails or is cancelled, reads with 64 KiB
+buffers, and a stream handler that raises leaves its stream open. Solution: open with our own socket
+handling, and wrap every handler so that its stream is closed, its errors are counted, and only so many
+run at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections import Counter
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
+from typing import Any
+
+from google.protobuf.message import DecodeError
+from hivemind.p2p import P2P
+from hivemind.p2p.p2p_daemon_bindings.datastructures import PeerID, StreamInfo
+from hivemind.p2p.p2p_daemon_bindings.utils import (
+    P2PDaemonError,
+    raise_if_failed,
+    read_pbmsg_safe,
+    write_pbmsg,
+)
+from hivemind.proto import p2pd_pb2
+
+from ravnest_p2p.core.errors import FrameTruncatedError, LocalDaemonError, PeerUnreachableError, RemoteFault
+from ravnest_p2p.core.types import PeerId
+from ravnest_p2p.network.frames import Buffer, Frame, FrameKind, Limits, Packed, pack, read_frame
+
+logger = logging.getLogger(__name__)
+
+BUFFER_BYTES = 1 << 20
+_SLICE_BYTES = 1 << 18
+TRANSPORT_ERRORS = (OSError, EOFError, FrameTruncatedError)
+"""How a broken stream shows; says nothing about whose fault it is."""
+
+
+def peer_id_of(peer: PeerId) -> PeerID:
+    """hivemind's form of a peer id.
+
+    Raises:
+        PeerUnreachableError: the text is no peer id.
+    """
+    try:
+        return PeerID.from_base58(peer)
+    except ValueError:
+        raise PeerUnreachableError(f"{peer!r} is not a peer id") from None
+
+
+@dataclass(slots=True)
+class Stream:
+    """One open stream: who is at the other end, and frames in and out."""
+
+    peer: PeerId
+    reader: asyncio.StreamReader
+    writer: asyncio.StreamWriter
+
+    async def write(self, buffers: list[Buffer]) -> None:
+        """Writes in slices, waiting for the transport after each, so that its buffer stays small.
+
+        Raises:
+            OSError: the stream is broken or closed.
+        """
+        for buffer in buffers:
+            view = memoryview(buffer)
+            for at in range(0, len(view), _SLICE_BYTES):
+                if self.writer.is_closing():
+                    raise ConnectionResetError("the stream is closed")
+                self.writer.write(view[at : at + _SLICE_BYTES])
+                await self.writer.drain()
+
+    async def send(self, kind: FrameKind, frame: Packed | dict[str, Any], seq: int = 0, ack: int = 0) -> None:
+        """Sends one frame; a plain map is packed first."""
+        packed = frame if isinstance(frame, Packed) else pack(frame)
+        await self.write(packed.encode(kind, seq, ack))
+
+    async def receive(self, limits: Limits, on_bytes: Callable[[int], None] | None = None) -> Frame:
+        """Reads one frame; see `frames.read_frame`."""
+        return await read_frame(self.reader, limits, on_bytes)
+
+    def close(self) -> None:
+        """Closes at once; safe to call twice."""
+        with contextlib.suppress(*TRANSPORT_ERRORS, RuntimeError):
+            self.writer.close()
+
+
+def _tuned(peer: PeerId, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> Stream:
+    with contextlib.suppress(NotImplementedError, AttributeError):
+        writer.transport.set_write_buffer_limits(high=BUFFER_BYTES, low=_SLICE_BYTES)
+    return Stream(peer, reader, writer)
+
+
+async def open_stream(p2p: P2P, peer: PeerId, protocol: str, timeout_s: float) -> Stream:
+    """Opens a stream. That it is open proves nothing: p2pd also opens towards a dead handler.
+
+    Raises:
+        PeerUnreachableError: not opened within `timeout_s`, or p2pd found no way or no such protocol.
+    """
+    target = peer_id_of(peer)
+    try:
+        return await asyncio.wait_for(_open(p2p, target, peer, protocol), timeout_s)
+    except asyncio.TimeoutError:
+        raise PeerUnreachableError(f"{peer} opened no stream {protocol} within {timeout_s:.1f} s") from None
+    except (*TRANSPORT_ERRORS, P2PDaemonError, DecodeError) as error:
+        raise PeerUnreachableError(f"no stream {protocol} to {peer}: {error}") from None
+
+
+async def _open(p2p: P2P, target: PeerID, peer: PeerId, protocol: str) -> Stream:
+    path = p2p._daemon_listen_maddr.value_for_protocol("unix")
+    reader, writer = await asyncio.open_unix_connection(path, limit=BUFFER_BYTES)
+    try:
+        request = p2pd_pb2.Request(
+            type=p2pd_pb2.Request.STREAM_OPEN,
+            streamOpen=p2pd_pb2.StreamOpenRequest(peer=target.to_bytes(), proto=[protocol]),
+        )
+        await write_pbmsg(writer, request)
+        response = p2pd_pb2.Response()
+        await read_pbmsg_safe(reader, response)
+        raise_if_failed(response)
+    except BaseException:
+        writer.close()
+        raise
+    return _tuned(peer, reader, writer)
+
+
+class StreamService:
+    """Serves one protocol: at most `max_streams` at once, `max_per_peer` of one peer; the rest are closed.
+
+    Attributes:
+        refused: how many streams ended by which error of the remote, or were too many ("busy").
+    """
+
+    def __init__(
+        self,
+        p2p: P2P,
+        protocol: str,
+        handler: Callable[[Stream], Coroutine[Any, Any, None]],
+        max_streams: int,
+        max_per_peer: int,
+        refused: Counter[str] | None = None,
+    ) -> None:
+        self.protocol = protocol
+        self.refused: Counter[str] = Counter() if refused is None else refused
+        self._p2p = p2p
+        self._handler = handler
+        self._max_streams = max_streams
+        self._max_per_peer = max_per_peer
+        self._running: dict[asyncio.Task[None], PeerId] = {}
+
+    async def start(self, timeout_s: float = 10.0) -> None:
+        """Registers the protocol.
+
+        Raises:
+            LocalDaemonError: our own p2pd does not take it.
+        """
+        try:
+            await asyncio.wait_for(self._p2p.add_binary_stream_handler(self.protocol, self._serve), timeout_s)
+        except (asyncio.TimeoutError, P2PDaemonError, *TRANSPORT_ERRORS) as error:
+            raise LocalDaemonError(f"p2pd did not register {self.protocol}: {error!r}") from None
+
+    async def close(self, timeout_s: float = 2.0) -> None:
+        """Takes the protocol back and ends its streams."""
+        with contextlib.suppress(asyncio.TimeoutError, P2PDaemonError, KeyError, *TRANSPORT_ERRORS):
+            await asyncio.wait_for(self._p2p.remove_binary_stream_handler(self.protocol), timeout_s)
+        running = list(self._running)
+        for task in running:
+            task.cancel()
+        if running:
+            await asyncio.wait(running, timeout=timeout_s)
+
+    async def _serve(
+        self, info: StreamInfo, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
+        peer = PeerId(info.peer_id.to_base58())
+        stream = _tuned(peer, reader, writer)
+        mine = sum(other == peer for other in self._running.values())
+        if len(self._running) >= self._max_streams or mine >= self._max_per_peer:
+            self.refused["busy"] += 1
+            stream.close()
+            return
+        task = asyncio.ensure_future(self._handler(stream))
+        self._running[task] = peer
+        try:
+            await asyncio.wait([task])
+        finally:
+            task.cancel()
+            del self._running[task]
+            stream.close()
+        if task.cancelled() or task.exception() is None:
+            return
+        error = task.exception()
+        if isinstance(error, TRANSPORT_ERRORS):
+            return
+        if isinstance(error, RemoteFault):
+            self.refused[type(error).__name__] += 1
+            logger.info("stream %s of %s refused: %s", self.protocol, peer, error)
+        else:
+            logger.error("stream %s of %s failed", self.protocol, peer, exc_info=error)

@@ -1,0 +1,170 @@
+"""The frame codec: bytes in, frames out, named errors for the rest."""
+
+import asyncio
+import struct
+from zlib import crc32
+
+import msgpack
+import pytest
+
+from ravnest_p2p.core.errors import FrameError, FrameFormatError, FrameTooLargeError
+from ravnest_p2p.network.frames import (
+    HEAD_BYTES,
+    FrameDecoder,
+    FrameKind,
+    Limits,
+    encode,
+    pack,
+    read_frame,
+    unpack_map,
+)
+from ravnest_p2p.network.frames_tensors import describe, parse_specs, split_payload, tensor_bytes
+
+LIMITS = Limits(max_header_bytes=1000, max_payload_bytes=5000)
+
+
+def joined(*args, **kwargs) -> bytes:
+    return b"".join(encode(*args, **kwargs))
+
+
+def test_a_frame_survives_being_fed_byte_by_byte():
+    data = joined(FrameKind.DATA, {"a": 1, "b": [1.5, b"x"]}, [b"hello", bytearray(b"world")], seq=7, ack=3)
+    decoder = FrameDecoder(LIMITS)
+    frames = [frame for byte in data for frame in decoder.feed(bytes([byte]))]
+    assert len(frames) == 1
+    frame = frames[0]
+    assert (frame.kind, frame.seq, frame.ack) == (FrameKind.DATA, 7, 3)
+    assert frame.header == {"a": 1, "b": [1.5, b"x"]}
+    assert frame.payload == b"helloworld"
+    assert decoder.idle
+
+
+def test_several_frames_in_one_feed():
+    data = joined(FrameKind.PING, {}) + joined(FrameKind.DATA, {"n": 1}, [b"xy"]) + joined(FrameKind.BYE, {})
+    kinds = [frame.kind for frame in FrameDecoder(LIMITS).feed(data)]
+    assert kinds == [FrameKind.PING, FrameKind.DATA, FrameKind.BYE]
+
+
+def test_the_payload_is_referenced_not_copied():
+    payload = bytearray(100)
+    buffers = encode(FrameKind.DATA, {}, [payload])
+    payload[0] = 9
+    assert bytes(buffers[1])[0] == 9
+
+
+def test_lengths_are_refused_before_the_bytes_arrive():
+    big_payload = joined(FrameKind.DATA, {}, [bytes(5001)])
+    big_header = joined(FrameKind.DATA, {"x": "y" * 1001})
+    for data in (big_payload, big_header):
+        with pytest.raises(FrameTooLargeError):
+            FrameDecoder(LIMITS).feed(data[:HEAD_BYTES])
+
+
+def test_our_own_frame_over_the_limit_is_refused_too():
+    with pytest.raises(FrameTooLargeError):
+        pack({}, [bytes(5001)], LIMITS)
+
+
+def test_memory_follows_what_arrived_not_what_was_announced():
+    limits = Limits(max_payload_bytes=1 << 40)
+    fixed = struct.pack("!2sBBHHQQQII", b"RV", 1, FrameKind.DATA, 0, 0, 0, 0, 1 << 39, 1, 0)
+    decoder = FrameDecoder(limits)
+    assert decoder.feed(fixed + crc32(b"\x80", crc32(fixed)).to_bytes(4, "big") + b"\x80" + bytes(1000)) == []
+    assert len(decoder._part) == 1000
+    assert decoder._part.__alloc__() < 10_000
+
+
+def test_after_an_error_nothing_more_is_taken():
+    decoder = FrameDecoder(LIMITS)
+    with pytest.raises(FrameFormatError):
+        decoder.feed(b"GET / HTTP/1.1\r\nHost: example.org\r\nAccept: */*\r\n")
+    with pytest.raises(FrameFormatError):
+        decoder.feed(joined(FrameKind.PING, {}))
+
+
+@pytest.mark.parametrize("at", [0, 2, 3, 5, 7, 10, 20, 30, 34, 38, 42, HEAD_BYTES, -1])
+def test_a_changed_byte_never_passes(at: int):
+    data = bytearray(joined(FrameKind.DATA, {"a": 1}, [b"payload"], seq=1))
+    data[at] ^= 0x40
+    decoder = FrameDecoder(Limits(1 << 40, 1 << 60))
+    try:
+        frames = decoder.feed(data)
+    except FrameError:
+        return
+    assert frames == []
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"\x80\x80",
+        b"\x01",
+        msgpack.packb({1: 2}, use_bin_type=True),
+        b"\x81\xa1a\xd6\x05abcd",
+        b"\x81\xa1a\xff\xff",
+        b"\x81\xa1a\xdd\x7f\xff\xff\xff",
+        b"\x81\xa1a" + b"\xdd\x00\x0f\xff\xff" * 10_000,
+        b"\x81\xa1a" + b"\x91" * 100_000 + b"\x00",
+        b"\x81\xa1a\xa2\xff\xfe",
+        b"\x81\xa1a\xc1",
+    ],
+)
+def test_malformed_maps_are_refused(data: bytes):
+    with pytest.raises(FrameFormatError):
+        unpack_map(data)
+
+
+def test_read_frame_tells_an_end_from_a_truncation():
+    async def run() -> None:
+        data = joined(FrameKind.DATA, {"a": 1}, [b"payload"])
+        reader = asyncio.StreamReader()
+        reader.feed_data(data + data[:-1])
+        reader.feed_eof()
+        seen: list[int] = []
+        assert (await read_frame(reader, LIMITS, seen.append)).payload == b"payload"
+        assert sum(seen) == len(data)
+        with pytest.raises(FrameFormatError):
+            await read_frame(reader, LIMITS)
+        with pytest.raises(EOFError):
+            await read_frame(reader, LIMITS)
+
+    asyncio.run(run())
+
+
+def test_a_payload_is_cut_into_the_expected_tensors():
+    specs = [("float32", (2, 3)), ("int64", ()), ("bfloat16", (0, 4))]
+    assert [tensor_bytes(s) for s in specs] == [24, 8, 0]
+    parts = split_payload(describe(specs), bytes(range(32)), specs)
+    assert [len(p) for p in parts] == [24, 8, 0]
+    assert parts[1] == bytes(range(24, 32))
+
+
+@pytest.mark.parametrize(
+    ("described", "payload_bytes"),
+    [
+        ([["float32", [2, 3]]], 23),
+        ([["float32", [3, 2]]], 24),
+        ([["int32", [2, 3]]], 24),
+        ([["float32", [2, 3]], ["uint8", [1]]], 24),
+        ([["float32", [-2, -3]]], 24),
+        ([["float32", [2.0, 3]]], 24),
+        ([["float32", [True, 3]]], 24),
+        ([["object", [2, 3]]], 24),
+        ([[["float32"], [2, 3]]], 24),
+        ([["float32", [1 << 62, 1 << 62]]], 24),
+        ("float32", 24),
+        (None, 24),
+    ],
+)
+def test_other_tensors_than_expected_are_refused(described: object, payload_bytes: int):
+    with pytest.raises(FrameFormatError):
+        split_payload(described, bytes(payload_bytes), [("float32", (2, 3))])
+
+
+def test_described_tensors_are_bounded_in_all():
+    assert parse_specs([["uint8", [600]]], max_bytes=1000) == [("uint8", (600,))]
+    with pytest.raises(FrameFormatError):
+        parse_specs([["uint8", [600]], ["uint8", [600]]], max_bytes=1000)
+    with pytest.raises(FrameFormatError):
+        parse_specs([["uint8", [1] * 17]], max_bytes=1000)
