@@ -1,0 +1,137 @@
+"""How fast a cluster would train, and how far its stages may run ahead.
+
+Problem: compute, link speed and latency all limit a pipeline, and the window that hides latency costs memory.
+Solution: a cluster's interval (seconds from one micro-batch to the next) is the longest of: one stage's
+compute, its transfers, and its round trip to the loss and back over its window. Staleness follows from the
+latency of a hop in units of half a stage's time, and is lowered where a peer's memory cannot hold the window.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ravnest_p2p.core.capability import link_bps
+from ravnest_p2p.core.coordinates import predicted_rtt_s
+from ravnest_p2p.core.pipeline.schedule import staleness_for
+from ravnest_p2p.core.planning.cuts import LayerTable, Need, compute_s, stage_cuts, stage_s
+from ravnest_p2p.core.planning.memory import stage_memory_bytes
+from ravnest_p2p.core.types import Capability, JobSpec, PeerId
+
+MAX_LATENCY_RATIO = 1000.0
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """One possible cluster: peers in pipeline order, their layers and staleness, its predicted interval."""
+
+    peers: tuple[Capability, ...]
+    ranges: tuple[tuple[int, int], ...]
+    staleness: tuple[int, ...]
+    interval_s: float
+
+    @property
+    def ids(self) -> tuple[PeerId, ...]:
+        return tuple(peer.peer for peer in self.peers)
+
+
+def staleness_limit(spec: JobSpec) -> int:
+    """Highest τ that the job allows on any stage."""
+    return max(0, min(spec.microbatches_per_update, spec.staleness_bound))
+
+
+def stage_need_bytes(
+    spec: JobSpec, table: LayerTable, stage: int, stages: int, lo: int, hi: int, staleness: int
+) -> int:
+    """Memory of one stage of the job, bytes."""
+    return stage_memory_bytes(
+        param_bytes=table.param_bytes(lo, hi),
+        activation_bytes=table.activation_bytes(lo, hi),
+        optimizer=spec.optimizer,
+        staleness=staleness,
+        microbatches_per_update=spec.microbatches_per_update,
+        last=stage == stages - 1,
+    )
+
+
+def lowest_staleness(spec: JobSpec, stage: int, stages: int) -> int:
+    """τ that a stage wants on links without latency; cuts must leave memory for it."""
+    return staleness_for(stage, stages, 0.0, staleness_limit(spec))
+
+
+def need_of(spec: JobSpec, table: LayerTable, stages: int) -> Need:
+    """Memory of (stage, lo, hi) at the lowest staleness."""
+    lowest = [lowest_staleness(spec, stage, stages) for stage in range(stages)]
+    return lambda stage, lo, hi: stage_need_bytes(spec, table, stage, stages, lo, hi, lowest[stage])
+
+
+def draft_cluster(spec: JobSpec, table: LayerTable, peers: Sequence[Capability]) -> Draft | None:
+    """The best cluster of these peers in this order, or None where the model does not fit."""
+    ranges = stage_cuts(table, peers, need=need_of(spec, table, len(peers)))
+    return None if ranges is None else draft_with_ranges(spec, table, peers, ranges)
+
+
+def draft_with_ranges(
+    spec: JobSpec, table: LayerTable, peers: Sequence[Capability], ranges: Sequence[tuple[int, int]]
+) -> Draft:
+    """The cluster of these peers with these layers, which must fit at the lowest staleness."""
+    stages = len(peers)
+    times_s = [stage_s(table, peer, lo, hi) for peer, (lo, hi) in zip(peers, ranges, strict=True)]
+    work_s = [compute_s(table, peer, lo, hi) for peer, (lo, hi) in zip(peers, ranges, strict=True)]
+    hops_s = [hop_s(table, peers[s], peers[s + 1], ranges[s][1]) for s in range(stages - 1)]
+    slowest_s = max(times_s)
+    half_s = slowest_s / 2.0
+    worst_hop_s = max(hops_s, default=0.0)
+    ratio = min(worst_hop_s / half_s, MAX_LATENCY_RATIO) if half_s > 0.0 else MAX_LATENCY_RATIO
+    staleness: list[int] = []
+    for stage, (peer, (lo, hi)) in enumerate(zip(peers, ranges, strict=True)):
+        tau = staleness_for(stage, stages, ratio, staleness_limit(spec))
+        tau = min(tau, staleness[-1]) if staleness else tau
+        lowest = lowest_staleness(spec, stage, stages)
+        while tau > lowest and stage_need_bytes(spec, table, stage, stages, lo, hi, tau) > peer.memory_bytes:
+            tau -= 1
+        staleness.append(tau)
+    interval_s = slowest_s
+    for stage in range(stages):
+        loop_s = sum(work_s[stage:]) + 2.0 * sum(hops_s[stage:])
+        interval_s = max(interval_s, loop_s / (staleness[stage] + 1))
+    return Draft(tuple(peers), tuple(ranges), tuple(staleness), max(interval_s, 1e-9))
+
+
+def hop_s(table: LayerTable, a: Capability, b: Capability, at: int) -> float:
+    """One way over the cut before layer `at`: half a round trip and one micro-batch's transfer, seconds."""
+    transfer = 8.0 * table.cut_bytes(at) / min(link_bps(a), link_bps(b))
+    return predicted_rtt_s(a.coordinate, b.coordinate) / 2.0 + transfer
+
+
+def averaging_s(table: LayerTable, clusters: Sequence[Draft]) -> float:
+    """One averaging round over all clusters, seconds: 2(C-1)/C of a stage's bytes on the slowest link."""
+    count = len(clusters)
+    if count < 2:
+        return 0.0
+    slowest_s = max(
+        8.0 * table.param_bytes(lo, hi) / link_bps(peer)
+        for cluster in clusters
+        for peer, (lo, hi) in zip(cluster.peers, cluster.ranges, strict=True)
+    )
+    widest_s = max(
+        predicted_rtt_s(a.coordinate, b.coordinate)
+        for cluster, following in zip(clusters, [*clusters[1:], clusters[0]], strict=True)
+        for a, b in zip(cluster.peers, following.peers, strict=False)
+    )
+    return 2.0 * (count - 1) * (slowest_s / count + widest_s / 2.0)
+
+
+def round_updates(spec: JobSpec, clusters: Sequence[Draft]) -> tuple[int, ...]:
+    """κ of each cluster: proportional to its speed, on average the job's `updates_per_round`, at least 1."""
+    rates = [1.0 / cluster.interval_s for cluster in clusters]
+    total = spec.updates_per_round * len(rates) / sum(rates)
+    return tuple(max(1, int(rate * total + 0.5)) for rate in rates)
+
+
+def updates_per_s(spec: JobSpec, table: LayerTable, clusters: Sequence[Draft]) -> float:
+    """Predicted updates a second of all clusters together, averaging included."""
+    kappas = round_updates(spec, clusters)
+    m = spec.microbatches_per_update
+    busy_s = max(k * m * c.interval_s for k, c in zip(kappas, clusters, strict=True))
+    return sum(kappas) / (busy_s + averaging_s(table, clusters))

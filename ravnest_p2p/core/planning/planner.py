@@ -1,0 +1,221 @@
+"""The whole plan: which jobs go on untouched, which are formed anew, which wait and for what.
+
+Problem: every peer may have to lead, and all of them must find the same plan from the same facts; a plan must
+not move what runs, and must say what a waiting job waits for. Solution: one pure function over sorted inputs.
+
+| what is known of a job                                   | its job plan                              |
+|----------------------------------------------------------|-------------------------------------------|
+| done, cancelled, failed                                  | none                                      |
+| runs in the generation of the previous plan              | kept verbatim                             |
+| planned before, no report on that generation yet         | kept while all its members are online     |
+| broken, or has saved rounds                              | repaired, else formed anew, else fewer    |
+|                                                          | clusters, from its newest held round      |
+| new                                                      | formed from the free peers                |
+| none of these can be done                                | waits, with the reason                    |
+
+Broken jobs choose their peers before new ones; within both, the order of submission counts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from ravnest_p2p.core.canonical import canonical_json
+from ravnest_p2p.core.capability import snapshot_hash
+from ravnest_p2p.core.planning import waiting
+from ravnest_p2p.core.planning.clusters import ClusterSearch
+from ravnest_p2p.core.planning.cost import Draft, round_updates
+from ravnest_p2p.core.planning.identity import plan_hash, tagged
+from ravnest_p2p.core.planning.repair import repaired
+from ravnest_p2p.core.planning.resume import ever_saved, resume_point
+from ravnest_p2p.core.types import (
+    Capability,
+    ClusterPlan,
+    Fence,
+    Generation,
+    JobId,
+    JobPhase,
+    JobPlan,
+    JobSpec,
+    JobStatus,
+    PeerId,
+    Piece,
+    Plan,
+    StageAssignment,
+)
+
+STANDBYS_PER_JOB = 2
+
+_OVER = (JobPhase.DONE, JobPhase.CANCELLED, JobPhase.FAILED)
+_NO_GENERATION = Generation(0, 0, "")
+
+
+def make_plan(
+    *,
+    swarm: str,
+    fence: Fence,
+    leader: PeerId,
+    seed: int,
+    capabilities: Sequence[Capability],
+    jobs: Mapping[JobId, JobSpec],
+    statuses: Mapping[JobId, JobStatus],
+    previous: Plan | None,
+) -> Plan:
+    """The plan that a leader publishes at `fence`; the same for the same facts on every peer.
+
+    Args:
+        capabilities: valid ones of the live peers, in any order.
+        jobs: in order of submission.
+        statuses: what is known of them; a job without one has not been heard of yet.
+        previous: the plan that was obeyed last.
+    """
+    online = _online(capabilities)
+    old = {job.job: job for job in previous.jobs} if previous is not None else {}
+    asked = {job: _Asked(spec, statuses.get(job), old.get(job)) for job, spec in jobs.items()}
+    open_jobs = {job: it for job, it in asked.items() if it.phase not in _OVER}
+    plans = {job: it.old for job, it in open_jobs.items() if it.old is not None and it.keeps(online)}
+    free = dict(online)
+    _take(free, plans.values())
+    to_form = [job for job in open_jobs if job not in plans]
+    to_form.sort(key=lambda job: not open_jobs[job].started)
+    for n, job in enumerate(to_form):
+        plans[job] = _formed(job, open_jobs[job], free, online, jobs_left=len(to_form) - n)
+        _take(free, [plans[job]])
+    for job in to_form:
+        plan = plans[job]
+        if plan.clusters:
+            plan = replace(plan, standbys=tuple(_spares(open_jobs[job], free)[:STANDBYS_PER_JOB]))
+            for peer in plan.standbys:
+                del free[peer]
+        plans[job] = tagged(plan, fence)
+    return Plan(
+        swarm=swarm,
+        fence=fence,
+        leader=leader,
+        seed=seed,
+        snapshot_hash=snapshot_hash(online.values()),
+        previous_hash=plan_hash(previous),
+        jobs=tuple(plans[job] for job in open_jobs),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """One job with all that is known of it."""
+
+    spec: JobSpec
+    status: JobStatus | None
+    old: JobPlan | None
+
+    @property
+    def phase(self) -> JobPhase:
+        return JobPhase.WAITING if self.status is None else self.status.phase
+
+    @property
+    def pieces(self) -> tuple[Piece, ...]:
+        """Saved pieces that anybody reported, and those that the previous plan resumed from."""
+        reported = () if self.status is None else self.status.pieces
+        total = self.spec.total_batches
+        return tuple(p for p in (*reported, *self.old_pieces) if p.batches_done <= total)
+
+    @property
+    def old_pieces(self) -> tuple[Piece, ...]:
+        return () if self.old is None else self.old.pieces
+
+    @property
+    def batches_before(self) -> int:
+        """Batches that were saved for certain before the last generation; never to be trained again."""
+        return 0 if self.old is None else self.old.batches_done
+
+    @property
+    def started(self) -> bool:
+        generation = None if self.status is None else self.status.generation
+        return generation is not None or bool(self.pieces) or self.batches_before > 0
+
+    def keeps(self, online: Mapping[PeerId, Capability]) -> bool:
+        """Whether the previous job plan stays as it is."""
+        if self.old is None or not self.old.clusters:
+            return False
+        generation = None if self.status is None else self.status.generation
+        if generation == self.old.generation:
+            return self.phase is not JobPhase.BROKEN
+        unheard = generation is None or generation[:2] < self.old.generation[:2]
+        return unheard and all(peer in online for peer in self.old.peers)
+
+
+def _online(capabilities: Iterable[Capability]) -> dict[PeerId, Capability]:
+    """Peers that can be planned with, by id, in order of id."""
+    ordered = sorted(capabilities, key=lambda c: (c.peer, canonical_json(c)))
+    return {c.peer: c for c in ordered if c.online}
+
+
+def _take(free: dict[PeerId, Capability], plans: Iterable[JobPlan]) -> None:
+    for plan in plans:
+        for peer in plan.peers:
+            free.pop(peer, None)
+
+
+def _spares(it: _Asked, free: Mapping[PeerId, Capability]) -> list[PeerId]:
+    """Free peers for this job's standbys: those that know its pieces first, then the most reliable ones."""
+    known = {holder for piece in it.pieces for holder in piece.holders}
+    return sorted(free, key=lambda peer: (peer not in known, -free[peer].reliability, peer))
+
+
+def _formed(
+    job: JobId,
+    it: _Asked,
+    free: Mapping[PeerId, Capability],
+    online: Mapping[PeerId, Capability],
+    jobs_left: int,
+) -> JobPlan:
+    """The job's clusters from the free peers, or why it waits; without standbys and tag."""
+    spec = it.spec
+    saved = resume_point(it.pieces, online, len(spec.layers), not_before=it.batches_before)
+    waits = JobPlan(job, _NO_GENERATION, (), batches_done=it.batches_before if saved is None else saved[0])
+    if saved is None and (it.batches_before > 0 or ever_saved(it.pieces, len(spec.layers))):
+        return replace(waits, reason=waiting.for_pieces(spec, it.pieces, online))
+    drafts = _clusters(it, free, jobs_left)
+    if not drafts:
+        return replace(waits, reason=waiting.for_peers(spec, free, online))
+    batches_done, version, pieces = (0, 0, ()) if saved is None else saved
+    kappas = round_updates(spec, drafts)
+    return JobPlan(
+        job=job,
+        generation=_NO_GENERATION,
+        clusters=tuple(_cluster_plan(draft, k) for draft, k in zip(drafts, kappas, strict=True)),
+        batches_done=batches_done,
+        version=version,
+        pieces=pieces,
+        reason=waiting.with_fewer(spec, len(drafts)),
+    )
+
+
+def _clusters(it: _Asked, free: Mapping[PeerId, Capability], jobs_left: int) -> tuple[Draft, ...]:
+    """Repaired where possible, else formed anew, else fewer clusters if the job had started; else empty."""
+    spec = it.spec
+    mended = repaired(spec, it.old, free) if it.old is not None else ()
+    before = len(it.old.clusters) if it.old is not None else 0
+    if mended and len(mended) == (spec.clusters or before):
+        return mended
+    search = ClusterSearch(spec, list(free.values()))
+    share = max(1, len(free) // jobs_left)
+    formation = search.best(most_peers=share) or search.best()
+    if formation is not None:
+        return formation.clusters
+    if mended:
+        return mended
+    if it.started:
+        for count in range(spec.clusters - 1, 0, -1):
+            formation = search.best(clusters=count)
+            if formation is not None:
+                return formation.clusters
+    return ()
+
+
+def _cluster_plan(draft: Draft, updates_per_round: int) -> ClusterPlan:
+    stages = tuple(
+        StageAssignment(peer.peer, lo, hi, tau)
+        for peer, (lo, hi), tau in zip(draft.peers, draft.ranges, draft.staleness, strict=True)
+    )
+    return ClusterPlan(stages, updates_per_round)

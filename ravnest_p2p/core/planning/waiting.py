@@ -1,0 +1,116 @@
+"""Why a job waits, in words that say what to do.
+
+Problem: "not enough resources" helps nobody. Solution: name the need, what is there, what is missing, and the
+two ways out: lend more, or ask for less.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from ravnest_p2p.core.planning.cost import need_of
+from ravnest_p2p.core.planning.cuts import LayerTable
+from ravnest_p2p.core.planning.resume import missing_layers
+from ravnest_p2p.core.types import Capability, JobSpec, PeerId, Piece
+from ravnest_p2p.core.wording import bytes_text, peer_text, peers_text
+
+_SHOWN = 6
+
+
+def for_peers(spec: JobSpec, free: Mapping[PeerId, Capability], online: Mapping[PeerId, Capability]) -> str:
+    """Why these free peers do not make the clusters that the job asks for."""
+    layers = len(spec.layers)
+    if spec.stages > layers:
+        return (
+            f"asks for {spec.stages} stages, but the model has {layers} layers to cut between: "
+            f"submit with stages={layers} or fewer"
+        )
+    stages = spec.stages or min(max(len(free), 1), layers)
+    clusters = spec.clusters or 1
+    wanted = stages * clusters
+    each_bytes = smallest_peer_bytes(spec, stages)
+    shape = f"{_count(clusters, 'cluster')} × {_count(stages, 'stage')} = {_count(wanted, 'peer')}"
+    able = [c for c in free.values() if c.memory_bytes >= each_bytes and c.flops > 0]
+    need = f"needs {shape} with about {bytes_text(each_bytes)} each"
+    there = f"{_there(free)}{_busy(free, online)}"
+    if len(free) < wanted:
+        return f"{need}; {there}: {_more(wanted - len(free), spec)}"
+    if len(able) < wanted:
+        advice = "" if spec.stages and spec.stages == layers else ", or submit with more stages"
+        return (
+            f"{need}; {there}, {len(able)} of them with enough memory: "
+            f"start {_count(wanted - len(able), 'ravnestd')} with more memory{advice}"
+        )
+    return f"{need}; {there}, but no order of them fits all stages: {_more(1, spec)}"
+
+
+def for_pieces(spec: JobSpec, pieces: Iterable[Piece], online: Iterable[PeerId]) -> str:
+    """Why no saved round can be restored."""
+    known = list(pieces)
+    newest = max((piece.batches_done for piece in known), default=0)
+    lost, absent = missing_layers(known, frozenset(online), len(spec.layers), newest)
+    what = (
+        f"layers {_ranges(lost)} of the state saved at batch {newest}" if lost and newest else "saved state"
+    )
+    where = f"only {peers_text(absent)} hold it" if absent else "no peer that is online holds it"
+    return f"{what} is missing: {where}; bring such a peer back online, or cancel the job and submit it anew"
+
+
+def with_fewer(spec: JobSpec, clusters: int) -> str:
+    """What a running job should say when it got fewer clusters than it asked for; empty if it did not."""
+    if clusters >= spec.clusters:
+        return ""
+    return f"goes on with the remaining peers: {clusters} of {_count(spec.clusters, 'cluster')}"
+
+
+def smallest_peer_bytes(spec: JobSpec, stages: int) -> int:
+    """Memory with which `stages` equal peers can hold the model: the best cut's largest need."""
+    table = LayerTable(spec.layers)
+    need = need_of(spec, table, stages)
+    best: list[int | None] = [0] + [None] * table.count
+    for stage in range(stages):
+        before, best = best, [None] * (table.count + 1)
+        for hi in range(stage + 1, table.count + 1):
+            for lo in range(hi - 1, stage - 1, -1):
+                lowest, so_far = before[lo], best[hi]
+                here = need(stage, lo, hi)
+                if so_far is not None and here >= so_far:
+                    break
+                if lowest is not None and (so_far is None or max(lowest, here) < so_far):
+                    best[hi] = max(lowest, here)
+    return best[table.count] or 0
+
+
+def _count(number: int, word: str) -> str:
+    return f"{number} {word}" if number == 1 else f"{number} {word}s"
+
+
+def _there(free: Mapping[PeerId, Capability]) -> str:
+    if not free:
+        return "none is free"
+    shown = [f"{peer_text(p)} {bytes_text(free[p].memory_bytes)}" for p in sorted(free)[:_SHOWN]]
+    rest = f" and {len(free) - _SHOWN} more" if len(free) > _SHOWN else ""
+    return f"{len(free)} {'is' if len(free) == 1 else 'are'} free ({', '.join(shown)}{rest})"
+
+
+def _busy(free: Mapping[PeerId, Capability], online: Mapping[PeerId, Capability]) -> str:
+    busy = len(online) - len(free)
+    return f", {busy} of {len(online)} online train other jobs" if busy else ""
+
+
+def _more(count: int, spec: JobSpec) -> str:
+    less = ", or submit with clusters=1" if spec.clusters > 1 else ""
+    if not less and spec.stages > 1:
+        less = ", or submit with fewer stages"
+    return f"start {count} more ravnestd{less}"
+
+
+def _ranges(numbers: list[int]) -> str:
+    """Such as "0-3, 5"."""
+    parts: list[list[int]] = []
+    for n in numbers:
+        if parts and parts[-1][-1] == n - 1:
+            parts[-1] = [parts[-1][0], n]
+        else:
+            parts.append([n])
+    return ", ".join("-".join(str(n) for n in part) for part in parts)
