@@ -1,4 +1,4 @@
-"""A virtual clock, and one direction of a resumable stream whose connection breaks and repeats frames.
+"""One direction of a resumable stream whose connection breaks and repeats frames.
 
 Problem: a schedule proven on a perfect network proves little. Solution: the simulated link runs the product's
 own `Outbox` and `Inbox` over a wire that drops everything in flight when it breaks, reconnects after a while,
@@ -7,7 +7,6 @@ and repeats frames; what it delivers must still be each payload once, in order.
 
 from __future__ import annotations
 
-import heapq
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,27 +14,9 @@ from functools import partial
 from typing import Generic, TypeVar
 
 from ravnest_p2p.core.delivery import Inbox, Outbox, Verdict
+from ravnest_p2p.testing.clock import VirtualClock
 
 Payload = TypeVar("Payload")
-
-
-class VirtualClock:
-    """Runs callbacks in the order of their times; equal times in the order of scheduling."""
-
-    def __init__(self) -> None:
-        self.now_s = 0.0
-        self._queue: list[tuple[float, int, Callable[[], None]]] = []
-        self._scheduled = 0
-
-    def after(self, delay_s: float, action: Callable[[], None]) -> None:
-        self._scheduled += 1
-        heapq.heappush(self._queue, (self.now_s + delay_s, self._scheduled, action))
-
-    def run(self) -> None:
-        """Run until nothing is scheduled."""
-        while self._queue:
-            self.now_s, _, action = heapq.heappop(self._queue)
-            action()
 
 
 @dataclass(frozen=True)
@@ -94,7 +75,7 @@ class LossyLink(Generic[Payload]):
         if self._rng.random() < self._faults.break_probability:
             self._connection = None
             self.breaks += 1
-            self._clock.after(self._faults.reconnect_s, lambda: self._reconnect(connection + 1))
+            self._clock.after(self._faults.reconnect_s, self._reconnect, connection + 1)
             return
 
         def arrived() -> None:
@@ -103,10 +84,10 @@ class LossyLink(Generic[Payload]):
 
         at_s = self._clock.now_s + self._latency_s + self._rng.uniform(0, self._faults.jitter_s)
         self._wire_free_s = max(self._wire_free_s, at_s)
-        self._clock.after(self._wire_free_s - self._clock.now_s, arrived)
+        self._clock.at(self._wire_free_s, arrived)
         if self._rng.random() < self._faults.repeat_probability:
             self.repeats += 1
-            self._clock.after(self._wire_free_s - self._clock.now_s, arrived)
+            self._clock.at(self._wire_free_s, arrived)
 
     def _reconnect(self, connection: int) -> None:
         self._connection = connection

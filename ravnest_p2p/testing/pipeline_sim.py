@@ -8,6 +8,7 @@ rule after every event. The same seed gives the same run.
 
 from __future__ import annotations
 
+import math
 import random
 from collections import Counter
 from collections.abc import Callable
@@ -27,7 +28,8 @@ from ravnest_p2p.core.pipeline.schedule import (
 )
 from ravnest_p2p.core.rings import Member, Segment, segments
 from ravnest_p2p.core.types import ClusterPlan, Generation, PeerId, StageAssignment
-from ravnest_p2p.testing.lossy_link import Faults, LossyLink, VirtualClock
+from ravnest_p2p.testing.clock import VirtualClock
+from ravnest_p2p.testing.lossy_link import Faults, LossyLink
 from ravnest_p2p.testing.pipeline_watch import InvariantViolation, StageWatch
 
 GENERATION = Generation(0, 0, "simulated")
@@ -92,10 +94,11 @@ class Scenario:
 
 @dataclass
 class StageReport:
-    """What one stage did: (start, op) in order, busy seconds, micro-batches in flight at each averaging."""
+    """What one stage did: (start, op) in order, its busy time and its end, micro-batches in flight at each averaging."""
 
     trace: list[tuple[float, Op]] = field(default_factory=list)
     busy_s: float = 0.0
+    end_s: float = 0.0
     in_flight_at_average: list[int] = field(default_factory=list)
 
     @property
@@ -140,7 +143,7 @@ class _Rings:
         for number in sorted(held):
             self._came[number, r] += 1
             if self._came[number, r] == len(self._segments[number].members):
-                self._clock.after(self._average_s, partial(self._done, number, r))
+                self._clock.after(self._average_s, self._done, number, r)
 
     def _done(self, number: int, r: int) -> None:
         self.ledgers[number].commit(GENERATION, r)
@@ -186,17 +189,18 @@ class _Stage:
             return
         self.watch.started(op)
         self.report.trace.append((self.clock.now_s, op))
-        finish = partial(self._finish, op)
         if isinstance(op, Average):
             self.report.in_flight_at_average.append(self.schedule.in_flight)
-            self.rings.join(Member(self.cluster, self.schedule.stage), op.round, finish)
+            member = Member(self.cluster, self.schedule.stage)
+            self.rings.join(member, op.round, partial(self._finish, op))
         else:
             self.report.busy_s += self.cost_s[type(op)]
-            self.clock.after(self.cost_s[type(op)], finish)
+            self.clock.after(self.cost_s[type(op)], self._finish, op)
 
     def _finish(self, op: Op) -> None:
         self.schedule.finished(op)
         self.watch.finished(op)
+        self.report.end_s = self.clock.now_s
         if isinstance(op, Forward) and self.onward is not None:
             self.onward.send(op.i)
         elif isinstance(op, Backward) and self.back is not None:
@@ -227,7 +231,7 @@ def simulate(scenario: Scenario, schedule_type: type[StageSchedule] = StageSched
     everyone = [stage for stages in clusters for stage in stages]
     for stage in everyone:
         stage.advance()
-    clock.run()
+    clock.run_until(math.inf)
     for stage in everyone:
         stage.watch.ended()
         stage.watch.require(stage.schedule.done, "the schedule knows that it is done")
@@ -235,7 +239,7 @@ def simulate(scenario: Scenario, schedule_type: type[StageSchedule] = StageSched
         if ledger.violations() or ledger.batches_done != scenario.total_batches:
             raise InvariantViolation(f"{ledger.batches_done} batches done, {ledger.violations()}")
     return Report(
-        clock.now_s,
+        max(stage.report.end_s for stage in everyone),
         [[stage.report for stage in stages] for stages in clusters],
         sum(link.breaks for link in links),
         sum(link.repeats for link in links),

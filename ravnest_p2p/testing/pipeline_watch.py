@@ -124,6 +124,7 @@ class StageWatch:
         u, k = divmod(op.i, self.m)
         crossing = u > 0 and k < self.tau
         self.require(op.i in self.activations, "a forward has its input", op)
+        self.require(not (self.gradients - self.applied), "a backward goes before a forward", op)
         self.require(op.i not in self.forwarded, "a micro-batch is forwarded once", op)
         self.require(op.i == len(self.forwarded), "forwards are in order", op)
         self.require(op.speculative == crossing, "crossing micro-batches, and only they, run on ŵ", op)

@@ -152,6 +152,11 @@ class WindowTooNarrow(StageSchedule):
         return None if self.in_flight >= max(1, self.staleness) else StageSchedule._forward(self)
 
 
+class ForwardFirst(StageSchedule):
+    def _backward(self) -> Backward | None:
+        return None if self._forward() else StageSchedule._backward(self)
+
+
 class StepTooEarly(StageSchedule):
     def _step(self) -> Step | None:
         u = self._done[Step]
@@ -209,6 +214,7 @@ class SkipsTheLastRound(StageSchedule):
     [
         (WindowTooWide, "in flight in a window|ŵ is built before|live weights"),
         (WindowTooNarrow, "idle while an activation"),
+        (ForwardFirst, "a backward goes before a forward"),
         (StepTooEarly, "a step has exactly its batch"),
         (StepTooLate, "the step comes before everything else|a step was due"),
         (SpeculateTooLate, "ŵ is built before"),
@@ -239,7 +245,7 @@ def test_a_repeated_message_is_refused() -> None:
         simulate(Scenario((cluster(0, 1, 2),), 4, 4), ForgetsWhatArrived)
 
 
-def test_an_unaskedfor_result_is_our_fault() -> None:
+def test_a_result_nobody_asked_for_is_our_fault() -> None:
     schedule = StageSchedule(0, 1, 0, 4, 8)
     with pytest.raises(OurFault, match="0F0"):
         schedule.finished(Forward(0, 0, False))
