@@ -58,9 +58,9 @@ def make_optimizer(spec: OptimizerSpec, params: Iterable[Tensor]) -> torch.optim
     """The torch.optim optimizer that `spec` names; its learning rate is set before each step.
 
     Raises:
-        ConfigError: unknown optimizer, or numbers that it refuses.
+        ConfigError: unknown optimizer or schedule, or numbers that it refuses.
     """
-    lr = learning_rate(spec, 0)
+    lr = learning_rate(spec, spec.warmup_updates)
     try:
         if spec.name == "sgd":
             return torch.optim.SGD(params, lr=lr, momentum=spec.momentum, weight_decay=spec.weight_decay)

@@ -1,0 +1,95 @@
+"""With τ = 0 a stage, and a pipeline of stages, is plain PyTorch bit for bit."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+from torch.optim.lr_scheduler import LambdaLR
+
+from ravnest_p2p.core.errors import ConfigError
+from ravnest_p2p.core.types import OptimizerSpec
+from ravnest_p2p.training import learning_rate
+from tests.unit.training_models import Pipeline, classes, classifier, cut, trainers_of
+
+SPECS = {
+    "sgd": OptimizerSpec("sgd", 0.1),
+    "sgd momentum": OptimizerSpec("sgd", 0.1, momentum=0.9, weight_decay=1e-3, clip_norm=0.3),
+    "adam": OptimizerSpec("adam", 1e-2, betas=(0.8, 0.95), weight_decay=1e-2, clip_norm=0.3),
+    "adamw": OptimizerSpec("adamw", 1e-2, weight_decay=0.1, eps=1e-6, clip_norm=0.3),
+    "adamw cosine": OptimizerSpec(
+        "adamw",
+        1e-2,
+        weight_decay=0.1,
+        clip_norm=0.3,
+        warmup_updates=5,
+        schedule="cosine",
+        schedule_updates=40,
+    ),
+    "adam linear": OptimizerSpec("adam", 1e-2, warmup_updates=3, schedule="linear", schedule_updates=60),
+}
+
+
+def plain_optimizer(spec: OptimizerSpec, params) -> torch.optim.Optimizer:
+    if spec.name == "sgd":
+        return torch.optim.SGD(params, spec.lr, momentum=spec.momentum, weight_decay=spec.weight_decay)
+    kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[spec.name]
+    return kind(params, spec.lr, betas=spec.betas, eps=spec.eps, weight_decay=spec.weight_decay)
+
+
+@pytest.mark.parametrize("bounds", [(), (3,), (3, 6)], ids=["one stage", "two stages", "three stages"])
+@pytest.mark.parametrize("name", SPECS)
+def test_equals_plain_pytorch_bit_for_bit(name: str, bounds: tuple[int, ...]) -> None:
+    spec, m, updates = SPECS[name], 3, 50
+    net, batches = classifier(seed=1), classes(updates * m, seed=2)
+    stages = cut(net, bounds)
+    trainers = trainers_of(stages, spec, m=m, staleness=[0] * len(stages))
+    losses = Pipeline(trainers, batches, [0] * len(stages), m).run().losses
+
+    optimizer = plain_optimizer(spec, net.parameters())
+    # The plain rate, so that the schedule multiplies it back to ours exactly.
+    for group in optimizer.param_groups:
+        group["lr"] = 1.0
+    scheduler = LambdaLR(optimizer, lambda version: learning_rate(spec, version))
+    for u in range(updates):
+        for k in range(m):
+            batch = batches[u * m + k]
+            loss = nn.functional.cross_entropy(net(batch["x"]), batch["y"])
+            assert loss.item() == losses[u * m + k]
+            (loss / m).backward()
+        if spec.clip_norm is not None:
+            for stage in stages:
+                nn.utils.clip_grad_norm_(stage.parameters(), spec.clip_norm)
+        optimizer.step()
+        optimizer.zero_grad()
+        scheduler.step()
+
+    for stage, trainer in zip(stages, trainers, strict=True):
+        assert trainer.version == updates
+        for key, value in stage.named_parameters():
+            assert torch.equal(trainer.params[key], value), key
+        for key, value in stage.named_buffers():
+            assert torch.equal(trainer.buffers[key], value), key
+
+
+def test_schedules_warm_up_and_fall_to_zero() -> None:
+    linear = OptimizerSpec("sgd", 2.0, warmup_updates=4, schedule="linear", schedule_updates=8)
+    assert [learning_rate(linear, v) for v in range(10)] == [0.5, 1.0, 1.5, 2.0, 2.0, 1.5, 1.0, 0.5, 0.0, 0.0]
+    cosine = OptimizerSpec("sgd", 2.0, schedule="cosine", schedule_updates=4)
+    rates = [learning_rate(cosine, v) for v in range(5)]
+    assert rates == pytest.approx([2.0, 1 + 0.5**0.5, 1.0, 1 - 0.5**0.5, 0.0], abs=1e-12)
+    assert learning_rate(OptimizerSpec("sgd", 2.0), 10**6) == 2.0
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        OptimizerSpec("sgd", 0.1, schedule="square"),
+        OptimizerSpec("sgd", 0.1, schedule="linear", warmup_updates=5, schedule_updates=5),
+        OptimizerSpec("lion", 0.1),
+        OptimizerSpec("adam", -1.0),
+    ],
+)
+def test_impossible_optimizers_are_the_users_to_mend(spec: OptimizerSpec) -> None:
+    with pytest.raises(ConfigError):
+        trainers_of([classifier(0)], spec, m=1, staleness=[0])
