@@ -96,7 +96,7 @@ class P2PDaemon:
 
         Raises:
             ConfigError: a port that the user chose is taken.
-            LocalDaemonError: the binary is missing, or stopped, or was not ready in time; with its last words.
+            LocalDaemonError: the binary is missing, stopped, or not ready in time; with its last words.
         """
         if self._process is not None:
             raise LocalDaemonError("p2pd is running already")
@@ -297,6 +297,7 @@ async def connect(p2p: P2P, address: str, timeout_s: float = 10.0) -> PeerId:
 
 def fail_pending_calls(p2p: P2P) -> None:
     """Abort the unary calls that wait for a p2pd that is gone; hivemind would let them wait for ever."""
+    p2p._alive = False
     if p2p._client is None or p2p._client.control is None:
         return
     for call in list(p2p._client.control._pending_calls.values()):

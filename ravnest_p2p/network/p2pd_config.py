@@ -32,7 +32,6 @@ class P2PDConfig:
         log_path: p2pd's output.
         listen: addresses without peer id; port 0 is chosen once and kept.
         announce: addresses to announce instead of those found out.
-        bootstrap: full addresses of peers to connect to at the start.
         relays: full addresses of relays; only the first of each relay is used. A peer with relays reserves a
             place at them when it finds that it cannot be reached from outside.
         reachability: "public" or "private" where the owner knows it, else None to find out.
@@ -46,7 +45,6 @@ class P2PDConfig:
     log_path: Path
     listen: tuple[str, ...] = LOOPBACK
     announce: tuple[str, ...] = ()
-    bootstrap: tuple[str, ...] = ()
     relays: tuple[str, ...] = ()
     reachability: str | None = None
     relay_service: bool = False
@@ -60,12 +58,14 @@ class P2PDConfig:
 def arguments(config: P2PDConfig, control_socket: Path, listen: tuple[str, ...]) -> list[str]:
     """p2pd's command line after the program.
 
+    Bootstrap peers are not among it: p2pd gives up when none of them answers, but a peer has to start alone,
+    so the directory connects to them instead.
+
     Args:
         listen: the addresses of the config with their ports filled in.
     Raises:
         ConfigError: an address or the reachability is senseless.
     """
-    bootstrap = [parse_peer(address) for address in config.bootstrap]
     relays = one_per_peer(parse_peer(address) for address in config.relays)
     flags: dict[str, str | int] = {
         "id": str(config.identity_path),
@@ -98,9 +98,6 @@ def arguments(config: P2PDConfig, control_socket: Path, listen: tuple[str, ...])
         flags["trustedRelays"] = ",".join(relays)
     if config.announce:
         flags["announceAddrs"] = ",".join(parse_listen(address) for address in config.announce)
-    if bootstrap:
-        flags["bootstrapPeers"] = ",".join(bootstrap)
-        flags["b"] = 1
     return [f"-{name}={value}" for name, value in flags.items()]
 
 

@@ -191,6 +191,16 @@ def unseal(
     return Sealed(record, PeerId(peer), issued_at_s, expires_at_s, data)
 
 
+def check_dates(sealed: Sealed, now_s: float, grace_s: float = 0.0) -> None:
+    """Check a record that was opened earlier against the time of now.
+
+    Raises:
+        RecordExpiredError: its time is over.
+    """
+    record = sealed.record
+    _check_dates(record.KIND, sealed.issued_at_s, sealed.expires_at_s, now_s, grace_s, record.MAX_TTL_S)
+
+
 def make_ticket(identity: Identity, *, swarm: str, epoch: int, previous_hash: str) -> TicketRecord:
     """The peer's one possible ticket for the epoch, given the plan before it."""
     signature = identity.sign(ticket_message(swarm, epoch, previous_hash))

@@ -14,6 +14,7 @@ from ravnest_p2p.core.types import BlobHash, PeerId
 
 VERSION = 1
 PEERS_PER_SHARD = 256
+MAX_SHARDS = 64
 
 
 def key_prefix(swarm: str) -> str:
@@ -52,8 +53,8 @@ def blob_key(swarm: str, blob: BlobHash) -> str:
 
 
 def shards_for(peers: int) -> int:
-    """Number of keys over which so many capability records are spread: ceil(peers / 256), at least 1."""
-    return max(1, math.ceil(peers / PEERS_PER_SHARD))
+    """Number of keys over which so many capability records are spread: ceil(peers / 256), from 1 to 64."""
+    return min(MAX_SHARDS, max(1, math.ceil(peers / PEERS_PER_SHARD)))
 
 
 def shard_of(peer: PeerId, shards: int) -> int:
