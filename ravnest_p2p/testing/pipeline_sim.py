@@ -94,7 +94,7 @@ class Scenario:
 
 @dataclass
 class StageReport:
-    """What one stage did: (start, op) in order, its busy time and its end, micro-batches in flight at each averaging."""
+    """What one stage did: (start, op) in order, busy time, end, micro-batches in flight at each averaging."""
 
     trace: list[tuple[float, Op]] = field(default_factory=list)
     busy_s: float = 0.0
