@@ -1,0 +1,167 @@
+"""Run a program on fake tensors: shapes, gradients and bytes without allocating any of it.
+
+Problem: a program's declared shapes can lie, and can ask for more memory than the machine has. Solution:
+before anything real exists, each node runs on torch's fake tensors (shape and dtype without data). Every
+result is compared with its declaration and added to a byte budget, the run stops at the first breach. The
+same run tells the planner which values carry gradients, and what autograd would keep for the backward pass.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from ravnest_p2p.model import ops
+from ravnest_p2p.model.execute import call
+from ravnest_p2p.model.program import Leaf, Node, Program, TensorSpec
+
+DEFAULT_TENSOR_BYTES = 1 << 36
+DEFAULT_TOTAL_BYTES = 1 << 42
+MAX_PIECES = 4096
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """What the abstract run found.
+
+    Attributes:
+        specs: of every slot, with `differentiable` as autograd sees it.
+        contiguous: of every slot.
+        saved_bytes: for every node, what it keeps for the backward pass and no node before it kept already.
+        total_bytes: of all leaves and results together.
+    """
+
+    specs: tuple[TensorSpec, ...]
+    contiguous: tuple[bool, ...]
+    saved_bytes: tuple[int, ...]
+    total_bytes: int
+
+
+class Budget:
+    """Counts bytes and refuses more than allowed.
+
+    Raises (from `add`):
+        ValueError: one tensor, or all together, are over the limit.
+    """
+
+    def __init__(
+        self, tensor_bytes: int = DEFAULT_TENSOR_BYTES, total_bytes: int = DEFAULT_TOTAL_BYTES
+    ) -> None:
+        self._tensor_bytes = tensor_bytes
+        self._total_bytes = total_bytes
+        self.used = 0
+
+    def add(self, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+        size = math.prod(shape) * dtype.itemsize
+        if size > self._tensor_bytes:
+            raise ValueError(f"a tensor of {size} bytes is over the limit of {self._tensor_bytes}")
+        self.used += size
+        if self.used > self._total_bytes:
+            raise ValueError(f"all tensors together are over the limit of {self._total_bytes} bytes")
+
+
+def fake_mode() -> FakeTensorMode:
+    """Fake tensors that never fall back to running a real kernel."""
+    return FakeTensorMode(allow_fallback_kernels=False)
+
+
+def fake_leaf(leaf: Leaf) -> torch.Tensor:
+    """Stand-in for a leaf; call it inside `fake_mode()`."""
+    return torch.empty(leaf.shape, dtype=ops.DTYPES[leaf.dtype], requires_grad=leaf.kind == "param")
+
+
+def analyse(program: Program, budget: Budget | None = None) -> Analysis:
+    """Run the whole program on fake tensors.
+
+    Raises:
+        ValueError: a result differs from its declaration, an operation refuses its arguments, or the byte
+            budget is over; the message names the node.
+    """
+    budget = budget or Budget()
+    for leaf in program.leaves:
+        budget.add(leaf.shape, ops.DTYPES[leaf.dtype])
+    with fake_mode():
+        values = [fake_leaf(leaf) for leaf in program.leaves]
+        meter = _SavedMeter(values)
+        saved: list[int] = []
+        for index, node in enumerate(program.nodes):
+            try:
+                for spec in node.outputs:
+                    budget.add(spec.shape, spec.torch_dtype)
+                guard_pieces(node, values.__getitem__)
+                with meter:
+                    results = call(node, values.__getitem__)
+                _compare(node, results)
+            except Exception as error:
+                raise ValueError(f"node {index} ({node.op}): {_brief(error)}") from error
+            saved.append(meter.take())
+            values.extend(results)
+        specs = tuple(TensorSpec(tuple(v.shape), ops.dtype_name(v.dtype), v.requires_grad) for v in values)
+        return Analysis(specs, tuple(v.is_contiguous() for v in values), tuple(saved), budget.used)
+
+
+def guard_pieces(node: Node, fetch: Callable[[int], Any]) -> None:
+    """Refuse an operation that would cut a tensor into very many pieces, before it does."""
+    name = node.op.split(".")[1]
+    if name not in {"split", "chunk", "unbind"}:
+        return
+    bound = {a.name: v for a, v in zip(ops.resolve(node.op)._schema.arguments, node.args, strict=False)}
+    bound.update(node.kwargs)
+    source = bound["self"]
+    dim = bound.get("dim", 0)
+    length = fetch(source.slot).shape[dim]  # type: ignore[union-attr]
+    if name == "chunk":
+        pieces = bound["chunks"]
+    elif name == "unbind":
+        pieces = length
+    else:
+        size = bound.get("split_size")
+        pieces = -(-length // max(1, size)) if isinstance(size, int) else 0
+    if not isinstance(pieces, int) or pieces > MAX_PIECES:
+        raise ValueError(f"more than {MAX_PIECES} pieces")
+
+
+def _compare(node: Node, results: tuple[torch.Tensor, ...]) -> None:
+    found = [(tuple(r.shape), ops.dtype_name(r.dtype)) for r in results]
+    declared = [(spec.shape, spec.dtype) for spec in node.outputs]
+    if found != declared:
+        raise ValueError(f"declared results {declared} differ from the actual {found}")
+
+
+def _brief(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:300]
+
+
+class _SavedMeter:
+    """Adds up the bytes that autograd saves, each storage once; parameters and buffers are not counted."""
+
+    def __init__(self, leaves: list[torch.Tensor]) -> None:
+        self._leaves = leaves
+        self._seen = {leaf.untyped_storage()._cdata for leaf in leaves}
+        self._alive: list[torch.Tensor] = []
+        self._bytes = 0
+        self._hooks: Any = None
+
+    def __enter__(self) -> None:
+        self._hooks = torch.autograd.graph.saved_tensors_hooks(self._pack, lambda tensor: tensor)
+        self._hooks.__enter__()
+
+    def __exit__(self, *exc: object) -> None:
+        self._hooks.__exit__(*exc)
+
+    def _pack(self, tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in self._seen:
+            self._seen.add(storage._cdata)
+            self._alive.append(tensor)
+            self._bytes += storage.nbytes()
+        return tensor
+
+    def take(self) -> int:
+        taken, self._bytes = self._bytes, 0
+        return taken

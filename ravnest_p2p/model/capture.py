@@ -1,0 +1,205 @@
+"""Turn a user's model into a package that can travel.
+
+Problem: a model is Python code, and only data may travel. Solution: trace one train step, loss included, with
+`torch.export` on a copy of the model, lower it to our own program, and prove on two seeded steps that the
+program computes the same loss, gradients and buffers to the last bit. What tracing gets wrong without a word
+(Python counters, custom autograd functions) is found there and refused. The user's model is never touched.
+"""
+
+from __future__ import annotations
+
+import copy
+import random
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import numpy
+import torch
+from torch import Tensor, nn
+from torch.export.graph_signature import InputKind
+
+from ravnest_p2p.core.errors import CaptureError
+from ravnest_p2p.model import ops
+from ravnest_p2p.model.builder import Builder, Value
+from ravnest_p2p.model.lower import Lowering
+from ravnest_p2p.model.package import Package
+from ravnest_p2p.model.parity import check_parity
+from ravnest_p2p.model.program import Leaf, Program
+
+
+def capture(
+    model: nn.Module,
+    example_inputs: tuple[Tensor, ...],
+    *,
+    loss: Callable[..., Tensor] | None,
+    example_labels: tuple[Tensor, ...] = (),
+) -> Package:
+    """Capture one train step of a model as a package.
+
+    A model in train mode keeps the mode of each of its modules (frozen BatchNorm stays frozen); one in eval
+    mode is captured in train mode. Model, random state and examples are left as they were.
+
+    Args:
+        example_inputs: one micro-batch each; the sizes become fixed. Fields "x0", "x1", … of the package.
+        loss: called as loss(output, *labels), returns a scalar. None: the model takes inputs and labels and
+            returns the loss, or an object with the loss as attribute `loss`.
+        example_labels: fields "y0", "y1", ….
+    Returns:
+        Program and copies of the weights, on the CPU.
+    Raises:
+        CaptureError: the model cannot travel faithfully; names the module, the cause and the fix.
+    """
+    inputs = tuple(_example(t, "input") for t in example_inputs)
+    labels = tuple(_example(t, "label") for t in example_labels)
+    with _randomness_restored():
+        step = _copied_step(model, loss)
+        program, weights = _trace(step, inputs, labels)
+        data = {f"x{i}": t for i, t in enumerate(inputs)} | {f"y{i}": t for i, t in enumerate(labels)}
+        check_parity(_copied_step(model, loss), program, weights, inputs, labels, data)
+    return Package(program, weights)
+
+
+class TrainStep(nn.Module):
+    """The user's model and loss as one module that maps inputs and labels to the loss."""
+
+    def __init__(self, model: nn.Module, loss: Callable[..., Tensor] | None) -> None:
+        super().__init__()
+        self.model = model
+        self.loss = loss
+
+    def forward(self, inputs: tuple[Tensor, ...], labels: tuple[Tensor, ...]) -> Tensor:
+        if self.loss is not None:
+            return self.loss(self.model(*inputs), *labels)
+        output = self.model(*inputs, *labels)
+        return output if isinstance(output, Tensor) else output.loss
+
+
+def canonical_name(name: str) -> str:
+    """Name in the user's state_dict; tensors of a loss module are put under "loss::"."""
+    return name.removeprefix("model.") if name.startswith("model.") else "loss::" + name.removeprefix("loss.")
+
+
+def named_tensors(step: TrainStep) -> dict[str, Tensor]:
+    """All parameters and buffers by canonical name, a shared one under each of its names."""
+    found: dict[str, Tensor] = {}
+    for name, tensor in step.named_parameters(remove_duplicate=False):
+        found[canonical_name(name)] = tensor
+    for name, tensor in step.named_buffers(remove_duplicate=False):
+        found[canonical_name(name)] = tensor
+    return found
+
+
+def _example(tensor: Any, role: str) -> Tensor:
+    if not isinstance(tensor, Tensor):
+        raise CaptureError(f"example {role}: {type(tensor).__name__} is not a tensor; pass tensors only")
+    if tensor.dtype not in ops.DTYPES.values():
+        raise CaptureError(f"example {role}: dtype {tensor.dtype} cannot travel; convert it to a real dtype")
+    return tensor.detach().cpu().clone()
+
+
+def _copied_step(model: nn.Module, loss: Callable[..., Tensor] | None) -> TrainStep:
+    try:
+        copied, copied_loss = copy.deepcopy((model, loss))
+    except Exception as error:
+        raise CaptureError(
+            f"the model cannot be copied ({error}); keep no computed tensors as attributes between steps"
+        ) from error
+    if not model.training:
+        copied.train()
+    return TrainStep(copied, copied_loss).cpu()
+
+
+def _trace(
+    step: TrainStep, inputs: tuple[Tensor, ...], labels: tuple[Tensor, ...]
+) -> tuple[Program, dict[str, Tensor]]:
+    tensors = named_tensors(step)
+    try:
+        exported = torch.export.export(step, (inputs, labels), strict=False)
+    except Exception as error:
+        raise CaptureError(
+            f"torch.export cannot trace the model: {error}\n"
+            "Usual causes: control flow that depends on tensor values, or .item(); use torch.where instead"
+        ) from error
+    names, tied = _shared_names(tensors)
+    fields = [f"x{i}" for i in range(len(inputs))] + [f"y{i}" for i in range(len(labels))]
+    transient = _transient(step, tensors)
+    builder = Builder()
+    weights: dict[str, Tensor] = {}
+    leaves: dict[str, Value] = {}
+    arguments: list[int] = []
+    for spec in exported.graph_signature.input_specs:
+        if spec.kind is InputKind.USER_INPUT:
+            name = fields.pop(0)
+            tensor, kind = (inputs + labels)[len(inputs) + len(labels) - len(fields) - 1], "input"
+        elif spec.kind in (InputKind.PARAMETER, InputKind.BUFFER):
+            name = names[canonical_name(str(spec.target))]
+            tensor = tensors[name]
+            kind = (
+                "buffer" if spec.kind is InputKind.BUFFER else "param" if tensor.requires_grad else "frozen"
+            )
+        elif spec.kind is InputKind.CONSTANT_TENSOR:
+            name, kind, tensor = f"constant::{spec.target}", "buffer", exported.constants[str(spec.target)]
+            transient.add(name)
+            if tensor.requires_grad:
+                raise CaptureError(
+                    "a trained tensor is no parameter of the model; register it as nn.Parameter"
+                )
+        else:
+            raise CaptureError(f"the model takes a {spec.kind.name}, which cannot travel; use tensors only")
+        if name not in leaves:
+            if tensor.dtype not in ops.DTYPES.values():
+                raise CaptureError(f"tensor {name!r}: dtype {tensor.dtype} cannot travel")
+            leaf = Leaf(name, tuple(tensor.shape), ops.dtype_name(tensor.dtype), kind)
+            leaves[name] = builder.leaf(leaf)
+            if kind != "input":
+                weights[name] = tensor.detach().clone(memory_format=torch.contiguous_format)
+        arguments.append(leaves[name])
+    output = Lowering(builder).run(exported.graph_module, arguments)
+    program = _finish(builder, output, tied, frozenset(transient))
+    kept = {leaf.name for leaf in program.params + program.buffers}
+    return program, {name: tensor for name, tensor in weights.items() if name in kept}
+
+
+def _finish(
+    builder: Builder, output: Any, tied: tuple[tuple[str, ...], ...], transient: frozenset[str]
+) -> Program:
+    values = output if isinstance(output, list) else [output]
+    if len(values) != 1 or not isinstance(values[0], Value):
+        raise CaptureError("the loss is not one tensor; return the scalar loss alone")
+    spec = builder.spec(values[0])
+    if spec.shape != ():
+        raise CaptureError(f"the loss has shape {spec.shape}; reduce it to a scalar, such as by .mean()")
+    if not spec.differentiable:
+        raise CaptureError(
+            "the loss depends on no parameter; check for detach(), no_grad() or frozen weights"
+        )
+    program = builder.finish(values[0], tied, transient)
+    return replace(program, layer_bounds=replace(program, layer_bounds=()).cut_map.bounds())
+
+
+def _shared_names(tensors: Mapping[str, Tensor]) -> tuple[dict[str, str], tuple[tuple[str, ...], ...]]:
+    """First name of each tensor by any of its names, and the groups of names of one tensor."""
+    groups: dict[Any, list[str]] = {}
+    for name, tensor in tensors.items():
+        key = (tensor.untyped_storage()._cdata, tensor.storage_offset(), tuple(tensor.shape), tensor.stride())
+        groups.setdefault(key if tensor.numel() else name, []).append(name)
+    first = {name: group[0] for group in groups.values() for name in group}
+    return first, tuple(tuple(group) for group in groups.values() if len(group) > 1)
+
+
+def _transient(step: TrainStep, tensors: Mapping[str, Tensor]) -> set[str]:
+    saved = {canonical_name(name) for name in step.model.state_dict(prefix="model.")}
+    return {name for name in tensors if name not in saved}
+
+
+@contextmanager
+def _randomness_restored() -> Iterator[None]:
+    python, arrays = random.getstate(), numpy.random.get_state()
+    with torch.random.fork_rng():
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            numpy.random.set_state(arrays)

@@ -1,0 +1,201 @@
+"""Run one stage: a flat loop over slots, recorded by autograd.
+
+Problem: an interpreter of graph objects costs up to half of a small model's time, and keeps activations alive
+too long. Solution: a stage is compiled once to a list of steps; each step fills its argument list, calls the
+operation, and drops the slots that nobody reads any more. Parameters are arguments, so the caller chooses
+between live weights and a scratch copy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ravnest_p2p.core.errors import BlobError, FrameFormatError
+from ravnest_p2p.model import ops
+from ravnest_p2p.model.execute import bind, flatten
+from ravnest_p2p.model.program import Node, Ref, TensorSpec
+from ravnest_p2p.model.split import StageProgram
+
+_MASK = (1 << 64) - 1
+
+
+def node_seed(seed: int, index: int) -> int:
+    """Seed of one random node: a 64-bit mix (SplitMix64) of the micro-batch's seed and the node's index."""
+    z = (seed + (index + 1) * 0x9E3779B97F4A7C15) & _MASK
+    z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
+    z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & _MASK
+    return z ^ (z >> 31)
+
+
+class StageComputation:
+    """Executes one stage.
+
+    Args:
+        stage: what to run.
+        device: where parameters, buffers and received tensors are.
+        reseed: seed each random node by its index; False draws from torch's generator as it stands.
+    """
+
+    def __init__(
+        self, stage: StageProgram, device: torch.device | str = "cpu", *, reseed: bool = True
+    ) -> None:
+        self.stage = stage
+        self.device = torch.device(device)
+        self._reseed = reseed
+        self._steps = _compile(stage, self.device)
+        self._leaf_slots = {leaf.name: slot for slot, leaf in enumerate(stage.program.leaves)}
+        self._size = stage.program.first_slots[-1]
+        self._random = any(step.random for step in self._steps)
+
+    def forward(
+        self,
+        params: Mapping[str, Tensor],
+        buffers: Mapping[str, Tensor],
+        received: Sequence[Tensor],
+        data: Mapping[str, Tensor],
+        seed: int,
+    ) -> tuple[Tensor, ...]:
+        """Run the stage on one micro-batch.
+
+        Gradients follow from `torch.autograd.grad(outputs, [*params, *received], …)` over the differentiable
+        ones; a value that only passes through comes out as the very tensor that came in.
+
+        Args:
+            params: at least `stage.params`, by name.
+            buffers: at least `stage.buffers`, by name; the mutable ones are updated in place.
+            received: as in `stage.receives`.
+            data: at least `stage.data_inputs`, by name; other fields are ignored.
+            seed: of this micro-batch; the same on every stage.
+        Returns:
+            As in `stage.sends`: for the next stage, or (loss,) on the last.
+        Raises:
+            FrameFormatError: a received tensor has another shape or dtype (remote's fault).
+            BlobError: a data field has another shape or dtype (remote's fault).
+        """
+        stage = self.stage
+        slots: list[Any] = [None] * self._size
+        if len(received) != len(stage.receives):
+            raise FrameFormatError(
+                f"{len(received)} tensors received where {len(stage.receives)} are expected"
+            )
+        for position, (slot, spec, tensor) in enumerate(
+            zip(stage.received_slots, stage.receives, received, strict=True)
+        ):
+            if not _matches(tensor, spec):
+                raise FrameFormatError(f"received tensor {position} is {_shown(tensor)}, not {spec}")
+            slots[slot] = tensor
+        for name in stage.data_inputs:
+            spec = stage.tensor_spec(name)
+            if name not in data or not _matches(data[name], spec):
+                raise BlobError(f"data field {name} is {_shown(data.get(name))}, not {spec}")
+            slots[self._leaf_slots[name]] = data[name]
+        for name in stage.params:
+            slots[self._leaf_slots[name]] = params[name]
+        for name in stage.buffers:
+            # Another tensor over the same memory: its own version counter lets the caller average or reload
+            # buffers between this forward and its backward, which autograd would else refuse.
+            slots[self._leaf_slots[name]] = buffers[name].data
+        generator = self._generator() if self._random and self._reseed else None
+        state = generator.get_state() if generator is not None else None
+        try:
+            for step in self._steps:
+                step.run(slots, generator, seed)
+        finally:
+            if generator is not None and state is not None:
+                generator.set_state(state)
+        return tuple(slots[slot] for slot in stage.sent_slots)
+
+    def _generator(self) -> torch.Generator:
+        if self.device.type == "cuda":
+            return torch.cuda.default_generators[self.device.index or torch.cuda.current_device()]
+        if self.device.type == "mps":
+            return torch.mps._get_default_mps_generator()
+        return torch.default_generator
+
+
+class _Step:
+    """One compiled node: argument templates with holes, result slots, and slots to drop."""
+
+    __slots__ = (
+        "args",
+        "copied",
+        "drop",
+        "holes",
+        "index",
+        "kwargs",
+        "nested",
+        "no_grad",
+        "op",
+        "out",
+        "random",
+    )
+
+    def __init__(
+        self, index: int, node: Node, first: int, copied: frozenset[int], device: torch.device
+    ) -> None:
+        self.index = index
+        self.op = ops.resolve(node.op)
+        self.args: list[Any] = list(node.args)
+        self.holes = [(i, a.slot) for i, a in enumerate(node.args) if isinstance(a, Ref)]
+        self.nested = [(i, a) for i, a in enumerate(node.args) if isinstance(a, tuple)]
+        self.kwargs: dict[str, Any] = dict(node.kwargs)
+        if node.op in ops.FACTORY_OPS:
+            self.kwargs["device"] = device
+        self.no_grad = node.no_grad
+        self.random = node.op in ops.RANDOM_OPS
+        self.out = tuple(range(first, first + len(node.outputs)))
+        self.copied = copied - set(node.mutated()) if copied else copied
+        self.drop: tuple[int, ...] = ()
+
+    def run(self, slots: list[Any], generator: torch.Generator | None, seed: int) -> None:
+        copied = self.copied
+
+        def fetch(slot: int) -> Tensor:
+            return slots[slot].clone() if slot in copied else slots[slot]
+
+        args = self.args.copy()
+        for position, slot in self.holes:
+            args[position] = fetch(slot)
+        for position, value in self.nested:
+            args[position] = bind(value, fetch)
+        kwargs = self.kwargs
+        if kwargs:
+            kwargs = {name: bind(value, fetch) for name, value in kwargs.items()}
+        if generator is not None and self.random:
+            generator.manual_seed(node_seed(seed, self.index))
+        if self.no_grad:
+            with torch.no_grad():
+                result = self.op(*args, **kwargs)
+        else:
+            result = self.op(*args, **kwargs)
+        if len(self.out) == 1:
+            slots[self.out[0]] = result if isinstance(result, Tensor) else result[0]
+        elif self.out:
+            for slot, tensor in zip(self.out, flatten(result), strict=True):
+                slots[slot] = tensor
+        for slot in self.drop:
+            slots[slot] = None
+
+
+def _compile(stage: StageProgram, device: torch.device) -> list[_Step]:
+    program = stage.program
+    mutable = program.mutated_slots
+    steps = [_Step(i, node, program.first_slots[i], mutable, device) for i, node in stage.nodes]
+    kept = set(stage.sent_slots)
+    for step, (_, node) in zip(reversed(steps), reversed(stage.nodes), strict=True):
+        dying = {slot for slot in (*node.refs(), *step.out) if slot not in kept}
+        step.drop = tuple(sorted(dying))
+        kept |= dying
+    return steps
+
+
+def _matches(tensor: Tensor, spec: TensorSpec) -> bool:
+    return tuple(tensor.shape) == spec.shape and tensor.dtype == spec.torch_dtype
+
+
+def _shown(tensor: Tensor | None) -> str:
+    return "missing" if tensor is None else f"{tuple(tensor.shape)} {ops.dtype_name(tensor.dtype)}"

@@ -1,0 +1,144 @@
+"""What travels: a program and its weights, and their two kinds of file.
+
+The program is canonical JSON. Weights are safetensors, which hold tensors and nothing that could run. Values
+are not judged: NaN and infinity are legal weights (masks hold -inf), training on them is the owner's affair.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ravnest_p2p.core.errors import PackageError
+from ravnest_p2p.core.types import LayerCost
+from ravnest_p2p.model.parse import Limits
+from ravnest_p2p.model.program import Program, TensorSpec
+
+PROGRAM_FILE = "program.json"
+WEIGHTS_FILE = "weights.safetensors"
+
+_STORED = {
+    "F64": "float64",
+    "F32": "float32",
+    "F16": "float16",
+    "BF16": "bfloat16",
+    "I64": "int64",
+    "I32": "int32",
+    "I16": "int16",
+    "I8": "int8",
+    "U8": "uint8",
+    "BOOL": "bool",
+}
+
+
+@dataclass(frozen=True)
+class Package:
+    """A model as data.
+
+    Attributes:
+        weights: parameters and buffers under their state_dict names, on the CPU; a tied one stands here once.
+    """
+
+    program: Program
+    weights: dict[str, Tensor]
+
+    @property
+    def tied(self) -> tuple[tuple[str, ...], ...]:
+        """Groups of names of one tensor; the first is the one in `weights`."""
+        return self.program.tied
+
+    @property
+    def layers(self) -> tuple[LayerCost, ...]:
+        return self.program.layers
+
+    def state_dict(self, weights: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+        """Weights as the user's `load_state_dict(…, strict=False)` takes them.
+
+        Args:
+            weights: trained ones under the package's names; its own where None.
+        Returns:
+            Every name of a tied tensor, and nothing that is not in the model's state_dict. Tensors that the
+            captured step never uses are missing.
+        """
+        held = self.weights if weights is None else weights
+        hidden = set(self.program.transient)
+        state = {name: t for name, t in held.items() if name not in hidden and "::" not in name}
+        for first, *others in self.tied:
+            if first in state:
+                state.update((name, state[first]) for name in others)
+        return state
+
+    def save(self, folder: str | os.PathLike[str]) -> tuple[Path, Path]:
+        """Write both files into an existing folder; returns (program path, weights path)."""
+        program_path, weights_path = Path(folder) / PROGRAM_FILE, Path(folder) / WEIGHTS_FILE
+        program_path.write_bytes(self.program.to_json())
+        save_file({name: tensor.contiguous() for name, tensor in self.weights.items()}, weights_path)
+        return program_path, weights_path
+
+    @staticmethod
+    def load(
+        program_path: str | os.PathLike[str],
+        weights_paths: Sequence[str | os.PathLike[str]],
+        limits: Limits | None = None,
+    ) -> Package:
+        """Read files from a stranger.
+
+        Raises:
+            PackageError: the program or the weights are refused (remote's fault).
+        """
+        limits = limits or Limits()
+        path = Path(program_path)
+        if path.stat().st_size > limits.json_bytes:
+            raise PackageError(f"the program is over the limit of {limits.json_bytes} bytes")
+        program = Program.from_json(path.read_bytes(), limits)
+        wanted = {leaf.name: leaf.spec for leaf in program.params + program.buffers}
+        return Package(program, load_tensors(weights_paths, wanted))
+
+
+def load_tensors(
+    paths: Sequence[str | os.PathLike[str]], wanted: Mapping[str, TensorSpec], *, partial: bool = False
+) -> dict[str, Tensor]:
+    """Read named tensors from safetensors files; headers are checked before any tensor is read.
+
+    Args:
+        wanted: what the files must hold, together and nothing else.
+        partial: other tensors in the files are skipped instead of refused; a stage reads its own that way.
+    Raises:
+        PackageError: a file is malformed; a tensor is missing, extra, twice there, or has another shape or
+            dtype.
+    """
+    found: dict[str, Tensor] = {}
+    for path in paths:
+        try:
+            with safe_open(path, framework="pt", device="cpu") as file:
+                names = [name for name in file.keys() if not partial or name in wanted]  # noqa: SIM118
+                for name in names:
+                    _check(file.get_slice(name), name, wanted, found)
+                for name in names:
+                    found[name] = file.get_tensor(name)
+        except (SafetensorError, OSError, ValueError, json.JSONDecodeError) as error:
+            raise PackageError(f"weights file refused: {error}") from error
+    missing = sorted(wanted.keys() - found.keys())
+    if missing:
+        raise PackageError(
+            f"weights lack {missing[0]!r}" + (f" and {len(missing) - 1} more" if missing[1:] else "")
+        )
+    return found
+
+
+def _check(header: object, name: str, wanted: Mapping[str, TensorSpec], found: Mapping[str, Tensor]) -> None:
+    if name in found:
+        raise PackageError(f"weights hold {name[:100]!r} twice")
+    if name not in wanted:
+        raise PackageError(f"weights hold {name[:100]!r}, which the program does not use")
+    shape, dtype = tuple(header.get_shape()), _STORED.get(header.get_dtype())  # type: ignore[attr-defined]
+    spec = wanted[name]
+    if (shape, dtype) != (spec.shape, spec.dtype):
+        raise PackageError(f"weight {name!r} is {shape} {dtype}, not {spec.shape} {spec.dtype}")

@@ -1,0 +1,108 @@
+"""Prove that a captured program computes what the user's model computes.
+
+Two steps with the same seeds on both sides, an update of the weights between them: a custom autograd function
+shows in the gradients of the first step, a Python counter in the second. Equality is to the last bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from ravnest_p2p.core.errors import CaptureError
+from ravnest_p2p.model.compute import StageComputation
+from ravnest_p2p.model.program import Program
+from ravnest_p2p.model.split import stage_program
+
+if TYPE_CHECKING:
+    from ravnest_p2p.model.capture import TrainStep
+
+_STEP = 0.01
+_FIX = (
+    "Usual causes: a custom autograd.Function, a Python counter or random number in forward(), or a tensor "
+    "kept from the step before. Write it with plain tensor operations and buffers"
+)
+
+
+def check_parity(
+    step: TrainStep,
+    program: Program,
+    weights: Mapping[str, Tensor],
+    inputs: tuple[Tensor, ...],
+    labels: tuple[Tensor, ...],
+    data: Mapping[str, Tensor],
+) -> None:
+    """Run two steps on both sides and compare loss, gradients and buffers.
+
+    Args:
+        step: the user's model and loss, copied; it is changed.
+        data: the inputs and labels by field name.
+    Raises:
+        CaptureError: they differ; names the module and what differs.
+    """
+    from ravnest_p2p.model.capture import named_tensors
+
+    computation = StageComputation(stage_program(program, 0, len(program.layer_bounds)), reseed=False)
+    eager = named_tensors(step)
+    params = {leaf.name: weights[leaf.name].clone().requires_grad_() for leaf in program.params}
+    buffers = {leaf.name: weights[leaf.name].clone() for leaf in program.buffers}
+    trained = [name for name, tensor in eager.items() if tensor.requires_grad]
+    for index in range(2):
+        torch.manual_seed(index)
+        (loss,) = computation.forward(params, buffers, (), _rolled(data, index), 0)
+        found = dict(
+            zip(params, torch.autograd.grad(loss, list(params.values()), allow_unused=True), strict=True)
+        )
+        torch.manual_seed(index)
+        expected_loss = _eager(step, inputs, labels, index)
+        grads = torch.autograd.grad(expected_loss, [eager[n] for n in trained], allow_unused=True)
+        expected = dict(zip(trained, grads, strict=True))
+        _compare("the loss", loss.detach(), expected_loss.detach(), index)
+        for name in trained:
+            if name in found or not any(name in group for group in program.tied):
+                _compare(f"the gradient of {name!r}", found.get(name), expected[name], index)
+        for name, tensor in buffers.items():
+            if name in eager:
+                _compare(f"the buffer {name!r}", tensor, eager[name].detach(), index)
+        with torch.no_grad():
+            for name, tensor in params.items():
+                gradient = expected[name]
+                if gradient is not None:
+                    tensor -= _STEP * gradient
+                    eager[name] -= _STEP * gradient
+
+
+def _eager(step: TrainStep, inputs: tuple[Tensor, ...], labels: tuple[Tensor, ...], index: int) -> Tensor:
+    fed = {f"x{i}": t for i, t in enumerate(inputs)} | {f"y{i}": t for i, t in enumerate(labels)}
+    rolled = _rolled(fed, index)
+    return step(
+        tuple(rolled[f"x{i}"] for i in range(len(inputs))), tuple(rolled[f"y{i}"] for i in range(len(labels)))
+    )
+
+
+def _rolled(data: Mapping[str, Tensor], index: int) -> dict[str, Tensor]:
+    """Copies of the fields; for the second step with the samples in another order."""
+    return {name: t.roll(index, 0) if t.dim() else t.clone() for name, t in data.items()}
+
+
+def _compare(what: str, found: Tensor | None, expected: Tensor | None, index: int) -> None:
+    if found is None and expected is None:
+        return
+    if found is not None and expected is not None:
+        if found.shape == expected.shape and torch.equal(found.nan_to_num(7e6), expected.nan_to_num(7e6)):
+            return
+        gap = f"by up to {(found.double() - expected.double()).abs().max().item():.3g}"
+    else:
+        gap = "in being there at all"
+    raise CaptureError(
+        f"{_module(what)}: {what} of the captured program differs {gap} from the model's own "
+        f"in step {index + 1}. {_FIX}"
+    )
+
+
+def _module(what: str) -> str:
+    name = what.split("'")[1] if "'" in what else ""
+    return f"module {name.rpartition('.')[0] or '(the model itself)'}"
