@@ -26,7 +26,8 @@ from ravnest_p2p.testing.lossy_link import Faults, LossyLink
 def test_a_breaking_link_delivers_in_order(
     payloads: int, credit: int, breaks: float, repeats: float, jitter_s: float, seed: int
 ) -> None:
-    clock, got = VirtualClock(), []
+    clock = VirtualClock()
+    got: list[int] = []
     link: LossyLink[int] = LossyLink(
         clock, random.Random(seed), 1.0, Faults(breaks, repeats, 2.0, jitter_s), credit, got.append
     )
