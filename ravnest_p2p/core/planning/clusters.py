@@ -23,7 +23,7 @@ from ravnest_p2p.core.planning.cost import (
     stage_need_bytes,
     updates_per_s,
 )
-from ravnest_p2p.core.planning.cuts import LayerTable
+from ravnest_p2p.core.planning.cuts import MIN_FLOPS, LayerTable
 from ravnest_p2p.core.types import Capability, JobSpec, PeerId
 
 MAX_STAGES = 8
@@ -59,9 +59,7 @@ class ClusterSearch:
     def __init__(self, spec: JobSpec, peers: Sequence[Capability]) -> None:
         self._spec = spec
         self._table = LayerTable(spec.layers)
-        self._peers = sorted(
-            (peer for peer in peers if peer.flops > 0 and peer.memory_bytes > 0), key=lambda c: c.peer
-        )
+        self._peers = sorted((peer for peer in peers if peer.flops >= MIN_FLOPS), key=lambda c: c.peer)
         self._drafts: dict[tuple[PeerId, ...], Draft | None] = {}
 
     def best(self, *, most_peers: int | None = None, clusters: int | None = None) -> Formation | None:
@@ -74,6 +72,8 @@ class ClusterSearch:
         bound = len(self._peers) if most_peers is None else min(most_peers, len(self._peers))
         best: Formation | None = None
         for stages, count in self._shapes(bound, self._spec.clusters if clusters is None else clusters):
+            if best is not None and self._fastest_possible(stages * count) <= best.rate * CLEAR_GAIN:
+                continue
             formation = self._best_of_shape(stages, count)
             if formation is not None and (best is None or formation.rate > best.rate * CLEAR_GAIN):
                 best = formation
@@ -90,6 +90,12 @@ class ClusterSearch:
             if stages * count <= bound and stages <= self._table.count
         ]
         return sorted(shapes, key=lambda shape: (shape[0] * shape[1], shape[0]))
+
+    def _fastest_possible(self, peers: int) -> float:
+        """Updates a second of the fastest peers if links took no time and layers could be cut at will."""
+        flops = sum(sorted((peer.flops for peer in self._peers), reverse=True)[:peers])
+        update_flops = self._table.flops(0, self._table.count) * self._spec.microbatches_per_update
+        return flops / max(update_flops, 1.0)
 
     def _best_of_shape(self, stages: int, count: int) -> Formation | None:
         found: list[tuple[Formation, float, tuple[tuple[PeerId, ...], ...]]] = []

@@ -18,6 +18,9 @@ from ravnest_p2p.core.types import Capability, LayerCost
 Need = Callable[[int, int, int], int]
 """Memory in bytes of (stage number, lo, hi); must not shrink when the range grows."""
 
+MIN_FLOPS = 1.0
+"""A peer that claims less is not planned with."""
+
 _INFINITY = float("inf")
 
 
@@ -47,7 +50,7 @@ class LayerTable:
 
 def compute_s(table: LayerTable, peer: Capability, lo: int, hi: int) -> float:
     """Forward and backward of one micro-batch, seconds."""
-    return table.flops(lo, hi) / peer.flops if peer.flops > 0 else _INFINITY
+    return table.flops(lo, hi) / max(peer.flops, MIN_FLOPS)
 
 
 def transfer_s(table: LayerTable, peer: Capability, lo: int, hi: int) -> float:
@@ -67,55 +70,81 @@ def stage_cuts(
 
     Args:
         layers: at least as many as peers, else there are no cuts.
-        peers: in pipeline order; one without speed gets no layer.
+        peers: in pipeline order; one without speed spoils them all.
         need: memory of a stage; compared with the peer's `memory_bytes`.
     Returns:
         One non-empty range for each peer, contiguous from 0 to the last layer; None where nothing fits.
     """
     table = layers if isinstance(layers, LayerTable) else LayerTable(layers)
-    if not peers or len(peers) > table.count:
+    if not peers or len(peers) > table.count or any(peer.flops < MIN_FLOPS for peer in peers):
         return None
-    slowest_s = _lowest_slowest_s(table, peers, need)
-    if slowest_s == _INFINITY:
-        return None
-    return _fewest_bytes(table, peers, need, slowest_s)
+    stages = [_Stage(table, peer, n, len(peers), need) for n, peer in enumerate(peers)]
+    slowest_s = _lowest_slowest_s(table.count, stages)
+    return None if slowest_s == _INFINITY else _fewest_bytes(table, stages, slowest_s)
 
 
-def _lowest_slowest_s(table: LayerTable, peers: Sequence[Capability], need: Need) -> float:
-    best = [0.0] + [_INFINITY] * table.count
-    for stage, peer in enumerate(peers):
-        before, best = best, [_INFINITY] * (table.count + 1)
-        for hi in range(stage + 1, table.count - (len(peers) - 1 - stage) + 1):
-            lowest = _INFINITY
-            for lo in range(hi - 1, stage - 1, -1):
-                if compute_s(table, peer, lo, hi) >= lowest or need(stage, lo, hi) > peer.memory_bytes:
+class _Stage:
+    """One stage's costs as plain lists over layers, for the inner loops.
+
+    Attributes:
+        ends: where its layers may end, so that every stage gets one at least.
+        first: for each end, the lowest start that fits the peer's memory.
+        work_s: compute time of all layers before an index; `link_s`: transfer time of the cut at an index.
+    """
+
+    def __init__(self, table: LayerTable, peer: Capability, number: int, stages: int, need: Need) -> None:
+        self.number = number
+        self.ends = range(number + 1, table.count - (stages - 1 - number) + 1)
+        self.work_s = [compute_s(table, peer, 0, n) for n in range(table.count + 1)]
+        self.link_s = [8.0 * table.cut_bytes(n) / link_bps(peer) for n in range(table.count + 1)]
+        self.first = [0] * (table.count + 1)
+        lo = number
+        for hi in self.ends:
+            while lo < hi and need(number, lo, hi) > peer.memory_bytes:
+                lo += 1
+            self.first[hi] = lo
+
+
+def _lowest_slowest_s(layers: int, stages: Sequence[_Stage]) -> float:
+    best = [0.0] + [_INFINITY] * layers
+    for stage in stages:
+        before, best = best, [_INFINITY] * (layers + 1)
+        work_s, link_s = stage.work_s, stage.link_s
+        for hi in stage.ends:
+            lowest, done_s, out_s = _INFINITY, work_s[hi], link_s[hi]
+            for lo in range(hi - 1, stage.first[hi] - 1, -1):
+                stage_compute_s = done_s - work_s[lo]
+                if stage_compute_s >= lowest:
                     break
-                if before[lo] < lowest:
-                    lowest = min(lowest, max(before[lo], stage_s(table, peer, lo, hi)))
+                slowest_s = max(before[lo], stage_compute_s, out_s + link_s[lo])
+                if slowest_s < lowest:
+                    lowest = slowest_s
             best[hi] = lowest
-    return best[table.count]
+    return best[layers]
 
 
-def _fewest_bytes(
-    table: LayerTable, peers: Sequence[Capability], need: Need, slowest_s: float
-) -> list[tuple[int, int]]:
+def _fewest_bytes(table: LayerTable, stages: Sequence[_Stage], slowest_s: float) -> list[tuple[int, int]]:
     none = (_INFINITY, _INFINITY)
     best: list[tuple[float, float]] = [(0.0, 0.0)] + [none] * table.count
     starts: list[list[int]] = []
-    for stage, peer in enumerate(peers):
+    for stage in stages:
         before, best = best, [none] * (table.count + 1)
         start = [0] * (table.count + 1)
-        for hi in range(stage + 1, table.count - (len(peers) - 1 - stage) + 1):
-            for lo in range(hi - 1, stage - 1, -1):
-                work_s = compute_s(table, peer, lo, hi)
-                if work_s > slowest_s or need(stage, lo, hi) > peer.memory_bytes:
+        work_s, link_s = stage.work_s, stage.link_s
+        for hi in stage.ends:
+            lowest, done_s, out_s = none, work_s[hi], link_s[hi]
+            for lo in range(hi - 1, stage.first[hi] - 1, -1):
+                stage_compute_s = done_s - work_s[lo]
+                if stage_compute_s > slowest_s:
                     break
-                if before[lo] == none or transfer_s(table, peer, lo, hi) > slowest_s:
-                    continue
                 cut_bytes, unevenness = before[lo]
-                cost = (cut_bytes + table.cut_bytes(lo), unevenness + work_s * work_s)
-                if cost < best[hi]:
-                    best[hi], start[hi] = cost, lo
+                cut_bytes += table.cut_bytes(lo)
+                if cut_bytes > lowest[0] or out_s + link_s[lo] > slowest_s:
+                    continue
+                cost = (cut_bytes, unevenness + stage_compute_s * stage_compute_s)
+                if cost < lowest:
+                    lowest, start[hi] = cost, lo
+            best[hi] = lowest
         starts.append(start)
     ranges: list[tuple[int, int]] = []
     hi = table.count

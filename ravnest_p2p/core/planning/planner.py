@@ -171,6 +171,9 @@ def _formed(
 ) -> JobPlan:
     """The job's clusters from the free peers, or why it waits; without standbys and tag."""
     spec = it.spec
+    unfit = waiting.malformed(spec)
+    if unfit:
+        return JobPlan(job, _NO_GENERATION, (), batches_done=it.batches_before, reason=unfit)
     saved = resume_point(it.pieces, online, len(spec.layers), not_before=it.batches_before)
     waits = JobPlan(job, _NO_GENERATION, (), batches_done=it.batches_before if saved is None else saved[0])
     if saved is None and (it.batches_before > 0 or ever_saved(it.pieces, len(spec.layers))):

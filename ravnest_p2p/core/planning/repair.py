@@ -17,7 +17,7 @@ from ravnest_p2p.core.planning.cost import (
     lowest_staleness,
     stage_need_bytes,
 )
-from ravnest_p2p.core.planning.cuts import LayerTable
+from ravnest_p2p.core.planning.cuts import MIN_FLOPS, LayerTable
 from ravnest_p2p.core.types import Capability, ClusterPlan, JobPlan, JobSpec, PeerId
 
 MAX_SPARES_TRIED = 8
@@ -57,7 +57,7 @@ def _kept(
     for s, stage in enumerate(cluster.stages):
         peer = free.get(stage.peer)
         lowest = lowest_staleness(spec, s, stages)
-        if peer is None or peer.flops <= 0:
+        if peer is None or peer.flops < MIN_FLOPS:
             return None
         if stage_need_bytes(spec, table, s, stages, stage.lo, stage.hi, lowest) > peer.memory_bytes:
             return None

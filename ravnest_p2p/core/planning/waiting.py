@@ -8,13 +8,34 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
+from ravnest_p2p.core.capability import MAX_FLOPS, MAX_MEMORY_BYTES
 from ravnest_p2p.core.planning.cost import need_of
-from ravnest_p2p.core.planning.cuts import LayerTable
+from ravnest_p2p.core.planning.cuts import MIN_FLOPS, LayerTable
 from ravnest_p2p.core.planning.resume import missing_layers
 from ravnest_p2p.core.types import Capability, JobSpec, PeerId, Piece
 from ravnest_p2p.core.wording import bytes_text, peer_text, peers_text
 
+MAX_LAYERS = 4096
+MAX_COUNT = 1_000_000_000
+
 _SHOWN = 6
+
+
+def malformed(spec: JobSpec) -> str:
+    """What makes a manifest unfit for planning; empty for a sound one."""
+    counts = (spec.stages, spec.clusters, spec.staleness_bound, spec.total_batches)
+    sizes = (spec.microbatches_per_update, spec.updates_per_round, spec.microbatch_size)
+    if not 0 < len(spec.layers) <= MAX_LAYERS:
+        return f"its model has {len(spec.layers)} layers, not 1 to {MAX_LAYERS}: submit it anew"
+    if any(not 0 <= n <= MAX_COUNT for n in counts) or any(not 1 <= n <= MAX_COUNT for n in sizes):
+        return (
+            f"a number of its manifest is not in [0, {MAX_COUNT}], or 0 where 1 is the least: submit it anew"
+        )
+    for n, layer in enumerate(spec.layers):
+        sizes = (layer.param_bytes, layer.activation_bytes, layer.out_bytes)
+        if not 0 <= layer.flops <= MAX_FLOPS or any(not 0 <= size <= MAX_MEMORY_BYTES for size in sizes):
+            return f"the cost of its layer {n} is no sane number: submit it anew"
+    return ""
 
 
 def for_peers(spec: JobSpec, free: Mapping[PeerId, Capability], online: Mapping[PeerId, Capability]) -> str:
@@ -30,7 +51,7 @@ def for_peers(spec: JobSpec, free: Mapping[PeerId, Capability], online: Mapping[
     wanted = stages * clusters
     each_bytes = smallest_peer_bytes(spec, stages)
     shape = f"{_count(clusters, 'cluster')} × {_count(stages, 'stage')} = {_count(wanted, 'peer')}"
-    able = [c for c in free.values() if c.memory_bytes >= each_bytes and c.flops > 0]
+    able = [c for c in free.values() if c.memory_bytes >= each_bytes and c.flops >= MIN_FLOPS]
     need = f"needs {shape} with about {bytes_text(each_bytes)} each"
     there = f"{_there(free)}{_busy(free, online)}"
     if len(free) < wanted:
