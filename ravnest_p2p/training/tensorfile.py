@@ -118,7 +118,7 @@ class TensorFile:
             raise BlobError(f"{self.name}: tensor {name!r} is missing")
         found = self.spec(name)
         if found != wanted:
-            raise BlobError(f"{self.name}: tensor {name!r} is {found}, not {wanted}")
+            raise BlobError(f"{self.name}: tensor {name!r} is {found!s:.100}, not {wanted}")
         tensor: Tensor = self._handle.get_tensor(name)
         return tensor
 
@@ -137,7 +137,7 @@ def open_tensors(path: Path) -> Iterator[TensorFile]:
             raise BlobError(f"{path.name}: header of {header_bytes} bytes, over {HEADER_LIMIT_BYTES}")
         handle = safe_open(path, framework="pt")
     except (SafetensorError, OSError, ValueError) as error:
-        raise BlobError(f"{path.name} is no readable safetensors file: {error}") from error
+        raise BlobError(f"{path.name} is no readable safetensors file: {error!s:.200}") from error
     with handle:
         yield TensorFile(path, handle)
 
