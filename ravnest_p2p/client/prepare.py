@@ -1,0 +1,200 @@
+"""A job request turned into what travels: a manifest and content-addressed blobs, in a folder on this
+computer.
+
+Nothing of it is sent before all of it holds: a user's mistake is said here, with the way to mend it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset, default_collate
+
+from ravnest_p2p.client.blobs import sha256_of
+from ravnest_p2p.client.request import JobRequest
+from ravnest_p2p.core.errors import ConfigError, RecordFormatError
+from ravnest_p2p.core.types import BlobHash, FieldSpec, JobId, JobSpec, OptimizerSpec
+from ravnest_p2p.model.capture import capture
+from ravnest_p2p.model.program import Program
+from ravnest_p2p.network.records_manifest import job_id, manifest_bytes
+from ravnest_p2p.training.data import write_shards
+from ravnest_p2p.training.optimizer import learning_rate, make_optimizer
+
+_SHARD_BYTES = 4 * 1024 * 1024
+Say = Callable[[str], None]
+"""Called with a line for people before each step that may take long."""
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A job ready to be handed in.
+
+    Attributes:
+        blobs: file of each blob, in the order in which they are uploaded; the manifest is the last.
+    """
+
+    job: JobId
+    spec: JobSpec
+    manifest_bytes: int
+    blobs: dict[BlobHash, Path]
+
+    @property
+    def size_bytes(self) -> int:
+        return sum(path.stat().st_size for path in self.blobs.values())
+
+
+def prepare(request: JobRequest, folder: Path, say: Say) -> tuple[Prepared, Program]:
+    """Capture the model, cut the data into shards, and write the manifest.
+
+    Args:
+        folder: empty; takes all blobs, and has to stay until they are uploaded.
+    Returns:
+        The job, and the captured program.
+    Raises:
+        ConfigError: data or settings that do not fit together.
+        CaptureError: the model cannot be captured faithfully.
+    """
+    columns = _columns(request, say)
+    samples = len(columns[0])
+    inputs, labels = columns[: len(columns) - request.labels], columns[len(columns) - request.labels :]
+    batches = _total_batches(request, samples)
+    optimizer = _optimizer(request, batches)
+    say("capturing the model")
+    size = request.microbatch_size
+    package = capture(
+        request.model,
+        tuple(column[:size] for column in inputs),
+        loss=request.loss,
+        example_labels=tuple(column[:size] for column in labels),
+    )
+    program, weights = package.save(folder)
+    blobs = {sha256_of(path): path for path in (program, weights)}
+    say("writing the data")
+    fields = []
+    for name, role, column in _named(inputs, labels):
+        shards = _shards(column, folder / name)
+        blobs |= {blob: path for blob, path, _ in shards}
+        dtype = str(column.dtype).removeprefix("torch.")
+        cuts = tuple((blob, rows) for blob, _, rows in shards)
+        fields.append(FieldSpec(name, role, dtype, tuple(column.shape[1:]), cuts))
+    spec = JobSpec(
+        name=request.name or type(request.model).__name__,
+        program=sha256_of(program),
+        weights=(sha256_of(weights),),
+        fields=tuple(fields),
+        samples=samples,
+        layers=tuple(package.layers),
+        microbatch_size=size,
+        microbatches_per_update=request.microbatches_per_update,
+        updates_per_round=request.updates_per_round,
+        total_batches=batches,
+        seed=request.seed,
+        optimizer=optimizer,
+        stages=request.stages,
+        clusters=request.clusters,
+        staleness_bound=request.staleness_bound,
+    )
+    try:
+        manifest = manifest_bytes(spec)
+    except RecordFormatError as error:
+        raise ConfigError(f"these settings make no job: {error}") from None
+    path = folder / "manifest.json"
+    path.write_bytes(manifest)
+    job = job_id(manifest)
+    blobs[BlobHash(job)] = path
+    return Prepared(job, spec, len(manifest), blobs), package.program
+
+
+def _columns(request: JobRequest, say: Say) -> list[Tensor]:
+    data: Any = request.data
+    if isinstance(data, Dataset) or not isinstance(data, (tuple, list)):
+        data = _materialised(data, say)
+    if request.labels < 0 or len(data) <= request.labels:
+        raise ConfigError(f"data has {len(data)} columns; it needs inputs and {request.labels} of labels")
+    columns = [_column(array, label=i >= len(data) - request.labels) for i, array in enumerate(data)]
+    if len({len(column) for column in columns}) != 1 or not len(columns[0]):
+        raise ConfigError(
+            f"data columns must have the same length, not {[len(column) for column in columns]}"
+        )
+    return columns
+
+
+def _materialised(data: Any, say: Say) -> tuple[Any, ...]:
+    try:
+        total = len(data)
+    except TypeError:
+        raise ConfigError("data must be a tuple of tensors or arrays, or a Dataset with a length") from None
+    rows = []
+    for index in range(total):
+        if index % 10_000 == 0:
+            say(f"reading the data: {index} of {total}")
+        rows.append(data[index])
+    batch = default_collate(rows) if rows else ()
+    if not isinstance(batch, (tuple, list)):
+        raise ConfigError("each item of the Dataset must be a tuple: inputs first, labels last")
+    return tuple(batch)
+
+
+def _column(array: Any, *, label: bool) -> Tensor:
+    if isinstance(array, np.ndarray):
+        array = torch.from_numpy(np.ascontiguousarray(array))
+    if not isinstance(array, Tensor) or array.ndim == 0:
+        raise ConfigError(f"a data column must be a tensor or a numpy array, not {type(array).__name__}")
+    column: Tensor = array.detach().cpu().contiguous()
+    if column.dtype == torch.float64:
+        return column.float()
+    if label and column.dtype in (torch.uint8, torch.int8, torch.int16, torch.int32):
+        return column.long()
+    return column
+
+
+def _total_batches(request: JobRequest, samples: int) -> int:
+    numbers = {
+        "passes": request.passes,
+        "microbatch_size": request.microbatch_size,
+        "microbatches_per_update": request.microbatches_per_update,
+        "updates_per_round": request.updates_per_round,
+    }
+    for name, value in numbers.items():
+        if value < 1:
+            raise ConfigError(f"{name} must be at least 1, not {value}")
+    for name, value in {"stages": request.stages, "clusters": request.clusters, "seed": request.seed}.items():
+        if value < 0:
+            raise ConfigError(f"{name} must not be negative, but is {value}")
+    if request.staleness_bound < 0:
+        raise ConfigError(f"staleness_bound must not be negative, but is {request.staleness_bound}")
+    if samples < request.microbatch_size:
+        raise ConfigError(f"{samples} samples do not fill one micro-batch of {request.microbatch_size}")
+    batch = request.microbatch_size * request.microbatches_per_update
+    batches = request.passes * samples // batch
+    if batches < 1:
+        raise ConfigError(f"{request.passes} passes over {samples} samples do not fill one batch of {batch}")
+    return batches
+
+
+def _optimizer(request: JobRequest, batches: int) -> OptimizerSpec:
+    """The optimizer with its schedule's end filled in, after a try whether peers will take it."""
+    spec = request.optimizer
+    if spec.schedule != "constant" and not spec.schedule_updates:
+        spec = replace(spec, schedule_updates=math.ceil(batches / max(1, request.clusters)))
+    make_optimizer(spec, [torch.zeros(1, requires_grad=True)])
+    learning_rate(spec, spec.warmup_updates)
+    return spec
+
+
+def _named(inputs: list[Tensor], labels: list[Tensor]) -> list[tuple[str, str, Tensor]]:
+    named = [(f"x{i}", "input", column) for i, column in enumerate(inputs)]
+    return named + [(f"y{i}", "label", column) for i, column in enumerate(labels)]
+
+
+def _shards(column: Tensor, folder: Path) -> list[tuple[BlobHash, Path, int]]:
+    row_bytes = max(1, column[0].numel() * column.element_size())
+    shards = write_shards(column, folder, max(1, _SHARD_BYTES // row_bytes))
+    return [(sha256_of(path), path, rows) for path, rows in shards]

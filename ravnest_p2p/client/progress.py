@@ -1,0 +1,103 @@
+"""How a job goes, as values with attributes instead of the maps that peers send.
+
+A peer of a later version may say more, which is ignored, and one of an earlier version less, which has a
+default; a value of a wrong type is refused.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from ravnest_p2p.core.errors import FrameFormatError
+from ravnest_p2p.core.types import JobPhase
+
+
+class _View(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+
+class StageProgress(_View):
+    """One stage: layers [lo, hi) on `peer`.
+
+    Attributes:
+        busy: share of the time that it computes, 0 to 1.
+        staleness: updates between a forward and its backward, now; `staleness_bound` is what the plan allows.
+        in_flight: micro-batches forwarded whose gradients are not back yet.
+        bytes_sent: to other peers, since the generation began.
+    """
+
+    peer: str
+    stage: int
+    lo: int = 0
+    hi: int = 0
+    phase: str = ""
+    version: int = 0
+    busy: float | None = None
+    staleness: int | None = None
+    staleness_bound: int | None = None
+    in_flight: int = 0
+    bytes_sent: int = 0
+
+
+class ClusterProgress(_View):
+    """One copy of the model, and its stages in pipeline order."""
+
+    loss: float | None = None
+    updates: int = 0
+    stages: tuple[StageProgress, ...] = ()
+
+
+class Progress(_View):
+    """A job at one moment.
+
+    Attributes:
+        batches_done: batches (of m micro-batches) trained, of `total_batches`.
+        loss: smoothed mean over the clusters, None before the first.
+        losses: (batch, loss) from the start on, thinned out.
+        reason: why it waits, was cancelled or failed.
+    """
+
+    job: str
+    name: str = ""
+    phase: JobPhase
+    reason: str = ""
+    generation: str | None = None
+    epoch: int | None = None
+    term: int | None = None
+    leader: str | None = None
+    batches_done: int = 0
+    total_batches: int = 0
+    samples: int = 0
+    samples_per_s: float = 0.0
+    loss: float | None = None
+    elapsed_s: float = 0.0
+    bytes_sent: int = 0
+    clusters: tuple[ClusterProgress, ...] = ()
+    spares: tuple[str, ...] = ()
+    losses: tuple[tuple[int, float], ...] = ()
+
+    @property
+    def over(self) -> bool:
+        """Whether nothing will change any more."""
+        return self.phase in (JobPhase.DONE, JobPhase.CANCELLED, JobPhase.FAILED)
+
+    @property
+    def mark(self) -> tuple[object, ...]:
+        """What has to differ for this to count as news."""
+        return (self.phase, self.reason, self.generation, self.batches_done)
+
+    @classmethod
+    def of(cls, status: dict[str, Any]) -> Progress:
+        """The view of a status map.
+
+        Raises:
+            FrameFormatError: a field of a wrong type, or without the job or its phase.
+        """
+        try:
+            return cls.model_validate(status)
+        except ValidationError as error:
+            first = error.errors(include_url=False, include_input=False, include_context=False)[0]
+            where = ".".join(str(part) for part in first["loc"])
+            raise FrameFormatError(f"a job's status with a malformed {where}: {first['msg']}") from None
