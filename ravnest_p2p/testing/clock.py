@@ -1,7 +1,8 @@
 """Virtual time: hours of a swarm's life in a moment, and every run of a seed the same.
 
 Problem: tests that wait for real time are slow and see other timings each time. Solution: a queue of future
-calls; running the clock jumps from one to the next. Equal times are run in the order in which they were set.
+calls; running the clock jumps from one to the next. Equal times are run in the order in which they were
+set.
 """
 
 from __future__ import annotations

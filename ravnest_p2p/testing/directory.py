@@ -1,9 +1,10 @@
 """A directory that is right in the end: late, partial, split, and expiring.
 
-Problem: a Kademlia DHT shows a write late, to some readers before others, loses some, and after a split each side
-has its own truth until it heals. Protocols tested on a dictionary never meet this. Solution: each side of a
-partition has a replica; a write appears in its replica after a random delay or never; a reader may see only the
-older part of what is new; a split copies replicas with some records missing, healing merges them.
+Problem: a Kademlia DHT shows a write late, to some readers before others, loses some, and after a split
+each side has its own truth until it heals. Protocols tested on a dictionary never meet this. Solution: each
+side of a partition has a replica; a write appears in its replica after a random delay or never; a reader
+may see only the older part of what is new; a split copies replicas with some records missing, healing
+merges them.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """What must hold after every event, watched from outside.
 
-Problem: a protocol that checks itself misses its own mistakes. Solution: the observer keeps its own record of what
-every peer ever did, over crashes and restarts, compares each new deed with it, and stops the run at the first one
-that must not be:
+Problem: a protocol that checks itself misses its own mistakes. Solution: the observer keeps its own record
+of what every peer ever did, over crashes and restarts, compares each new deed with it, and stops the run at
+the first one that must not be:
 
 1. a peer obeys at most one leader for each (epoch, term), and its obeyed fence never goes back;
 2. whom it obeys holds a ticket of that epoch;
@@ -51,7 +51,9 @@ class Invariants:
         """A leader has formed a new generation."""
         known = self._formed.setdefault(job.generation, (leader, job))
         if known != (leader, job):
-            raise InvariantError(f"generation {job.generation} formed by {known[0]} and, otherwise, by {leader}")
+            raise InvariantError(
+                f"generation {job.generation} formed by {known[0]} and, otherwise, by {leader}"
+            )
 
     def adopted(self, peer: PeerId, fence: Fence, leader: PeerId, plan_hash: str) -> None:
         """The peer obeys a plan from now on."""
@@ -90,7 +92,9 @@ class Invariants:
         if sender not in members or receiver not in members:
             raise InvariantError(f"{receiver} took a frame of {sender}, not both in {generation}")
         if self._obeys.get(receiver) != generation:
-            raise InvariantError(f"{receiver} took a frame of {generation} and obeys {self._obeys.get(receiver)}")
+            raise InvariantError(
+                f"{receiver} took a frame of {generation} and obeys {self._obeys.get(receiver)}"
+            )
 
     def versions(self, peer: PeerId, what: str, seen: int, expected: int) -> None:
         """A stage has computed with an update count that the closed form gives, or has not."""

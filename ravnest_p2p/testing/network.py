@@ -1,8 +1,9 @@
 """A network that delays, loses and splits, by a seed.
 
-Problem: what the protocols must survive (loss, delay, a split network) seldom happens on a developer's machine.
-Solution: messages are calls on the virtual clock, each with a delay or a loss drawn from a seeded source, and
-peers of different sides of a partition do not hear each other, not even what is already on its way.
+Problem: what the protocols must survive (loss, delay, a split network) seldom happens on a developer's
+machine. Solution: messages are calls on the virtual clock, each with a delay or a loss drawn from a seeded
+source, and peers of different sides of a partition do not hear each other, not even what is already on its
+way.
 """
 
 from __future__ import annotations
@@ -28,7 +29,11 @@ class SimulatedNetwork:
     """
 
     def __init__(
-        self, clock: VirtualClock, random: Random, loss: float = 0.0, delay_s: tuple[float, float] = (0.01, 0.2)
+        self,
+        clock: VirtualClock,
+        random: Random,
+        loss: float = 0.0,
+        delay_s: tuple[float, float] = (0.01, 0.2),
     ) -> None:
         self.loss = loss
         self._clock = clock

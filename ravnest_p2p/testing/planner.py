@@ -1,7 +1,7 @@
 """The simplest planner that keeps its promises: clusters of two peers, and what runs well stays.
 
-Problem: the election's simulation needs plans, not good ones. Solution: running clusters whose members are alive
-are kept verbatim; free peers are paired in an order drawn from the fence and become the next jobs.
+Problem: the election's simulation needs plans, not good ones. Solution: running clusters whose members are
+alive are kept verbatim; free peers are paired in an order drawn from the fence and become the next jobs.
 """
 
 from __future__ import annotations
@@ -63,7 +63,9 @@ def plan_pairs(
         stages = (StageAssignment(pair[0], 0, 1, STALENESS), StageAssignment(pair[1], 1, 2, 0))
         done = batches_done.get(job, 0)
         tag = _digest(leader, job, *pair, str(done))
-        jobs.append(JobPlan(job, Generation(*fence, tag), (ClusterPlan(stages, 1),), batches_done=done, version=done))
+        jobs.append(
+            JobPlan(job, Generation(*fence, tag), (ClusterPlan(stages, 1),), batches_done=done, version=done)
+        )
     previous_hash = "" if previous is None else plan_hash(previous)
     return Plan(swarm, fence, leader, 0, _digest(*sorted(beats)), previous_hash, tuple(jobs))
 
@@ -89,7 +91,9 @@ def _running(
     beats: Mapping[PeerId, Beat], previous: Plan | None, broken: Collection[Generation]
 ) -> dict[JobId, JobPlan]:
     """For each job the highest generation that runs on peers alive, none of them twice."""
-    candidates = {beat.running.generation: beat.running for beat in beats.values() if beat.running is not None}
+    candidates = {
+        beat.running.generation: beat.running for beat in beats.values() if beat.running is not None
+    }
     if previous is not None:
         candidates.update((job.generation, job) for job in previous.jobs)
     kept: dict[JobId, JobPlan] = {}

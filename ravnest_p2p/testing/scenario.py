@@ -1,0 +1,282 @@
+"""A swarm's worst two minutes, drawn from a seed: crashes, restarts, splits, loss, wrong clocks, usurpers.
+
+Problem: the failures that break a protocol are combinations that nobody thinks of. Solution: `Scenario`
+draws them, runs the same machines as the daemon through them with every invariant watched, then lets the
+network heal and demands that all peers alive come to obey one plan in a bounded number of terms. The same
+seed gives the same run:
+
+    python -m ravnest_p2p.testing.scenario --seed 17 --peers 200 --transcript
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass
+from random import Random
+
+from ravnest_p2p.core.election import Adopted, Election, ElectionConfig
+from ravnest_p2p.core.types import Fence, Generation, JobId, JobPlan, PeerId, Plan
+
+from .clock import VirtualClock
+from .directory import SimulatedDirectory
+from .invariants import InvariantError, Invariants
+from .network import SimulatedNetwork
+from .swarm import SwarmPeer
+from .world import Published, World
+
+MAX_SKEW_S = 1.5
+USURPER = PeerId("usurper")
+VANDAL = PeerId("vandal")
+
+
+@dataclass(frozen=True, slots=True)
+class ScenarioConfig:
+    """One run.
+
+    Attributes:
+        faults_s: how long things go wrong.
+        crashes: share of the peers that crash in this time, some of them more than once.
+        partitions: how often the network splits.
+        hostile: whether a peer without a ticket and one with a ticket publish plans of their own.
+        terms_to_agree: terms after the start of the first quiet epoch within which all must agree.
+    """
+
+    seed: int
+    peers: int = 200
+    faults_s: float = 90.0
+    crashes: float = 0.08
+    partitions: int = 2
+    hostile: bool = True
+    terms_to_agree: int = 4
+    epoch_s: float = 40.0
+    term_s: float = 6.0
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What came of a run in which every invariant held.
+
+    Attributes:
+        fence: obeyed by all peers in the end.
+        agreed_after_s: from the end of the faults.
+        alive: peers alive in the end.
+        adoptions, effective, frames: plans adopted, clusters formed, data frames taken.
+        batches: most batches that a saved state contains.
+    """
+
+    fence: Fence
+    agreed_after_s: float
+    alive: int
+    events: int
+    adoptions: int
+    effective: int
+    frames: int
+    batches: int
+
+
+class Scenario:
+    """Draws the faults of a seed and runs them.
+
+    Args:
+        election_class: another one than the product's, to see that its mistakes are caught.
+        remember: whether peers' disks survive a crash.
+        transcript: keep one line for each deed in `world.transcript`.
+    """
+
+    def __init__(
+        self,
+        config: ScenarioConfig,
+        election_class: type[Election] = Election,
+        remember: bool = True,
+        transcript: bool = False,
+    ) -> None:
+        self._config = config
+        random = self._random = Random(config.seed)
+        clock = VirtualClock(config.epoch_s * (1000 + random.random()))
+        network = SimulatedNetwork(clock, random, loss=0.1 * random.random())
+        directory = SimulatedDirectory(clock, random, network.side, loss=0.1 * random.random())
+        rules = ElectionConfig(
+            swarm=f"simulated-{config.seed}",
+            epoch_s=config.epoch_s,
+            term_s=config.term_s,
+            min_term_s=2.0,
+            grace_s=4.0,
+            tickets_wanted=24,
+        )
+        self.world = World(
+            rules,
+            random,
+            clock,
+            network,
+            directory,
+            Invariants(),
+            peers_expected=config.peers,
+            election_class=election_class,
+            remember=remember,
+            transcript=[] if transcript else None,
+        )
+        skews_s = [random.uniform(-MAX_SKEW_S, MAX_SKEW_S) for _ in range(config.peers)]
+        self.peers = [
+            SwarmPeer(self.world, PeerId(f"p{number:03}"), skew_s) for number, skew_s in enumerate(skews_s)
+        ]
+        self._begin_s = clock.now_s
+        self._quiet = False
+
+    def run(self) -> Outcome:
+        """Run the faults, heal, and wait for agreement.
+
+        Raises:
+            InvariantError: something happened that must not, or the peers do not agree in time; the message
+                names the seed and how to run it again.
+        """
+        clock = self.world.clock
+        try:
+            self._draw_faults()
+            clock.run_until(self._begin_s + self._config.faults_s)
+            self._end_faults()
+            return self._agree()
+        except InvariantError as error:
+            at_s = clock.now_s - self._begin_s
+            raise InvariantError(f"{error} ({at_s:.2f} s into the run; again: {self.command})") from error
+
+    @property
+    def command(self) -> str:
+        """How to run this seed again."""
+        seed, peers = self._config.seed, self._config.peers
+        return f"python -m ravnest_p2p.testing.scenario --seed {seed} --peers {peers} --transcript"
+
+    def _draw_faults(self) -> None:
+        config, random, clock = self._config, self._random, self.world.clock
+        for peer in self.peers:
+            clock.after(5 * random.random(), peer.start)
+        first_s, last_s = 12.0, config.faults_s - 2
+        for _ in range(round(config.crashes * config.peers)):
+            clock.after(random.uniform(first_s, last_s), self._crash, random.choice(self.peers))
+        span_s = (last_s - first_s) / max(1, config.partitions)
+        for number in range(config.partitions):
+            start_s = first_s + span_s * (number + 0.4 * random.random())
+            clock.after(start_s, self._split)
+            clock.after(start_s + span_s * random.uniform(0.2, 0.55), self._heal)
+        clock.after(first_s, self._tempt_leaders)
+        if config.hostile:
+            clock.after(first_s, self._usurp)
+            clock.after(first_s, self._vandalise)
+
+    def _tempt_leaders(self) -> None:
+        self.world.crash_of_leader = 0.1
+
+    def _crash(self, peer: SwarmPeer) -> None:
+        if peer.alive:
+            peer.crash()
+            self.world.clock.after(2 + 25 * self._random.random(), self._restart, peer)
+
+    def _restart(self, peer: SwarmPeer) -> None:
+        if not peer.alive:
+            peer.start()
+
+    def _split(self) -> None:
+        random = self._random
+        names = [peer.name for peer in self.peers]
+        random.shuffle(names)
+        cut = sorted(random.sample(range(1, len(names)), random.choice((1, 1, 2))))
+        sides = [names[low:high] for low, high in zip(cut, [*cut[1:], len(names)], strict=True)]
+        self.world.network.partition(*sides)
+        self.world.directory.split(1 + len(sides))
+        self.world.tell("-", f"the network splits into {1 + len(sides)}")
+
+    def _heal(self) -> None:
+        self.world.network.heal()
+        self.world.directory.heal()
+        self.world.tell("-", "the network is whole")
+
+    def _end_faults(self) -> None:
+        """Nothing goes wrong from here but loss and delay; leaders that crashed come back too."""
+        self._quiet = True
+        self._heal()
+        self.world.crash_of_leader = 0.0
+        for peer in self.peers:
+            if not peer.alive and self._random.random() < 0.8:
+                self.world.clock.after(3 * self._random.random(), self._restart, peer)
+
+    def _agree(self) -> Outcome:
+        world, config = self.world, self._config
+        clock, quiet_s = world.clock, world.clock.now_s
+        next_epoch_s = config.epoch_s * (1 + (quiet_s + 5) // config.epoch_s)
+        deadline_s = next_epoch_s + world.rules.grace_s + MAX_SKEW_S + config.terms_to_agree * config.term_s
+        clock.run_until(quiet_s + 5)
+        while True:
+            alive = [peer for peer in self.peers if peer.alive]
+            obeyed = {peer.saved for peer in alive}
+            agreed = next(iter(obeyed)) if len(obeyed) == 1 else None
+            if agreed is not None:
+                break
+            if clock.now_s >= deadline_s:
+                raise InvariantError(f"{len(alive)} peers obey {len(obeyed)} plans: {_most(obeyed)}")
+            clock.run_until(clock.now_s + 1)
+        watch = world.invariants
+        return Outcome(
+            agreed.fence,
+            clock.now_s - quiet_s,
+            len(alive),
+            clock.events,
+            watch.adoptions,
+            watch.effective,
+            watch.frames,
+            max((done for _, _, done in world.blobs), default=0),
+        )
+
+    def _hostile_plan(self, leader: PeerId, generation_peers: list[PeerId]) -> Published:
+        """A plan for the term that follows what most obey now."""
+        highest = max(
+            (peer.saved.fence for peer in self.peers if peer.saved is not None), default=Fence(0, 0)
+        )
+        epoch = int(self.world.clock.now_s // self._config.epoch_s)
+        fence = Fence(epoch, highest.term + 1 if highest.epoch == epoch else 0)
+        generation = Generation(*fence, f"of-{leader}")
+        plan = Plan(self.world.rules.swarm, fence, leader, 0, "", "", ())
+        if generation_peers:
+            job = JobPlan(JobId("job-0"), generation, ())
+            plan = Plan(self.world.rules.swarm, fence, leader, 0, "", "", (job, job))
+        return Published(plan)
+
+    def _publish(self, leader: PeerId, published: Published) -> None:
+        fence = published.plan.fence
+        through = self._random.choice(self.peers).name
+        key, subkey = f"plan/{fence.epoch}", f"{fence.term}/{leader}"
+        self.world.directory.write(through, key, subkey, published, self._config.epoch_s)
+
+    def _usurp(self) -> None:
+        """A sound plan by somebody without a ticket."""
+        self._publish(USURPER, self._hostile_plan(USURPER, []))
+        self.world.clock.after(4 + 4 * self._random.random(), self._usurp)
+
+    def _vandalise(self) -> None:
+        """A senseless plan by somebody with the lowest ticket of all."""
+        published = self._hostile_plan(VANDAL, [PeerId("p000")])
+        epoch = published.plan.fence.epoch
+        through = self._random.choice(self.peers).name
+        self.world.directory.write(through, f"tickets/{epoch}", VANDAL, 0, self._config.epoch_s)
+        self._publish(VANDAL, published)
+        self.world.clock.after(4 + 4 * self._random.random(), self._vandalise)
+
+
+def _most(obeyed: set[Adopted | None]) -> str:
+    return ", ".join(sorted(str(None if plan is None else plan.fence) for plan in obeyed)[-4:])
+
+
+def main() -> None:
+    """Run one seed and print what came of it."""
+    parser = argparse.ArgumentParser(description="Run one seed of the simulated swarm.")
+    parser.add_argument("--seed", type=int, required=True)
+    parser.add_argument("--peers", type=int, default=200)
+    parser.add_argument("--transcript", action="store_true")
+    given = parser.parse_args()
+    scenario = Scenario(ScenarioConfig(given.seed, given.peers), transcript=given.transcript)
+    try:
+        print(scenario.run())
+    finally:
+        print("\n".join(scenario.world.transcript or ()))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,364 @@
+"""A simulated peer: the product's election, membership and obedience with a small daemon around them.
+
+Problem: the pure parts are right only together, under the order of events that a real daemon produces.
+Solution: this peer reads the directory from time to time, feeds what is new to the same machines that run
+in the daemon, and carries out the actions they return, on a clock that is wrong by up to some seconds. It
+writes to its "disk" (`saved`, `floor`) before it acts, and a crash takes everything else.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from ravnest_p2p.core.election import (
+    Action,
+    Adopt,
+    Adopted,
+    DrawTicket,
+    Explain,
+    MakePlan,
+    Obedience,
+    PlanHeader,
+    PublishTicket,
+)
+from ravnest_p2p.core.errors import StaleGenerationError
+from ravnest_p2p.core.membership import Changed, Membership, PeerState
+from ravnest_p2p.core.types import Fence, Generation, JobId, JobPlan, PeerId
+
+from .planner import Beat, plan_pairs
+from .stage import Frame, Receipt, Stage
+from .world import Published, World
+
+BEAT_EVERY_S = 8.0
+BEAT_TTL_S = 20.0
+SUSPECT_AFTER_S = 5.0
+GONE_AFTER_S = 10.0
+JOIN_WITHIN_S = 12.0
+"""A member that does not obey the cluster's generation by then is taken for lost."""
+
+
+class Ping(NamedTuple):
+    answer: bool
+    generation: Generation | None
+
+
+class SwarmPeer:
+    """One peer of the simulated swarm.
+
+    Args:
+        skew_s: how far its clock is ahead of the true time.
+    """
+
+    def __init__(self, world: World, name: PeerId, skew_s: float) -> None:
+        self.name = name
+        self.alive = False
+        self.saved: Adopted | None = None
+        self.floor: Fence | None = None
+        self._world = world
+        self._skew_s = skew_s
+        self._life = 0
+
+    @property
+    def now_s(self) -> float:
+        """Time by this peer's clock."""
+        return self._world.clock.now_s + self._skew_s
+
+    def start(self) -> None:
+        """Start, or start again with what is on the disk."""
+        world = self._world
+        if not world.remember:
+            self.saved = None
+        self.alive = True
+        self._life += 1
+        self.election = world.election_class(self.name, world.rules, self.now_s, self.saved)
+        self.election.expect_peers(world.peers_expected)
+        self._membership = Membership(SUSPECT_AFTER_S, GONE_AFTER_S)
+        self._obedience = Obedience(self.floor)
+        self._plan: Published | None = None
+        self._running: JobPlan | None = None
+        self._stage: Stage | None = None
+        self._ticket, self._shown = 0, False
+        self._seen: dict[tuple[Fence, PeerId, str], Published] = {}
+        self._doubted: list[Published] = []
+        self._broken: set[Generation] = set()
+        self._reports: list[Generation] = []
+        self._beat_due_s = self._joined_s = 0.0
+        self._awaiting = False
+        self._mate_obeys = True
+        world.network.attach(self.name, self._receive)
+        world.tell(self.name, "starts")
+        self._wake(self._life)
+
+    def crash(self) -> None:
+        """Lose everything but the disk, at once."""
+        self._world.tell(self.name, "crashes")
+        self._stop()
+        self.alive = False
+        self._world.network.detach(self.name)
+        self._world.directory.forget_reader(self.name)
+
+    def _wake(self, life: int) -> None:
+        if life != self._life or not self.alive:
+            return
+        world = self._world
+        self._poll()
+        self._read()
+        self._watch_mate()
+        self._refresh()
+        self._poll()
+        if self.alive:
+            next_s = world.clock.now_s + 1.5 + world.random.random()
+            wake_s = self.election.wake_s - self._skew_s
+            if world.clock.now_s < wake_s < next_s:
+                world.clock.at(wake_s, self._tick, life)
+            world.clock.at(next_s, self._wake, life)
+
+    def _tick(self, life: int) -> None:
+        if life == self._life and self.alive:
+            self._poll()
+
+    def _poll(self) -> None:
+        while self.alive and self.election.wake_s <= self.now_s:
+            self._do(self.election.poll(self.now_s))
+
+    def _read(self) -> None:
+        directory, election = self._world.directory, self.election
+        epoch = election.epoch
+        for record in directory.news(self.name, f"tickets/{epoch}"):
+            election.ticket_seen(epoch, PeerId(record.subkey), record.value)
+        doubted, self._doubted = self._doubted, []
+        news = [record.value for record in directory.news(self.name, f"plan/{epoch}")]
+        for published in doubted + news:
+            self._see(published)
+        for record in directory.news(self.name, "broken"):
+            self._broken.add(record.value)
+        self._judge_own_plan()
+
+    def _see(self, published: Published) -> None:
+        plan = published.plan
+        verdict = self._verdict(published)
+        self._seen[plan.fence, plan.leader, published.hash] = published
+        self._do(
+            self.election.plan_seen(PlanHeader(plan.fence, plan.leader, published.hash, verdict), self.now_s)
+        )
+        if verdict and (self.saved is None or plan.fence > self.saved.fence):
+            self._doubted.append(published)
+
+    def _verdict(self, published: Published) -> str:
+        """Whether the plan's content may be obeyed: sound, and no needless move of this peer's cluster."""
+        running = self._running
+        if published.fault or running is None or running.generation in published.generations:
+            return published.fault
+        mate = self._mate(running)
+        if self._membership.state(mate) is not PeerState.ALIVE or not self._mate_obeys:
+            return ""
+        other = published.by_job.get(running.job)
+        if (
+            other is not None
+            and running.generation < other.generation
+            and other.generation[:2] < published.plan.fence
+        ):
+            return ""
+        return "it moves a healthy cluster"
+
+    def _do(self, actions: Sequence[Action]) -> None:
+        world = self._world
+        for action in actions:
+            if isinstance(action, Explain):
+                world.tell(self.name, action.text)
+            elif isinstance(action, DrawTicket):
+                draw = hashlib.sha256(f"{world.rules.swarm}/{self.name}/{action.epoch}".encode()).digest()
+                self._ticket = int.from_bytes(draw, "big")
+                self._shown = False
+                self.election.own_ticket(action.epoch, self._ticket)
+            elif isinstance(action, PublishTicket):
+                world.invariants.ticket(action.epoch, self.name)
+                self._shown = True
+                self._show_ticket()
+            elif isinstance(action, MakePlan):
+                world.clock.after(0.2 + world.random.random(), self._make_plan, self._life, action.fence)
+            elif isinstance(action, Adopt):
+                self._adopt(self._seen[action.fence, action.leader, action.plan_hash])
+
+    def _make_plan(self, life: int, fence: Fence) -> None:
+        """Plan, obey the own plan and have that on disk, and only then publish it."""
+        world = self._world
+        if life != self._life or not self.alive:
+            return
+        beats = self._beats()
+        previous = None if self._plan is None else self._plan.plan
+        plan = plan_pairs(
+            world.rules.swarm, fence, self.name, beats, previous, self._broken, self._batches_done()
+        )
+        published = Published(plan)
+        kept = {beat.running for beat in beats.values()} | set(() if previous is None else previous.jobs)
+        for job in plan.jobs:
+            if job not in kept:
+                world.invariants.formed(self.name, job)
+        if world.random.random() < world.crash_of_leader:
+            self.crash()
+            return
+        self._see(published)
+        if self._plan is published:
+            self._show_plan()
+            if world.random.random() < world.crash_of_leader:
+                self.crash()
+
+    def _beats(self) -> dict[PeerId, Beat]:
+        """Peers alive by the directory, less those that this peer knows to be gone."""
+        seen = self._world.directory.snapshot(self.name, "alive")
+        gone = self._membership.peers(PeerState.GONE)
+        beats = {PeerId(peer): beat for peer, beat in seen.items() if peer not in gone}
+        beats[self.name] = Beat(self._running)
+        return beats
+
+    def _batches_done(self) -> dict[JobId, int]:
+        """For each job the newest round of which both stages' states are known to be saved."""
+        rounds: dict[JobId, set[int]] = {}
+        pieces = self._world.directory.snapshot(self.name, "pieces")
+        for job, stage, done in pieces.values():
+            if stage == 0 and f"{job}/1/{done}" in pieces:
+                rounds.setdefault(job, set()).add(done)
+        return {job: max(done) for job, done in rounds.items()}
+
+    def _adopt(self, published: Published) -> None:
+        world, plan = self._world, published.plan
+        self.saved = self.election.adopted
+        world.invariants.adopted(self.name, plan.fence, plan.leader, published.hash)
+        self._plan = published
+        mine = published.by_peer.get(self.name)
+        if mine is None:
+            self._stop()
+        elif self._running is None or mine.generation != self._running.generation:
+            self._stop()
+            if self._obedience.obey(mine.generation):
+                self._start(mine)
+            else:
+                self._report(mine.generation)
+        self._judge_own_plan()
+
+    def _start(self, job: JobPlan) -> None:
+        world = self._world
+        self.floor = self._obedience.floor
+        self._running = job
+        self._joined_s = self.now_s
+        self._awaiting, self._mate_obeys = False, True
+        self._note(self._membership.heard(self._mate(job), self.now_s))
+        world.invariants.obeys(self.name, job.generation)
+        world.tell(self.name, f"obeys {job.generation} of {job.job} with {self._mate(job)}")
+        if job.job in world.trained:
+            self._stage = self._load(job)
+
+    def _load(self, job: JobPlan) -> Stage:
+        """Restore the state that the plan names, and begin."""
+        world, mate = self._world, self._mate(job)
+        number = job.peers.index(self.name)
+        batches = world.blobs[job.job, number, job.batches_done] if job.batches_done else ()
+
+        def save(state: tuple[int, ...]) -> None:
+            piece = (job.job, number, len(state))
+            world.blobs[piece] = state
+            world.directory.write(self.name, "pieces", f"{job.job}/{number}/{len(state)}", piece, 1e9)
+
+        def send(message: Frame | Receipt) -> None:
+            world.network.send(self.name, mate, message)
+
+        return Stage(self.name, job, batches, world.clock, world.invariants, send, save)
+
+    def _stop(self) -> None:
+        if self._running is not None:
+            self._membership.forget(self._mate(self._running))
+        if self._stage is not None:
+            self._stage.stop()
+        self._running = self._stage = None
+        self._obedience.stop()
+        self._world.invariants.obeys(self.name, None)
+
+    def _watch_mate(self) -> None:
+        """Ping the other member of the cluster; give the cluster up when it is gone or obeys another."""
+        running = self._running
+        if running is None:
+            return
+        mate = self._mate(running)
+        if self._awaiting:
+            self._note(self._membership.silent(mate, self.now_s))
+        self._note(self._membership.tick(self.now_s))
+        late = not self._mate_obeys and self.now_s - self._joined_s > JOIN_WITHIN_S
+        if late or self._membership.state(mate) is PeerState.GONE:
+            self._stop()
+            self._report(running.generation)
+            self._judge_own_plan()
+            return
+        self._awaiting = True
+        self._world.network.send(self.name, mate, Ping(False, running.generation))
+
+    def _note(self, changes: list[Changed]) -> None:
+        for change in changes:
+            if change.new is PeerState.GONE:
+                self.election.peer_gone(change.peer)
+            elif change.old is PeerState.GONE:
+                self.election.peer_back(change.peer)
+
+    def _report(self, generation: Generation) -> None:
+        self._broken.add(generation)
+        self._reports.append(generation)
+        self._world.directory.write(self.name, "broken", str(generation), generation, 1e9)
+
+    def _judge_own_plan(self) -> None:
+        if self._plan is not None:
+            broken = self._broken & self._plan.generations
+            self.election.replan_wanted(f"generation {min(broken)} broke" if broken else "")
+
+    def _refresh(self) -> None:
+        """Write the own records again from time to time, since any write may be lost."""
+        if self.now_s < self._beat_due_s:
+            return
+        self._beat_due_s = self.now_s + BEAT_EVERY_S
+        directory = self._world.directory
+        directory.write(self.name, "alive", self.name, Beat(self._running), BEAT_TTL_S)
+        for generation in self._reports:
+            directory.write(self.name, "broken", str(generation), generation, 1e9)
+        if self._shown:
+            self._show_ticket()
+        if self._plan is not None and self._plan.plan.leader == self.name:
+            self._show_plan()
+
+    def _show_ticket(self) -> None:
+        epoch = self.election.epoch
+        ttl_s = self._world.rules.epoch_s
+        self._world.directory.write(self.name, f"tickets/{epoch}", self.name, self._ticket, ttl_s)
+
+    def _show_plan(self) -> None:
+        published = self._plan
+        if published is not None and published.plan.fence.epoch == self.election.epoch:
+            fence = published.plan.fence
+            self._world.directory.write(
+                self.name,
+                f"plan/{fence.epoch}",
+                f"{fence.term}/{self.name}",
+                published,
+                self._world.rules.epoch_s,
+            )
+
+    def _receive(self, sender: PeerId, message: Ping | Frame | Receipt) -> None:
+        running = self._running
+        if isinstance(message, Ping):
+            if not message.answer:
+                self._world.network.send(self.name, sender, Ping(True, self._obedience.generation))
+            elif running is not None and sender == self._mate(running):
+                self._awaiting = False
+                self._mate_obeys = message.generation == running.generation
+                self._note(self._membership.heard(sender, self.now_s))
+            return
+        try:
+            self._obedience.check(message.generation)
+        except StaleGenerationError:
+            return
+        self._world.invariants.frame(sender, self.name, message.generation)
+        if self._stage is not None:
+            self._stage.receive(message)
+
+    def _mate(self, job: JobPlan) -> PeerId:
+        return next(peer for peer in job.peers if peer != self.name)

@@ -1,0 +1,59 @@
+"""What the peers of one simulation share: time, network, directory, observer, and plans as they lie about."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from random import Random
+
+from ravnest_p2p.core.election import Election, ElectionConfig
+from ravnest_p2p.core.types import JobId, Plan
+
+from .clock import VirtualClock
+from .directory import SimulatedDirectory
+from .invariants import Invariants
+from .network import SimulatedNetwork
+from .planner import plan_hash, structural_fault
+
+
+class Published:
+    """A plan as it lies in the directory, with what every reader would compute from it."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        self.hash = plan_hash(plan)
+        self.fault = structural_fault(plan)
+        self.by_peer = {peer: job for job in plan.jobs for peer in job.peers}
+        self.by_job = {job.job: job for job in plan.jobs}
+        self.generations = {job.generation for job in plan.jobs}
+
+
+@dataclass(eq=False)
+class World:
+    """What all peers of one simulation share.
+
+    Attributes:
+        trained: jobs that run a pipeline; the rest are clusters without data.
+        remember: whether a peer's disk survives its crash.
+        blobs: saved states by (job, stage, batches done).
+        crash_of_leader: probability that a peer crashes when it is about to publish a plan.
+        transcript: lines of what happened, kept if not None.
+    """
+
+    rules: ElectionConfig
+    random: Random
+    clock: VirtualClock
+    network: SimulatedNetwork
+    directory: SimulatedDirectory
+    invariants: Invariants
+    peers_expected: int
+    trained: frozenset[JobId] = frozenset({JobId("job-0"), JobId("job-1"), JobId("job-2")})
+    election_class: type[Election] = Election
+    remember: bool = True
+    crash_of_leader: float = 0.0
+    blobs: dict[tuple[JobId, int, int], tuple[int, ...]] = field(default_factory=dict)
+    transcript: list[str] | None = None
+
+    def tell(self, who: str, text: str) -> None:
+        """Add a line to the transcript."""
+        if self.transcript is not None:
+            self.transcript.append(f"{self.clock.now_s:10.2f} {who:>6} {text}")
