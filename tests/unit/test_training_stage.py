@@ -282,3 +282,48 @@ def test_the_early_step_of_a_complete_batch_is_the_step(spec: OptimizerSpec) -> 
             trainer.step()
             assert early.keys() == trainer.params.keys()
             assert all(torch.equal(early[key], trainer.params[key]) for key in early)
+
+
+def test_gradients_of_the_next_batch_do_not_mix_into_a_late_step() -> None:
+    batches, results = classes(4, 1), []
+    for late in (False, True):
+        trainer = trainers_of([classifier(0)], ADAMW, m=2, staleness=[1])[0]
+        trainer.forward(0, (), batches[0], 0, speculative=False)
+        trainer.forward(1, (), batches[1], 0, speculative=False)
+        trainer.backward(0, ())
+        trainer.speculate()
+        trainer.forward(2, (), batches[2], 0, speculative=True)
+        trainer.backward(1, ())
+        for act in (trainer.step, lambda trainer=trainer: trainer.backward(2, ()))[:: -1 if late else 1]:
+            act()
+        trainer.forward(3, (), batches[3], 0, speculative=False)
+        trainer.backward(3, ())
+        trainer.step()
+        results.append(trainer.params)
+    assert all(torch.equal(results[0][name], results[1][name]) for name in results[0])
+
+
+def test_a_parameter_that_only_some_microbatches_use_is_safe_in_flight() -> None:
+    class Sometimes:
+        def forward(self, params, buffers, received, data, seed):
+            value = data["x"] * params["a"]
+            return (((value * params["b"]) if data["use"] else value).sum(),)
+
+    def batch(use: bool) -> dict[str, Tensor]:
+        return {"x": torch.ones(3), "use": torch.tensor(use)}
+
+    weights = {"a": torch.ones(3), "b": torch.ones(3)}
+    sgd = OptimizerSpec("sgd", 0.1)
+    trainer = StageTrainer(
+        Sometimes(), weights, {}, optimizer=sgd, microbatches_per_update=2, staleness=1, is_last=True
+    )
+    trainer.forward(0, (), batch(False), 0, speculative=False)
+    trainer.forward(1, (), batch(True), 0, speculative=False)
+    trainer.backward(0, ())
+    trainer.speculate()
+    trainer.forward(2, (), batch(True), 0, speculative=True)
+    trainer.backward(1, ())
+    trainer.step()
+    torch.testing.assert_close(trainer.params["b"].detach(), torch.full((3,), 0.95))
+    trainer.backward(2, ())
+    assert trainer.in_flight == 0
