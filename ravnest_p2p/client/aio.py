@@ -104,7 +104,7 @@ class Swarm:
     async def logs(self, after: int = 0, limit: int = 200) -> list[dict[str, Any]]:
         """The gateway's own log lines with a number over `after`, the oldest first."""
         return await self._portal.acall(
-            self._operations.entries, gateway.Logs(after=after, limit=limit), "logs"
+            self._operations.entries, steps.logs_request(None, after, limit), "logs"
         )
 
     async def submit(self, model: nn.Module, data: Any, *, say: Say = nothing, **settings: Any) -> Job:
@@ -149,7 +149,7 @@ class Job:
 
     async def logs(self, after: int = 0, limit: int = 200) -> list[dict[str, Any]]:
         """Its log lines with a number over `after`, the oldest first."""
-        request = gateway.Logs(job=self.id, after=after, limit=limit)
+        request = steps.logs_request(self.id, after, limit)
         return await self._portal.acall(self._operations.entries, request, "logs")
 
     async def cancel(self) -> None:

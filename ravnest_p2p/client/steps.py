@@ -17,6 +17,7 @@ from ravnest_p2p.client.result import missing_names, state_dict
 from ravnest_p2p.core.errors import JobError
 from ravnest_p2p.core.types import JobId
 from ravnest_p2p.model.program import Program
+from ravnest_p2p.network import gateway
 
 
 def nothing(line: str) -> None:
@@ -70,6 +71,11 @@ async def fetch(operations: Operations, job: JobId, timeout_s: float, say: Say) 
         if await trio.to_thread.run_sync(missing_names, program, pieces):
             weights = [await operations.download(blob, folder, advance) for blob in spec.weights]
         return await trio.to_thread.run_sync(state_dict, program, pieces, weights)
+
+
+def logs_request(job: JobId | None, after: int, limit: int) -> gateway.Logs:
+    """The request, with numbers brought within what a gateway accepts."""
+    return gateway.Logs(job=job, after=max(0, after), limit=min(max(1, limit), gateway.MAX_LOG_LINES))
 
 
 def is_whole_id(text: str) -> bool:

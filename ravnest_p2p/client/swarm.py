@@ -92,7 +92,7 @@ class Swarm:
 
     def logs(self, after: int = 0, limit: int = 200) -> list[dict[str, Any]]:
         """The gateway's own log lines with a number over `after`, the oldest first."""
-        return self._portal.call(self._operations.entries, gateway.Logs(after=after, limit=limit), "logs")
+        return self._portal.call(self._operations.entries, steps.logs_request(None, after, limit), "logs")
 
     def submit(self, model: nn.Module, data: Any, *, say: Say = nothing, **settings: Any) -> Job:
         """Have a model trained; returns when the swarm has taken the job in.
@@ -156,7 +156,7 @@ class Job:
 
     def logs(self, after: int = 0, limit: int = 200) -> list[dict[str, Any]]:
         """Its log lines with a number over `after`, the oldest first."""
-        request = gateway.Logs(job=self.id, after=after, limit=limit)
+        request = steps.logs_request(self.id, after, limit)
         lines: list[dict[str, Any]] = self._call(self._swarm._operations.entries, request, "logs")
         return lines
 
