@@ -19,6 +19,10 @@ class LocalDaemonError(OurFault):
     """Our own p2pd is gone or refuses to serve; nothing can be said about any peer."""
 
 
+class BlobStoreError(OurFault):
+    """Our blob store has no room, or its disk cannot be written."""
+
+
 class RemoteFault(RavnestError):
     """Another peer sent something wrong, huge, late, repeated or malicious. Counted, never fatal."""
 
@@ -108,10 +112,6 @@ class RemoteCallError(RemoteFault):
         self.text = text
 
 
-class BusyError(RemoteFault):
-    """Over the bound on requests or transfers at once; the same may succeed later."""
-
-
 class LinkRefusedError(RemoteFault):
     """A hello that was refused: unknown channel, unexpected peer, or another link than the one begun."""
 
@@ -142,3 +142,11 @@ class ConfigError(UserFault):
 
 class JobError(UserFault):
     """The job failed, was cancelled, or is unknown; the message says what to do."""
+
+
+class CoMemberLostError(RemoteFault):
+    """A worker lost the peer at the other end of a link; `peer` says whom."""
+
+    def __init__(self, peer: str, cause: str) -> None:
+        super().__init__(cause)
+        self.peer = peer
