@@ -15,6 +15,7 @@ import contextlib
 import logging
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 from hivemind.dht.node import DHTNode
 from hivemind.dht.routing import DHTID
@@ -31,6 +32,7 @@ from ravnest_p2p.network.directory_storage import BoundedSerializer, BoundedStor
 from ravnest_p2p.network.directory_validator import MAX_STORE_S, RecordValidator
 from ravnest_p2p.network.identity import Identity
 from ravnest_p2p.network.p2pd import connect
+from ravnest_p2p.network.p2pd_waits import bounded
 from ravnest_p2p.network.records import (
     MAX_SKEW_S,
     Record,
@@ -90,7 +92,7 @@ class Directory:
         """
         validator = RecordValidator(swarm, get_dht_time, None if previous is None else previous.refusals)
         try:
-            node = await asyncio.wait_for(
+            node = await bounded(
                 DHTNode.create(
                     p2p=p2p,
                     node_id=DHTID.generate(source=identity.peer_id),
@@ -139,7 +141,7 @@ class Directory:
     async def connected_peers(self) -> int:
         """Peers that p2pd is connected to."""
         try:
-            return len(await asyncio.wait_for(self._p2p.list_peers(), _RPC_TIMEOUT_S))
+            return len(await bounded(self._p2p.list_peers(), _RPC_TIMEOUT_S))
         except _TRANSPORT_ERRORS as error:
             raise LocalDaemonError(f"p2pd does not list its peers: {error!r}") from error
 
@@ -184,7 +186,7 @@ class Directory:
     async def fetch(self, key: str) -> list[Sealed]:
         """All valid records under the key that its nearest peers know now, sorted by author."""
         try:
-            found = await asyncio.wait_for(self._node.get(key, latest=True), _OPERATION_TIMEOUT_S)
+            found = await bounded(self._node.get(key, latest=True), _OPERATION_TIMEOUT_S)
             values = [] if found is None else [data for data, _ in found.value.values()]
         except asyncio.TimeoutError:
             logger.warning("the directory did not answer within %g s", _OPERATION_TIMEOUT_S)
@@ -221,9 +223,9 @@ class Directory:
         self._node.is_alive = False
         if self._p2p.is_alive:
             with contextlib.suppress(*_TRANSPORT_ERRORS):
-                await asyncio.wait_for(self._node.shutdown(), _RPC_TIMEOUT_S)
+                await bounded(self._node.shutdown(), _RPC_TIMEOUT_S)
 
-    def _kept_here(self, key: str) -> list[bytes]:
+    def _kept_here(self, key: str) -> list[Any]:
         found = self._storage.get(DHTID.generate(source=key))
         return (
             [] if found is None else [BoundedSerializer.loads(value) for _, (value, _) in found.value.items()]
@@ -245,7 +247,7 @@ class Directory:
         value = BoundedSerializer.dumps(sealed.data)
         client = self._node.protocol.client_mode
         try:
-            nearest = await asyncio.wait_for(
+            nearest = await bounded(
                 self._node.find_nearest_nodes([key_id], k_nearest=2 * REPLICAS, exclude_self=client),
                 _OPERATION_TIMEOUT_S,
             )
@@ -295,7 +297,7 @@ class Directory:
 
     async def _refresh(self) -> None:
         with contextlib.suppress(asyncio.TimeoutError):
-            await asyncio.wait_for(self._node.find_nearest_nodes([self._node.node_id]), _OPERATION_TIMEOUT_S)
+            await bounded(self._node.find_nearest_nodes([self._node.node_id]), _OPERATION_TIMEOUT_S)
 
     async def _meet(self, address: str) -> PeerId | None:
         peer = peer_of(address)
@@ -315,7 +317,7 @@ class Directory:
         asked_s = self.now_s()
         request = dht_pb2.PingRequest(peer=protocol.node_info, validate=False)
         stub = protocol.get_stub(remote)
-        response = await asyncio.wait_for(stub.rpc_ping(request, timeout=_RPC_TIMEOUT_S), 2 * _RPC_TIMEOUT_S)
+        response = await bounded(stub.rpc_ping(request, timeout=_RPC_TIMEOUT_S), 2 * _RPC_TIMEOUT_S)
         self._compare_clocks(peer, response.dht_time, asked_s, self.now_s())
         if response.peer.node_id:
             await protocol.update_routing_table(

@@ -127,6 +127,7 @@ class Janitor:
                 stderr=subprocess.DEVNULL,
                 start_new_session=True,
                 cwd="/",
+                bufsize=0,
             )
         except OSError as error:
             raise LocalDaemonError(f"the janitor process cannot be started: {error}") from error
@@ -146,7 +147,6 @@ class Janitor:
         assert self._watcher is not None
         assert self._watcher.stdin is not None
         self._watcher.stdin.write(f"{verb} {pid}\n".encode())
-        self._watcher.stdin.flush()
 
 
 def sweep(parent: Path) -> list[Path]:

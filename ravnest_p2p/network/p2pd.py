@@ -35,6 +35,7 @@ from ravnest_p2p.core.types import PeerId
 from ravnest_p2p.network.addresses import dialable, peer_of, transport_of, with_peer
 from ravnest_p2p.network.janitor import Janitor
 from ravnest_p2p.network.p2pd_config import P2PDConfig, PortKeeper, arguments
+from ravnest_p2p.network.p2pd_waits import bounded
 
 logger = logging.getLogger(__name__)
 
@@ -120,7 +121,7 @@ class P2PDaemon:
             self._janitor.watch(self._process.pid)
         self._output = asyncio.create_task(self._read_output(self._process, ready))
         try:
-            await asyncio.wait_for(ready, self.config.startup_timeout_s)
+            await bounded(ready, self.config.startup_timeout_s)
             self._p2p = await attach(self.control_socket, self.config.runtime_dir)
         except asyncio.TimeoutError as error:
             await self.stop()
@@ -158,7 +159,7 @@ class P2PDaemon:
                 if process.returncode is None:
                     end()
             with contextlib.suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(process.wait(), _STOP_TIMEOUT_S)
+                await bounded(process.wait(), _STOP_TIMEOUT_S)
                 break
         if self._janitor is not None:
             self._janitor.forget(process.pid)
@@ -260,7 +261,7 @@ async def attach(
     client: type[P2P] = type("AttachedP2P", (P2P,), {"_UNIX_SOCKET_PREFIX": prefix})
     address = HivemindMultiaddr(f"/unix{Path(control_socket)}")
     try:
-        return await asyncio.wait_for(client.replicate(address), timeout_s)
+        return await bounded(client.replicate(address), timeout_s)
     except (OSError, EOFError, asyncio.TimeoutError, P2PDaemonError, ControlFailure) as error:
         raise LocalDaemonError(f"p2pd does not serve at {control_socket}: {error!r}") from error
 
@@ -268,7 +269,7 @@ async def attach(
 async def own_addresses(p2p: P2P, timeout_s: float = 5.0) -> list[str]:
     """Full addresses under which the host of this client can be dialled now."""
     try:
-        peer_id, found = await asyncio.wait_for(p2p._client.identify(), timeout_s)
+        peer_id, found = await bounded(p2p._client.identify(), timeout_s)
     except (OSError, EOFError, asyncio.TimeoutError, ControlFailure) as error:
         raise LocalDaemonError(f"p2pd does not say its addresses: {error!r}") from error
     peer = PeerId(peer_id.to_base58())
@@ -287,7 +288,7 @@ async def connect(p2p: P2P, address: str, timeout_s: float = 10.0) -> PeerId:
     # The multiaddr package encodes a relay's peer id as p2pd reads it; hivemind's own class does not.
     route = Multiaddr(transport_of(address))
     try:
-        await asyncio.wait_for(p2p._client.connect(PeerID.from_base58(peer), [route]), timeout_s)
+        await bounded(p2p._client.connect(PeerID.from_base58(peer), [route]), timeout_s)
     except asyncio.TimeoutError as error:
         raise PeerUnreachableError(f"{address} did not answer within {timeout_s:g} s") from error
     except (OSError, EOFError, ControlFailure) as error:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -13,6 +15,7 @@ from typing import Any
 import msgpack
 from hivemind.dht.routing import DHTID
 from hivemind.dht.storage import DictionaryDHTValue
+from hivemind.p2p import P2P
 
 from ravnest_p2p.core.types import BlobHash, Capability, Coordinate, Device, JobId, PeerId, Reachability
 from ravnest_p2p.network import directory as directory_module
@@ -133,6 +136,7 @@ def test_bad_records_are_refused_and_counted(tmp_path: Path) -> None:
         good = sealed(attacker.capability())
         forged = bytearray(good)
         forged[-1] ^= 1
+        foreign = seal(me, attacker.capability(), swarm="other", ttl_s=30, now_s=now_s)
         provider = sealed(ProviderRecord(BLOB, 5))
         refusals = victim.directory.refusals
         attempts: list[tuple[str, str, str | None, bytes, float]] = [
@@ -147,13 +151,7 @@ def test_bad_records_are_refused_and_counted(tmp_path: Path) -> None:
             ("RecordFormatError", key, None, good, now_s + 30),
             ("RecordFormatError", key, mine, b"junk", now_s + 30),
             ("RecordFormatError", "another/key", mine, b"x" * 300_000, now_s + 30),
-            (
-                "RecordFormatError",
-                key,
-                mine,
-                seal(me, attacker.capability(), swarm="other", ttl_s=30, now_s=now_s),
-                now_s + 30,
-            ),
+            ("RecordFormatError", key, mine, foreign, now_s + 30),
         ]
         for error, *attempt in attempts:
             before = refusals[error]
@@ -195,19 +193,70 @@ def test_others_keep_a_job_record_alive(tmp_path: Path) -> None:
     asyncio.run(scenario())
 
 
-def test_a_peer_starts_alone_and_joins_when_the_other_comes_up(tmp_path: Path) -> None:
+def test_a_peer_starts_alone_and_keeps_trying(tmp_path: Path) -> None:
     async def scenario() -> None:
         async with running(tmp_path, "a") as first:
             (address,) = await first.daemon.addresses()
-            await first.directory.stop()
-            await first.daemon.stop()
-            async with running(tmp_path, "b", (address,)) as second:
+            await first.directory.stop()  # p2pd answers, the directory does not
+            nobody = f"/ip4/127.0.0.1/tcp/9/p2p/{Identity.generate().peer_id}"
+            async with running(tmp_path, "b", (nobody, address)) as second:
                 assert await second.directory.publish(second.capability(), 60)
                 assert len(await second.directory.capabilities()) == 1
-                p2p = await first.daemon.start()
-                first.directory = await Directory.start(p2p, swarm=SWARM, identity=first.identity)
-                await until(lambda: met(second), 15.0)  # libp2p backs off from a failed address for 5 s
-                await first.directory.stop()
+                first.directory = await Directory.start(
+                    first.daemon.p2p, swarm=SWARM, identity=first.identity
+                )
+                await until(lambda: met(second))
+                await until(lambda: seen(first, 1))
+
+    asyncio.run(scenario())
+
+
+def test_records_outlive_a_killed_p2pd(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        janitor = Janitor.start("/tmp")
+        key = tmp_path / "key"
+        identity = Identity.load_or_create(key)
+        daemon = P2PDaemon(P2PDConfig(key, janitor.runtime_dir, tmp_path / "log"), janitor=janitor)
+        ups: asyncio.Queue[Directory] = asyncio.Queue()
+        downs: list[str] = []
+        current: list[Directory] = []
+
+        async def on_up(p2p: P2P) -> None:
+            previous = current[-1] if current else None
+            current.append(await Directory.start(p2p, swarm=SWARM, identity=identity, previous=previous))
+            ups.put_nowait(current[-1])
+
+        async def on_down(reason: str) -> None:
+            downs.append(reason)
+            await current[-1].stop()
+
+        running_daemon = asyncio.create_task(daemon.run(on_up, on_down))
+        try:
+            before = await asyncio.wait_for(ups.get(), 10)
+            addresses, pid = await daemon.addresses(), daemon.pid
+            assert await before.publish(CapabilityRecord(offer_of(identity.peer_id), 30.0), 60)
+            async with running(tmp_path, "b", tuple(addresses)) as other:
+                await until(lambda: met(other))
+                assert await other.directory.publish(other.capability(), 60)
+                assert pid is not None
+                started_s = time.monotonic()
+                os.kill(pid, signal.SIGKILL)
+                after = await asyncio.wait_for(ups.get(), 5)
+                assert time.monotonic() - started_s < 3
+                assert downs == [downs[0]]
+                assert "killed by signal 9" in downs[0]
+                assert daemon.pid != pid
+                assert await daemon.addresses() == addresses
+                assert {one.peer for one in await after.capabilities()} >= {identity.peer_id}
+                await other.directory.join(addresses)
+                await until(lambda: seen(other, 2))
+            await after.stop()
+        finally:
+            running_daemon.cancel()
+            await asyncio.wait((running_daemon,), timeout=10)
+            janitor.close()
+            identity.release()
+        assert daemon.pid is None
 
     asyncio.run(scenario())
 
