@@ -48,13 +48,17 @@ class PlanHeader:
     """A published plan, signature and content already checked by the caller.
 
     Attributes:
-        verdict: empty if the content holds, else why not.
+        verdict: empty if the content holds, else why it must never be obeyed.
+        doubt: empty, or why a sound plan is worse than what runs, such as the needless move of a healthy
+            cluster. It is refused for a term; if nobody publishes a better one by then, the swarm has taken
+            it, and staying apart would cost more than yielding.
     """
 
     fence: Fence
     leader: PeerId
     plan_hash: str
     verdict: str = ""
+    doubt: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -173,7 +173,7 @@ class Election:
         return [Explain(f"no plan for {_text(fence)}: {why}")]
 
     def plan_seen(self, header: PlanHeader, now_s: float) -> list[Action]:
-        """Judge a published plan, or the own one before it is published. Seeing it again is harmless.
+        """Judge a published plan, or the own one before it is published; again with every reading, at will.
 
         A plan of an author without a known ticket, or of an epoch about to start, is judged again by `poll`.
         """
@@ -188,7 +188,8 @@ class Election:
         actions = self._turn_epoch(now_s)
         held, self._held = self._held, []
         for header in held:
-            actions += self._judge(header, now_s)
+            if self._adopted is None or header.fence > self._adopted.fence:
+                actions += self._judge(header, now_s)
         if self._phase is Phase.SPREADING and now_s >= self._opens_s:
             self._move(Turn.OPENED, now_s)
         actions += self._ticket_due()
@@ -212,6 +213,7 @@ class Election:
         self._silences = 0
         self._last_told = False
         self._refused: set[tuple[Fence, PeerId]] = set()
+        self._doubts: dict[tuple[Fence, PeerId, str], float] = {}
         self._told: set[tuple[Fence, PeerId, str]] = set()
         self._opens_s = max(epoch * self._config.epoch_s, now_s) + self._config.grace_s
         self._phase, self._term, self._since_s = Phase.SPREADING, 0, now_s
@@ -321,7 +323,19 @@ class Election:
             self._refused.add((fence, header.leader))
             self._wake_s = -inf
             return self._refuse(header, header.verdict)
+        if header.doubt and now_s < self._doubted_since_s(header, now_s) + self._config.term_s:
+            self._refused.add((fence, header.leader))
+            self._hold(header)
+            return self._refuse(header, header.doubt)
         return self._adopt(header, now_s)
+
+    def _doubted_since_s(self, header: PlanHeader, now_s: float) -> float:
+        key = (header.fence, header.leader, header.plan_hash)
+        if key not in self._doubts:
+            self._wake_s = -inf
+            if len(self._doubts) >= MAX_HELD:
+                return now_s
+        return self._doubts.setdefault(key, now_s)
 
     def _judge_again(self, header: PlanHeader, adopted: Adopted) -> list[Action]:
         """A plan with the very fence that is obeyed: the same one, or a second leader."""
@@ -344,7 +358,8 @@ class Election:
         self._move(Turn.ADOPTED, now_s)
         self._term = header.fence.term
         self._wake_s = -inf
-        text = f"adopting {_text(header.fence)} by {header.leader}"
+        doubt = f", although {header.doubt}: nobody had a better one" if header.doubt else ""
+        text = f"adopting {_text(header.fence)} by {header.leader}{doubt}"
         return [Adopt(header.fence, header.leader, header.plan_hash), Explain(text)]
 
     def _refuse(self, header: PlanHeader, why: str) -> list[Action]:
@@ -373,13 +388,14 @@ class Election:
 
     def _next_wake(self, now_s: float) -> float:
         rules = self._config
-        due_s = inf
+        yields_s = (since_s + rules.term_s for since_s in self._doubts.values())
+        due_s = min((yield_s for yield_s in yields_s if yield_s > now_s), default=inf)
         if self._phase is Phase.SPREADING:
-            due_s = self._opens_s
+            due_s = min(due_s, self._opens_s)
         elif self._phase is Phase.OPEN or self._split or self._stale:
             earliest_s = self._since_s + rules.min_term_s
             latest_s = self._since_s + rules.term_s
-            due_s = earliest_s if now_s < earliest_s else latest_s if now_s < latest_s else inf
+            due_s = min(due_s, earliest_s if now_s < earliest_s else latest_s if now_s < latest_s else inf)
         return min(due_s, (self._epoch + 1) * rules.epoch_s)
 
 

@@ -76,7 +76,7 @@ def plan_hash(plan: Plan) -> str:
 
 
 def structural_fault(plan: Plan) -> str:
-    """Why nobody should obey the plan, or nothing: peers used twice, jobs twice, generations out of thin air."""
+    """Why nobody should ever obey the plan; empty where there is no such fault."""
     peers = [peer for job in plan.jobs for peer in job.peers]
     if len(set(peers)) < len(peers):
         return "it uses a peer twice"

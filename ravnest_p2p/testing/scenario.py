@@ -22,7 +22,7 @@ from .directory import SimulatedDirectory
 from .invariants import InvariantError, Invariants
 from .network import SimulatedNetwork
 from .swarm import SwarmPeer
-from .world import Published, World
+from .world import DISK, Published, World
 
 MAX_SKEW_S = 1.5
 USURPER = PeerId("usurper")
@@ -79,7 +79,7 @@ class Scenario:
 
     Args:
         election_class: another one than the product's, to see that its mistakes are caught.
-        remember: whether peers' disks survive a crash.
+        disk: what peers still know after a crash.
         transcript: keep one line for each deed in `world.transcript`.
     """
 
@@ -87,7 +87,7 @@ class Scenario:
         self,
         config: ScenarioConfig,
         election_class: type[Election] = Election,
-        remember: bool = True,
+        disk: frozenset[str] = DISK,
         transcript: bool = False,
     ) -> None:
         self._config = config
@@ -112,7 +112,7 @@ class Scenario:
             Invariants(),
             peers_expected=config.peers,
             election_class=election_class,
-            remember=remember,
+            disk=disk,
             transcript=[] if transcript else None,
         )
         skews_s = [random.uniform(-MAX_SKEW_S, MAX_SKEW_S) for _ in range(config.peers)]
@@ -120,7 +120,6 @@ class Scenario:
             SwarmPeer(self.world, PeerId(f"p{number:03}"), skew_s) for number, skew_s in enumerate(skews_s)
         ]
         self._begin_s = clock.now_s
-        self._quiet = False
 
     def run(self) -> Outcome:
         """Run the faults, heal, and wait for agreement.
@@ -167,18 +166,14 @@ class Scenario:
 
     def _crash(self, peer: SwarmPeer) -> None:
         if peer.alive:
+            peer.lost = len(self.peers) > 10 and self._random.random() < 0.2
             peer.crash()
-            self.world.clock.after(2 + 25 * self._random.random(), self._restart, peer)
-
-    def _restart(self, peer: SwarmPeer) -> None:
-        if not peer.alive:
-            peer.start()
 
     def _split(self) -> None:
         random = self._random
         names = [peer.name for peer in self.peers]
         random.shuffle(names)
-        cut = sorted(random.sample(range(1, len(names)), random.choice((1, 1, 2))))
+        cut = sorted(random.sample(range(1, len(names)), min(len(names) - 1, random.choice((1, 1, 2)))))
         sides = [names[low:high] for low, high in zip(cut, [*cut[1:], len(names)], strict=True)]
         self.world.network.partition(*sides)
         self.world.directory.split(1 + len(sides))
@@ -190,13 +185,12 @@ class Scenario:
         self.world.tell("-", "the network is whole")
 
     def _end_faults(self) -> None:
-        """Nothing goes wrong from here but loss and delay; leaders that crashed come back too."""
-        self._quiet = True
+        """Nothing goes wrong from here but loss and delay; who is not lost comes back."""
         self._heal()
         self.world.crash_of_leader = 0.0
         for peer in self.peers:
-            if not peer.alive and self._random.random() < 0.8:
-                self.world.clock.after(3 * self._random.random(), self._restart, peer)
+            if not peer.lost:
+                self.world.clock.after(3 * self._random.random(), peer.restart)
 
     def _agree(self) -> Outcome:
         world, config = self.world, self._config
@@ -225,19 +219,16 @@ class Scenario:
             max((done for _, _, done in world.blobs), default=0),
         )
 
-    def _hostile_plan(self, leader: PeerId, generation_peers: list[PeerId]) -> Published:
+    def _hostile_plan(self, leader: PeerId, sound: bool) -> Published:
         """A plan for the term that follows what most obey now."""
         highest = max(
             (peer.saved.fence for peer in self.peers if peer.saved is not None), default=Fence(0, 0)
         )
         epoch = int(self.world.clock.now_s // self._config.epoch_s)
         fence = Fence(epoch, highest.term + 1 if highest.epoch == epoch else 0)
-        generation = Generation(*fence, f"of-{leader}")
-        plan = Plan(self.world.rules.swarm, fence, leader, 0, "", "", ())
-        if generation_peers:
-            job = JobPlan(JobId("job-0"), generation, ())
-            plan = Plan(self.world.rules.swarm, fence, leader, 0, "", "", (job, job))
-        return Published(plan)
+        job = JobPlan(JobId("job-0"), Generation(*fence, f"of-{leader}"), ())
+        jobs = () if sound else (job, job)
+        return Published(Plan(self.world.rules.swarm, fence, leader, 0, "", "", jobs))
 
     def _publish(self, leader: PeerId, published: Published) -> None:
         fence = published.plan.fence
@@ -247,12 +238,12 @@ class Scenario:
 
     def _usurp(self) -> None:
         """A sound plan by somebody without a ticket."""
-        self._publish(USURPER, self._hostile_plan(USURPER, []))
+        self._publish(USURPER, self._hostile_plan(USURPER, sound=True))
         self.world.clock.after(4 + 4 * self._random.random(), self._usurp)
 
     def _vandalise(self) -> None:
         """A senseless plan by somebody with the lowest ticket of all."""
-        published = self._hostile_plan(VANDAL, [PeerId("p000")])
+        published = self._hostile_plan(VANDAL, sound=False)
         epoch = published.plan.fence.epoch
         through = self._random.choice(self.peers).name
         self.world.directory.write(through, f"tickets/{epoch}", VANDAL, 0, self._config.epoch_s)

@@ -32,7 +32,7 @@ from .stage import Frame, Receipt, Stage
 from .world import Published, World
 
 BEAT_EVERY_S = 8.0
-BEAT_TTL_S = 20.0
+BEAT_TTL_S = 30.0
 SUSPECT_AFTER_S = 5.0
 GONE_AFTER_S = 10.0
 JOIN_WITHIN_S = 12.0
@@ -49,11 +49,16 @@ class SwarmPeer:
 
     Args:
         skew_s: how far its clock is ahead of the true time.
+
+    Attributes:
+        alive: whether it runs.
+        lost: whether it never comes back after a crash.
     """
 
     def __init__(self, world: World, name: PeerId, skew_s: float) -> None:
         self.name = name
         self.alive = False
+        self.lost = False
         self.saved: Adopted | None = None
         self.floor: Fence | None = None
         self._world = world
@@ -68,8 +73,8 @@ class SwarmPeer:
     def start(self) -> None:
         """Start, or start again with what is on the disk."""
         world = self._world
-        if not world.remember:
-            self.saved = None
+        self.saved = self.saved if "plan" in world.disk else None
+        self.floor = self.floor if "worker" in world.disk else None
         self.alive = True
         self._life += 1
         self.election = world.election_class(self.name, world.rules, self.now_s, self.saved)
@@ -92,12 +97,19 @@ class SwarmPeer:
         self._wake(self._life)
 
     def crash(self) -> None:
-        """Lose everything but the disk, at once."""
+        """Lose everything but the disk, at once, and come back some time later."""
         self._world.tell(self.name, "crashes")
         self._stop()
         self.alive = False
         self._world.network.detach(self.name)
         self._world.directory.forget_reader(self.name)
+        if not self.lost:
+            self._world.clock.after(2 + 25 * self._world.random.random(), self.restart)
+
+    def restart(self) -> None:
+        """Start unless it runs."""
+        if not self.alive:
+            self.start()
 
     def _wake(self, life: int) -> None:
         if life != self._life or not self.alive:
@@ -138,29 +150,25 @@ class SwarmPeer:
 
     def _see(self, published: Published) -> None:
         plan = published.plan
-        verdict = self._verdict(published)
+        doubt = self._doubt(published)
         self._seen[plan.fence, plan.leader, published.hash] = published
-        self._do(
-            self.election.plan_seen(PlanHeader(plan.fence, plan.leader, published.hash, verdict), self.now_s)
-        )
-        if verdict and (self.saved is None or plan.fence > self.saved.fence):
+        header = PlanHeader(plan.fence, plan.leader, published.hash, published.fault, doubt)
+        self._do(self.election.plan_seen(header, self.now_s))
+        if doubt and (self.saved is None or plan.fence > self.saved.fence):
             self._doubted.append(published)
+            self._beat_due_s = 0.0
 
-    def _verdict(self, published: Published) -> str:
-        """Whether the plan's content may be obeyed: sound, and no needless move of this peer's cluster."""
+    def _doubt(self, published: Published) -> str:
+        """Whether the plan needlessly moves this peer's cluster."""
         running = self._running
-        if published.fault or running is None or running.generation in published.generations:
-            return published.fault
-        mate = self._mate(running)
-        if self._membership.state(mate) is not PeerState.ALIVE or not self._mate_obeys:
+        if running is None or running.generation in published.generations:
+            return ""
+        if self._membership.state(self._mate(running)) is not PeerState.ALIVE or not self._mate_obeys:
             return ""
         other = published.by_job.get(running.job)
-        if (
-            other is not None
-            and running.generation < other.generation
-            and other.generation[:2] < published.plan.fence
-        ):
-            return ""
+        if other is not None and running.generation < other.generation:
+            formed_before = other.generation[:2] < published.plan.fence
+            return "" if formed_before else "it forms a healthy cluster anew"
         return "it moves a healthy cluster"
 
     def _do(self, actions: Sequence[Action]) -> None:

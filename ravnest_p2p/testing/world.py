@@ -14,6 +14,8 @@ from .invariants import Invariants
 from .network import SimulatedNetwork
 from .planner import plan_hash, structural_fault
 
+DISK = frozenset({"plan", "worker"})
+
 
 class Published:
     """A plan as it lies in the directory, with what every reader would compute from it."""
@@ -33,7 +35,7 @@ class World:
 
     Attributes:
         trained: jobs that run a pipeline; the rest are clusters without data.
-        remember: whether a peer's disk survives its crash.
+        disk: what a peer still knows after a crash: the plan obeyed, the worker's fence.
         blobs: saved states by (job, stage, batches done).
         crash_of_leader: probability that a peer crashes when it is about to publish a plan.
         transcript: lines of what happened, kept if not None.
@@ -48,7 +50,7 @@ class World:
     peers_expected: int
     trained: frozenset[JobId] = frozenset({JobId("job-0"), JobId("job-1"), JobId("job-2")})
     election_class: type[Election] = Election
-    remember: bool = True
+    disk: frozenset[str] = DISK
     crash_of_leader: float = 0.0
     blobs: dict[tuple[JobId, int, int], tuple[int, ...]] = field(default_factory=dict)
     transcript: list[str] | None = None

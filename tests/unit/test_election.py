@@ -271,3 +271,31 @@ def test_future_fence_from_a_wrong_clock_is_explained():
 def test_senseless_rules_are_refused(settings):
     with pytest.raises(ConfigError):
         ElectionConfig("test", **settings)
+
+
+def test_doubted_plan_ends_the_term_and_is_taken_if_nobody_has_a_better_one():
+    election = peer("d")
+    election.poll(OPEN_S)
+    doubted = PlanHeader(Fence(EPOCH, 0), "a", "hash", doubt="it moves a healthy cluster")
+    refused = decisions(election.plan_seen(doubted, OPEN_S + 1))
+    assert refused == [Refuse(Fence(EPOCH, 0), "a", "it moves a healthy cluster")]
+    election.poll(OPEN_S + 2)
+    assert (election.term, election.leader) == (1, "b")
+    assert decisions(election.poll(OPEN_S + 10.9)) == []
+    assert election.wake_s == OPEN_S + 11
+    assert decisions(election.poll(OPEN_S + 11)) == [Adopt(Fence(EPOCH, 0), "a", "hash")]
+
+
+def test_better_plan_overtakes_a_doubted_one():
+    election = peer("d")
+    election.plan_seen(PlanHeader(Fence(EPOCH, 0), "a", "hash", doubt="it moves a healthy cluster"), OPEN_S)
+    assert decisions(election.plan_seen(plan(1, "b"), OPEN_S + 5)) == adopts(plan(1, "b"))
+    assert decisions(election.poll(OPEN_S + 30)) == []
+
+
+def test_doubt_that_is_withdrawn_is_over_at_once():
+    election = peer("d")
+    election.plan_seen(
+        PlanHeader(Fence(EPOCH, 0), "a", "hash of a", doubt="it moves a healthy cluster"), OPEN_S
+    )
+    assert decisions(election.plan_seen(plan(), OPEN_S + 1)) == adopts(plan())

@@ -1,0 +1,171 @@
+"""Swarms through crashes, splits, loss and hostile peers: nothing forbidden happens, and all agree again.
+
+`-m slow` runs 1,000 seeds; each failure names the command that runs it again.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterable
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+
+import pytest
+
+from ravnest_p2p.core.election import Election
+from ravnest_p2p.core.tickets import TicketBook
+from ravnest_p2p.testing.invariants import InvariantError
+from ravnest_p2p.testing.scenario import Outcome, Scenario, ScenarioConfig
+
+SAMPLE = range(8)
+MANY = range(1000, 2000)
+
+
+class AdoptsEqualFence(Election):
+    """Broken: a second leader of the same fence is obeyed too."""
+
+    def _judge(self, header, now_s):
+        if self.adopted is not None and header.fence == self.adopted.fence and not header.verdict:
+            return self._adopt(header, now_s) if header.plan_hash != self.adopted.plan_hash else []
+        return super()._judge(header, now_s)
+
+
+class AnybodyLeads(TicketBook):
+    def entitles(self, peer, term):
+        return True
+
+
+class AcceptsAnyLeader(Election):
+    """Broken: no ticket is needed to lead."""
+
+    def _new_book(self):
+        return AnybodyLeads()
+
+
+class NeverTakesOver(Election):
+    """Broken: nobody plans but the first leader of an epoch."""
+
+    def _end_term(self, now_s):
+        return []
+
+
+class NeverYields(Election):
+    """Broken: a plan that moves an own healthy cluster is refused for ever."""
+
+    def _doubted_since_s(self, header, now_s):
+        return now_s
+
+
+def failure(seed: int, peers: int) -> str:
+    """Run one seed; empty if all is well."""
+    try:
+        Scenario(ScenarioConfig(seed, peers)).run()
+    except Exception as error:
+        return f"seed {seed}: {type(error).__name__}: {error}"
+    return ""
+
+
+def first_caught(seeds: Iterable[int], peers: int = 60, **broken) -> str:
+    """The first invariant that a broken rule violates."""
+    for seed in seeds:
+        try:
+            Scenario(ScenarioConfig(seed, peers), **broken).run()
+        except InvariantError as error:
+            return str(error)
+    return ""
+
+
+@pytest.mark.parametrize("seed", SAMPLE)
+def test_sample(seed):
+    outcome = Scenario(ScenarioConfig(seed)).run()
+    assert outcome.alive > 180
+    assert outcome.effective > 100
+    assert outcome.frames > 100
+    assert outcome.batches > 2
+
+
+@pytest.mark.parametrize("peers", [1, 2, 3, 7])
+def test_small_swarms(peers):
+    for seed in range(10):
+        assert Scenario(ScenarioConfig(seed, peers, crashes=0.5, partitions=min(2, peers - 1))).run().alive
+
+
+def test_the_faults_do_happen():
+    """A simulation in which nothing goes wrong proves nothing."""
+    text = ""
+    for seed in range(5):
+        scenario = Scenario(ScenarioConfig(seed, 80), transcript=True)
+        scenario.run()
+        text += "\n".join(scenario.world.transcript)
+    for line in (
+        "the network splits into 3",
+        "crashes",
+        "again after a restart",
+        "two plans for",
+        "published no plan in",
+        "was refused; next is",
+        " broke; next is",
+        "by usurper: its author has shown no ticket",
+        "by vandal: it names a job twice",
+        "a healthy cluster",
+        "its epoch is over",
+    ):
+        assert line in text, line
+
+
+@pytest.mark.parametrize(
+    ("broken", "symptom"),
+    [
+        ({"election_class": AdoptsEqualFence}, "where it obeyed"),
+        ({"election_class": AcceptsAnyLeader}, "who has no ticket"),
+        ({"election_class": NeverTakesOver}, "plans: "),
+        ({"disk": frozenset({"worker"})}, "went back|where it obeyed"),
+        ({"disk": frozenset({"plan"})}, "worker of"),
+    ],
+    ids=["equal fence", "any leader", "no next term", "plan forgotten", "worker forgets"],
+)
+def test_broken_rules_are_caught(broken, symptom):
+    assert re.search(symptom, first_caught(range(20), **broken))
+
+
+def test_a_failure_says_how_to_run_it_again():
+    message = first_caught(range(20), election_class=AcceptsAnyLeader)
+    assert "python -m ravnest_p2p.testing.scenario --seed 0 --peers 60 --transcript" in message
+
+
+def test_a_seed_is_one_run():
+    """Also in another process with another hash seed, where the printed command is run."""
+    config = ScenarioConfig(3, 40)
+    command = Scenario(config).command.split()[1:]
+    prints = [
+        subprocess.run(
+            [sys.executable, *command],
+            env={**os.environ, "PYTHONHASHSEED": hash_seed},
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=True,
+        ).stdout
+        for hash_seed in ("1", "2")
+    ]
+    assert prints[0] == prints[1]
+    assert prints[0].startswith(str(Scenario(config).run()))
+    assert isinstance(Scenario(config).run(), Outcome)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_many_seeds():
+    """1,000 seeds of 200 peers, on all cores."""
+    with ProcessPoolExecutor(mp_context=get_context("spawn")) as pool:
+        failures = [text for text in pool.map(failure, MANY, [200] * len(MANY), chunksize=10) if text]
+    assert not failures, f"{len(failures)} of {len(MANY)} seeds failed:\n" + "\n".join(failures[:10])
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_never_yielding_is_caught():
+    assert "plans: " in first_caught(range(40), peers=200, election_class=NeverYields)
