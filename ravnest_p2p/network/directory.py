@@ -42,11 +42,13 @@ from ravnest_p2p.network.records import (
     seal,
     unseal,
 )
-from ravnest_p2p.network.records_keys import MAX_SHARDS, peers_key, shards_for
+from ravnest_p2p.network.records_keys import MAX_SHARDS, PEERS_PER_SHARD, peers_key, shards_for
 
 logger = logging.getLogger(__name__)
 
 REPLICAS = 5
+_FULL_SHARD = PEERS_PER_SHARD // 4
+"""A last shard with fewer records than this has no successor: the first split leaves about half in each."""
 _RPC_TIMEOUT_S = 3.0
 _OPERATION_TIMEOUT_S = 12.0
 _REFRESH_S = 60.0
@@ -209,7 +211,7 @@ class Directory:
                 if known is None or known.issued_at_s < sealed.issued_at_s:
                     newest[sealed.peer] = sealed
             shard = batch.stop
-            if shard >= self._shards and not found[-1]:
+            if shard >= self._shards and len(found[-1]) < _FULL_SHARD:
                 break
         self._shards = shards_for(len(newest))
         return [newest[peer] for peer in sorted(newest)]

@@ -28,7 +28,7 @@ from hivemind.utils.timed_storage import TimedStorage, ValueWithExpiration, get_
 _EXT_DICTIONARY = 0x50
 
 
-class BoundedDictionary(DictionaryDHTValue):
+class BoundedDictionary(DictionaryDHTValue):  # type: ignore[misc]
     """Subkeys of one key: so many entries and bytes, and not more."""
 
     MAX_ITEMS = 1024
@@ -51,7 +51,7 @@ class BoundedDictionary(DictionaryDHTValue):
             return False
         kept: bool = super().store(key, value, expiration_time)
         if len(self.expiration_heap) > 4 * len(self.data) + 64:
-            self.expiration_heap = list(self.key_to_heap.values())
+            self.expiration_heap[:] = self.key_to_heap.values()
             heapq.heapify(self.expiration_heap)
         return kept
 
@@ -71,7 +71,7 @@ class BoundedDictionary(DictionaryDHTValue):
         return dictionary
 
 
-class BoundedSerializer(MSGPackSerializer):
+class BoundedSerializer(MSGPackSerializer):  # type: ignore[misc]
     """hivemind's serializer for what a directory needs: bytes, text, nothing, and bounded dictionaries."""
 
     _ext_types = {BoundedDictionary: _EXT_DICTIONARY, DictionaryDHTValue: _EXT_DICTIONARY}  # noqa: RUF012
@@ -89,7 +89,7 @@ class BoundedSerializer(MSGPackSerializer):
         return BoundedDictionary.unpackb(data)
 
 
-class BoundedStorage(DHTLocalStorage):
+class BoundedStorage(DHTLocalStorage):  # type: ignore[misc]
     """What this peer keeps for others: dictionaries only, within a budget of keys and bytes."""
 
     MAX_KEYS = 8192

@@ -39,7 +39,7 @@ _REMEMBERED = 4096
 _MAX_SUBKEY_CHARS = 256
 
 
-class RecordValidator(RecordValidatorBase):
+class RecordValidator(RecordValidatorBase):  # type: ignore[misc]
     """Lets through sealed records of our swarm under their own key, and counts all others."""
 
     def __init__(self, swarm: str, now_s: Callable[[], float], refusals: Counter[str] | None = None) -> None:

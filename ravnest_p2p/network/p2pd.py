@@ -23,6 +23,7 @@ import time
 from collections.abc import Awaitable, Callable
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 from hivemind.p2p import P2P
 from hivemind.p2p.p2p_daemon_bindings.datastructures import PeerID
@@ -170,7 +171,7 @@ class P2PDaemon:
         self.control_socket.unlink(missing_ok=True)
 
     async def run(self, on_up: OnUp, on_down: OnDown) -> None:
-        """Keep p2pd running until cancelled, which stops it.
+        """Keep p2pd running until cancelled, which stops it; so say goodbye to others before cancelling.
 
         Args:
             on_up: called with the new client after each start: register handlers, start the directory. If it
@@ -188,10 +189,10 @@ class P2PDaemon:
                     p2p = await self.start()
                     reason = await self._serve(p2p, on_up)
                     await on_down(reason)
-                except ConfigError:
+                except ConfigError as error:
                     if self.restarts == 0:
                         raise
-                    reason = "the port is taken by another program"
+                    reason = str(error)
                     self._ports.forget()
                 except LocalDaemonError as error:
                     reason = str(error)
@@ -297,13 +298,27 @@ async def connect(p2p: P2P, address: str, timeout_s: float = 10.0) -> PeerId:
 
 
 def fail_pending_calls(p2p: P2P) -> None:
-    """Abort the unary calls that wait for a p2pd that is gone; hivemind would let them wait for ever."""
+    """Abort the unary calls that wait for a p2pd that is gone, and later ones; hivemind's wait for ever."""
     p2p._alive = False
     if p2p._client is None or p2p._client.control is None:
         return
-    for call in list(p2p._client.control._pending_calls.values()):
-        if not call.done():
-            call.set_exception(P2PDaemonError("p2pd is gone"))
+    control = p2p._client.control
+    waiting, control._pending_calls = control._pending_calls, _NoMoreCalls()
+    for call in waiting.values():
+        _fail(call)
+
+
+class _NoMoreCalls(dict[Any, "asyncio.Future[Any]"]):
+    """Stands in for a client's table of waiting calls: whoever would wait is told at once."""
+
+    def __setitem__(self, call_id: Any, call: asyncio.Future[Any]) -> None:
+        super().__setitem__(call_id, call)
+        _fail(call)
+
+
+def _fail(call: asyncio.Future[Any]) -> None:
+    if not call.done():
+        call.set_exception(P2PDaemonError("p2pd is gone"))
 
 
 class _DieWithParent:

@@ -239,10 +239,8 @@ def test_records_outlive_a_killed_p2pd(tmp_path: Path) -> None:
                 await until(lambda: met(other))
                 assert await other.directory.publish(other.capability(), 60)
                 assert pid is not None
-                started_s = time.monotonic()
                 os.kill(pid, signal.SIGKILL)
                 after = await asyncio.wait_for(ups.get(), 5)
-                assert time.monotonic() - started_s < 3
                 assert downs == [downs[0]]
                 assert "killed by signal 9" in downs[0]
                 assert daemon.pid != pid

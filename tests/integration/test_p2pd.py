@@ -17,6 +17,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from hivemind.p2p.p2p_daemon_bindings.utils import P2PDaemonError
 
 from ravnest_p2p.core.errors import ConfigError, LocalDaemonError, PeerUnreachableError
 from ravnest_p2p.network.identity import Identity
@@ -142,7 +143,9 @@ def test_calls_that_wait_fail_when_p2pd_dies(config: P2PDConfig) -> None:
         assert daemon.pid is not None
         os.kill(daemon.pid, signal.SIGKILL)
         assert "signal 9" in await asyncio.wait_for(downs.get(), 5)
-        assert isinstance(never.exception(), Exception)
+        assert isinstance(never.exception(), P2PDaemonError)
+        with pytest.raises(P2PDaemonError, match="gone"):
+            await asyncio.wait_for(p2p._client.call_unary_handler(p2p.peer_id, "late", b""), 5)
         supervisor.cancel()
         await asyncio.wait((supervisor,), timeout=10)
         assert daemon.pid is None

@@ -32,6 +32,7 @@ from ravnest_p2p.core.types import (
 )
 from ravnest_p2p.network.identity import Identity
 from ravnest_p2p.network.records import (
+    CancelRecord,
     CapabilityRecord,
     JobRecord,
     PlanRecord,
@@ -74,6 +75,7 @@ def all_records() -> list[Record]:
     return [
         CapabilityRecord(offer(), 30.0),
         JobRecord(JOB, HASH, 1000, "my job", ME.peer_id, NOW_S),
+        CancelRecord(JOB, ME.peer_id),
         make_ticket(ME, swarm=SWARM, epoch=7, previous_hash="aa"),
         PlanRecord(a_plan()),
         ProviderRecord(HASH, 12),
@@ -113,6 +115,7 @@ def test_keys_bind_records_to_their_place() -> None:
     assert places == {
         "capability": ("ravnest/1/test/peers/0", ME.peer_id),
         "job": ("ravnest/1/test/jobs", f"{JOB}/{ME.peer_id}"),
+        "cancel": ("ravnest/1/test/cancels", f"{JOB}/{ME.peer_id}"),
         "ticket": ("ravnest/1/test/tickets/7", ME.peer_id),
         "plan": ("ravnest/1/test/plan/7", f"2/{ME.peer_id}"),
         "provider": (f"ravnest/1/test/blob/{HASH}", ME.peer_id),
@@ -183,6 +186,7 @@ def test_unsigned_and_foreign_signatures_are_refused() -> None:
     [
         CapabilityRecord(offer(OTHER.peer_id), 30.0),
         JobRecord(JOB, HASH, 1, "job", OTHER.peer_id, NOW_S),
+        CancelRecord(JOB, OTHER.peer_id),
         PlanRecord(a_plan(OTHER.peer_id)),
         make_ticket(OTHER, swarm=SWARM, epoch=7, previous_hash=""),
         make_ticket(ME, swarm="other", epoch=7, previous_hash=""),
