@@ -54,8 +54,7 @@ def capture(
     inputs = tuple(_example(t, "input") for t in example_inputs)
     labels = tuple(_example(t, "label") for t in example_labels)
     with _randomness_restored():
-        step = _copied_step(model, loss)
-        program, weights = _trace(step, inputs, labels)
+        program, weights = _trace(_copied_step(model, loss), inputs, labels)
         data = {f"x{i}": t for i, t in enumerate(inputs)} | {f"y{i}": t for i, t in enumerate(labels)}
         check_parity(_copied_step(model, loss), program, weights, inputs, labels, data)
     return Package(program, weights)
@@ -67,11 +66,12 @@ class TrainStep(nn.Module):
     def __init__(self, model: nn.Module, loss: Callable[..., Tensor] | None) -> None:
         super().__init__()
         self.model = model
-        self.loss = loss
+        self.loss: Any = loss
 
     def forward(self, inputs: tuple[Tensor, ...], labels: tuple[Tensor, ...]) -> Tensor:
         if self.loss is not None:
-            return self.loss(self.model(*inputs), *labels)
+            value: Tensor = self.loss(self.model(*inputs), *labels)
+            return value
         output = self.model(*inputs, *labels)
         return output if isinstance(output, Tensor) else output.loss
 
@@ -86,8 +86,8 @@ def named_tensors(step: TrainStep) -> dict[str, Tensor]:
     found: dict[str, Tensor] = {}
     for name, tensor in step.named_parameters(remove_duplicate=False):
         found[canonical_name(name)] = tensor
-    for name, tensor in step.named_buffers(remove_duplicate=False):
-        found[canonical_name(name)] = tensor
+    for name, buffer in step.named_buffers(remove_duplicate=False):
+        found[canonical_name(name)] = buffer
     return found
 
 
@@ -142,10 +142,6 @@ def _trace(
         elif spec.kind is InputKind.CONSTANT_TENSOR:
             name, kind, tensor = f"constant::{spec.target}", "buffer", exported.constants[str(spec.target)]
             transient.add(name)
-            if tensor.requires_grad:
-                raise CaptureError(
-                    "a trained tensor is no parameter of the model; register it as nn.Parameter"
-                )
         else:
             raise CaptureError(f"the model takes a {spec.kind.name}, which cannot travel; use tensors only")
         if name not in leaves:
@@ -197,7 +193,7 @@ def _transient(step: TrainStep, tensors: Mapping[str, Tensor]) -> set[str]:
 @contextmanager
 def _randomness_restored() -> Iterator[None]:
     python, arrays = random.getstate(), numpy.random.get_state()
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=[]):
         try:
             yield
         finally:

@@ -111,7 +111,8 @@ class StageComputation:
 
     def _generator(self) -> torch.Generator:
         if self.device.type == "cuda":
-            return torch.cuda.default_generators[self.device.index or torch.cuda.current_device()]
+            index = self.device.index
+            return torch.cuda.default_generators[torch.cuda.current_device() if index is None else index]
         if self.device.type == "mps":
             return torch.mps._get_default_mps_generator()
         return torch.default_generator
@@ -154,7 +155,7 @@ class _Step:
     def run(self, slots: list[Any], generator: torch.Generator | None, seed: int) -> None:
         copied = self.copied
 
-        def fetch(slot: int) -> Tensor:
+        def fetch(slot: int) -> Any:
             return slots[slot].clone() if slot in copied else slots[slot]
 
         args = self.args.copy()

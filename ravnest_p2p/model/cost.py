@@ -52,6 +52,8 @@ def node_flops(node: Node, specs: tuple[TensorSpec, ...]) -> float:
     if kind == "scaled_dot_product_attention":
         queries, keys = operands[0].shape, operands[1].shape
         return 4.0 * math.prod(queries) * keys[-2]
+    if kind == "embedding":
+        return 2 * FLOPS_PER_BYTE * node.outputs[0].nbytes
     moved = sum(spec.nbytes for spec in operands[:2]) + sum(spec.nbytes for spec in node.outputs)
     return FLOPS_PER_BYTE * moved
 
@@ -71,11 +73,11 @@ def layer_costs(program: Program) -> tuple[LayerCost, ...]:
     for hi in program.layer_bounds:
         nodes = program.nodes[lo:hi]
         held = {slot for node in nodes for slot in node.refs()}
-        leaves = [leaf for slot, leaf in enumerate(program.leaves) if slot in held and leaf.kind != "input"]
+        leaves = [program.leaves[slot] for slot in held if slot < len(program.leaves)]
         costs.append(
             LayerCost(
                 flops=sum(train_flops(node, analysis.specs) for node in nodes),
-                param_bytes=sum(leaf.spec.nbytes for leaf in leaves),
+                param_bytes=sum(leaf.spec.nbytes for leaf in leaves if leaf.kind != "input"),
                 activation_bytes=sum(analysis.saved_bytes[lo:hi]),
                 out_bytes=cuts.crossing_bytes[hi] if hi < len(program.nodes) else 0,
             )

@@ -71,18 +71,20 @@ class Lowering:
         if isinstance(node.target, torch._ops.HigherOrderOperator):
             self._nested(node, name)
             return
-        if not isinstance(node.target, torch._ops.OpOverload):
-            self._refuse(f"{name} is not a tensor operation", "compute it outside of forward()")
-        if node.target._schema.name.split("::")[1] in _SKIPPED:
+        target = node.target
+        if not isinstance(target, torch._ops.OpOverload):
+            raise self._refusal(f"{name} is not a tensor operation", "compute it outside of forward()")
+        if target._schema.name.split("::")[1] in _SKIPPED:
             return
         name = _RENAMED.get(name, name)
-        if node.target._schema.is_mutable and name.split(".")[1].endswith("_"):
+        if target._schema.is_mutable and name.split(".")[1].endswith("_"):
             self._write(node, name)
             return
         self._set(node, self._emit(name, node.args, node.kwargs))
         for position in ops.STATISTICS_ARGS.get(name, ()):
-            if position < len(node.args) and isinstance(node.args[position], FxNode):
-                self._bump(node.args[position])
+            statistics = node.args[position] if position < len(node.args) else None
+            if isinstance(statistics, FxNode):
+                self._bump(statistics)
 
     def _nested(self, node: FxNode, name: str) -> None:
         before = self._no_grad
@@ -92,9 +94,11 @@ class Lowering:
         elif name == "wrap_with_autocast" and not node.args[2]:
             graph, arguments = node.args[4], list(node.args[5:])
         elif name == "wrap_with_autocast":
-            self._refuse("autocast is on", "remove torch.autocast; mixed precision is an option of the job")
+            raise self._refusal(
+                "autocast is on", "remove torch.autocast; mixed precision is an option of the job"
+            )
         else:
-            self._refuse(f"{name} cannot travel", "write this part without it")
+            raise self._refusal(f"{name} cannot travel", "write this part without it")
         self._env[node] = self.run(self._value(graph), [self._value(a) for a in arguments])
         self._no_grad = before
 
@@ -103,7 +107,9 @@ class Lowering:
         named = {k: self._value(v) for k, v in kwargs.items() if k not in _DROPPED_KWARGS}
         for key in kwargs.keys() & {"device", "generator"}:
             if kwargs[key] is not None and str(kwargs[key]) != "cpu":
-                self._refuse(f"{key}={kwargs[key]} is fixed in the code", "take it from an input tensor")
+                raise self._refusal(
+                    f"{key}={kwargs[key]} is fixed in the code", "take it from an input tensor"
+                )
         return self._builder.emit(name, values, named, no_grad=self._no_grad)
 
     def _write(self, node: FxNode, name: str) -> None:
@@ -132,7 +138,9 @@ class Lowering:
         else:
             _, packet, overload = name.split(".")
             functional = _IN_PLACE.get(name, f"aten.{packet[:-1]}.{overload}")
-            result = self._emit(functional, (*node.args,), node.kwargs)
+            missing = node.target._schema.arguments[len(node.args) :]  # type: ignore[union-attr]
+            defaults = [a.default_value for a in missing if a.default_value is not None and not a.kwarg_only]
+            result = self._emit(functional, (*node.args, *defaults), node.kwargs)
         if self._builder.spec(result).dtype != spec.dtype:
             result = self._builder.emit("aten.to.dtype", [result, ops.DTYPES[spec.dtype]], {}, self._no_grad)
         if self._builder.spec(result).shape != spec.shape:
@@ -172,7 +180,7 @@ class Lowering:
         elif name == "aten.transpose.int":
             merged = emit(name, [written, *target.args[1:]], {}, self._no_grad)
         else:
-            self._refuse(
+            raise self._refusal(
                 f"it writes in place through {name}", "build the tensor with torch.where or torch.cat"
             )
         self._store(parent, merged)
@@ -193,7 +201,7 @@ class Lowering:
         source = _view_source(node)
         if source is None:
             if node.op != "placeholder":
-                self._refuse(
+                raise self._refusal(
                     "it reads a view of a tensor that was written in place", "clone() before the write"
                 )
             self._version[node] = self._writes[_storage(node)]
@@ -218,8 +226,8 @@ class Lowering:
         self._writes[storage] = self._writes.get(storage, 0) + 1
         self._version[node] = self._writes[storage]
 
-    def _refuse(self, cause: str, fix: str) -> None:
-        raise CaptureError(f"{self._builder.where}: {cause}; {fix}")
+    def _refusal(self, cause: str, fix: str) -> CaptureError:
+        return CaptureError(f"{self._builder.where}: {cause}; {fix}")
 
 
 def _storage(node: FxNode) -> int:

@@ -160,9 +160,10 @@ def resolve(name: str) -> torch._ops.OpOverload:
         raise KeyError(name)
     _, packet, overload = name.split(".")
     try:
-        return getattr(getattr(torch.ops.aten, packet), overload)
+        op: torch._ops.OpOverload = getattr(getattr(torch.ops.aten, packet), overload)
     except AttributeError as error:
         raise KeyError(name) from error
+    return op
 
 
 def dtype_name(dtype: torch.dtype) -> str:

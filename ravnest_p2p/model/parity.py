@@ -58,6 +58,7 @@ def check_parity(
         )
         torch.manual_seed(index)
         expected_loss = _eager(step, inputs, labels, index)
+        _check_leaves(expected_loss, eager)
         grads = torch.autograd.grad(expected_loss, [eager[n] for n in trained], allow_unused=True)
         expected = dict(zip(trained, grads, strict=True))
         _compare("the loss", loss.detach(), expected_loss.detach(), index)
@@ -75,12 +76,32 @@ def check_parity(
                     eager[name] -= _STEP * gradient
 
 
+def _check_leaves(loss: Tensor, eager: Mapping[str, Tensor]) -> None:
+    """Refuse trained tensors from outside of the model, which tracing takes for constants."""
+    known = {id(tensor) for tensor in eager.values()}
+    seen: set[object] = set()
+    ahead = [loss.grad_fn]
+    while ahead:
+        function = ahead.pop()
+        if function is None or function in seen:
+            continue
+        seen.add(function)
+        variable = getattr(function, "variable", None)
+        if variable is not None and id(variable) not in known:
+            raise CaptureError(
+                f"a trained tensor of shape {tuple(variable.shape)} is no parameter of the model; "
+                "register it as nn.Parameter of one of its modules"
+            )
+        ahead.extend(following for following, _ in function.next_functions)
+
+
 def _eager(step: TrainStep, inputs: tuple[Tensor, ...], labels: tuple[Tensor, ...], index: int) -> Tensor:
     fed = {f"x{i}": t for i, t in enumerate(inputs)} | {f"y{i}": t for i, t in enumerate(labels)}
     rolled = _rolled(fed, index)
-    return step(
+    loss: Tensor = step(
         tuple(rolled[f"x{i}"] for i in range(len(inputs))), tuple(rolled[f"y{i}"] for i in range(len(labels)))
     )
+    return loss
 
 
 def _rolled(data: Mapping[str, Tensor], index: int) -> dict[str, Tensor]:

@@ -238,7 +238,7 @@ def _arg_json(value: Arg) -> object:
     if isinstance(value, torch.dtype):
         return {"dtype": ops.dtype_name(value)}
     if isinstance(value, torch.memory_format):
-        return {"memory_format": ops.dtype_name(value)}
+        return {"memory_format": str(value).removeprefix("torch.")}
     if isinstance(value, tuple):
         return [_arg_json(item) for item in value]
     if isinstance(value, float) and not math.isfinite(value):
