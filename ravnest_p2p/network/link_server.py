@@ -20,6 +20,7 @@ from hivemind.p2p import P2P
 
 from ravnest_p2p.core.errors import (
     BusyError,
+    FrameError,
     LinkClosedError,
     LinkLostError,
     LinkRefusedError,
@@ -169,6 +170,8 @@ class LinkServer:
                 else:
                     welcomed.set()
                     await link.run(stream)
+                    if isinstance(link.end, FrameError):
+                        self.refused[type(link.end).__name__] += 1
                 if time.monotonic() - began_s > _STEADY_S:
                     pause_s = _FIRST_PAUSE_S
                 with contextlib.suppress(asyncio.TimeoutError):
@@ -212,6 +215,8 @@ class LinkServer:
                 await asyncio.wait_for(refuse(stream, error), _HELLO_S)
             raise
         await link.run(stream)
+        if isinstance(link.end, FrameError):
+            raise link.end
 
     def _find(self, peer: PeerId, hello: Hello) -> _Expected:
         """The link that a hello means.

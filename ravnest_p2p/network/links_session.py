@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable
 
 from ravnest_p2p.core.errors import FrameFormatError
-from ravnest_p2p.network.frames import Frame, FrameKind, pack
+from ravnest_p2p.network.frames import Frame, FrameKind, Packed, pack
 from ravnest_p2p.network.links_state import LinkLimits, LinkState
 from ravnest_p2p.network.streams import TRANSPORT_ERRORS, Stream
 
@@ -149,11 +149,10 @@ class Session:
                 seq, packed = due
                 self._state.receipt(flush=True)
                 self._receipt_at = None
-                await self._stream.send(FrameKind.DATA, packed, seq, self._state.granted)
-                self.bytes_sent += packed.size_bytes
+                await self._send(FrameKind.DATA, packed, seq)
                 continue
             if self._farewell is not None:
-                await self._stream.send(FrameKind.BYE, {"text": self._farewell}, 0, self._state.granted)
+                await self._send(FrameKind.BYE, pack({"text": self._farewell}), 0)
                 return
             wake_at = self._ping_at if self._receipt_at is None else min(self._ping_at, self._receipt_at)
             with contextlib.suppress(asyncio.TimeoutError):
@@ -164,19 +163,19 @@ class Session:
         now = time.monotonic()
         if self._pong is not None:
             ping, self._pong = self._pong, None
-            await self._sign(FrameKind.PONG, ping)
+            await self._send(FrameKind.PONG, _NOTHING, ping)
         flush = self._receipt_at is not None and now >= self._receipt_at
         if flush:
             self._receipt_at = None
         if self._state.receipt(flush=flush) is not None:
             self._receipt_at = None
-            await self._sign(FrameKind.ACK, 0)
+            await self._send(FrameKind.ACK, _NOTHING, 0)
         if now >= self._ping_at:
             self._ping_at = now + self._limits.ping_s
             self._ping += 1
             self._pings = {**dict(list(self._pings.items())[-3:]), self._ping: now}
-            await self._sign(FrameKind.PING, self._ping)
+            await self._send(FrameKind.PING, _NOTHING, self._ping)
 
-    async def _sign(self, kind: FrameKind, number: int) -> None:
-        await self._stream.send(kind, _NOTHING, number, self._state.granted)
-        self.bytes_sent += _NOTHING.size_bytes
+    async def _send(self, kind: FrameKind, packed: Packed, number: int) -> None:
+        await self._stream.send(kind, packed, number, self._state.granted)
+        self.bytes_sent += packed.size_bytes
