@@ -77,6 +77,18 @@ def test_memory_bounds_a_stage() -> None:
     assert stage_cuts(uniform(9), [small, large], need=need) is None
 
 
+def test_long_model_is_cut_at_cheap_places_only() -> None:
+    layers = [LayerCost(1e9, MB, MB, 10 if n % 10 == 9 else 5000) for n in range(1000)]
+    table = LayerTable(layers, most_blocks=64)
+    assert len(table.cuts) <= 66
+    assert all(at % 10 == 0 for at in table.cuts)
+    found = stage_cuts(table, [peer("a"), peer("b")], need=free)
+    assert found is not None
+    assert found[0][1] == pytest.approx(500, abs=20)
+    assert found[0][1] == found[1][0]
+    assert LayerTable(layers[:64], most_blocks=64).cuts == list(range(65))
+
+
 def test_no_cuts_without_a_layer_for_every_peer() -> None:
     assert stage_cuts(uniform(1), [peer("a"), peer("b")], need=free) is None
     assert stage_cuts(uniform(3), [], need=free) is None

@@ -46,7 +46,7 @@ def test_too_few_peers_wait_and_say_for_what() -> None:
     job = planned(peers(3), {JOB: spec(stages=2, clusters=2)}).jobs[0]
     assert job.clusters == ()
     assert "needs 2 clusters × 2 stages = 4 peers" in job.reason
-    assert "3 are free" in job.reason
+    assert "3 are online (p0 4.0 GB, p1 4.0 GB, p2 4.0 GB)" in job.reason
     assert "start 1 more ravnestd, or submit with clusters=1" in job.reason
 
 
@@ -61,7 +61,7 @@ def test_more_stages_than_layers_says_so() -> None:
 
 
 def test_nobody_online_waits() -> None:
-    assert "none is free" in planned([peer("a", online=False)], {JOB: spec()}).jobs[0].reason
+    assert "none is online" in planned([peer("a", online=False)], {JOB: spec()}).jobs[0].reason
 
 
 def test_malformed_manifest_waits_instead_of_breaking_the_planner() -> None:

@@ -20,10 +20,11 @@ from ravnest_p2p.core.coordinates import predicted_rtt_s
 from ravnest_p2p.core.planning.cost import (
     Draft,
     draft_cluster,
+    planning_table,
     stage_need_bytes,
     updates_per_s,
 )
-from ravnest_p2p.core.planning.cuts import MIN_FLOPS, LayerTable
+from ravnest_p2p.core.planning.cuts import MIN_FLOPS
 from ravnest_p2p.core.types import Capability, JobSpec, PeerId
 
 MAX_STAGES = 8
@@ -58,8 +59,12 @@ class ClusterSearch:
 
     def __init__(self, spec: JobSpec, peers: Sequence[Capability]) -> None:
         self._spec = spec
-        self._table = LayerTable(spec.layers)
-        self._peers = sorted((peer for peer in peers if peer.flops >= MIN_FLOPS), key=lambda c: c.peer)
+        self._table = planning_table(spec)
+        smallest = min(
+            stage_need_bytes(spec, self._table, 0, 1, n, n + 1, 0) for n in range(len(spec.layers))
+        )
+        able = (peer for peer in peers if peer.flops >= MIN_FLOPS and peer.memory_bytes >= smallest)
+        self._peers = sorted(able, key=lambda c: c.peer)
         self._drafts: dict[tuple[PeerId, ...], Draft | None] = {}
 
     def best(self, *, most_peers: int | None = None, clusters: int | None = None) -> Formation | None:
@@ -114,7 +119,7 @@ class ClusterSearch:
         return min((f for f in found if f[0].rate >= good_enough), key=lambda f: f[1:])[0]
 
     def _groupings(self, stages: int, count: int) -> Iterator[list[Group]]:
-        peers = self._able(stages)
+        peers = self._peers
         if len(peers) < stages * count:
             return
         if len(peers) <= _EVERY_GROUPING_UP_TO_PEERS and comb(len(peers), stages) <= _EVERY_GROUPING_UP_TO:
@@ -128,14 +133,6 @@ class ClusterSearch:
         yield _near(by_speed, stages, count)
         yield _dealt(by_memory[:wanted], count)
         yield _dealt(sorted(fastest, key=lambda c: (-c.memory_bytes, c.peer)), count)
-
-    def _able(self, stages: int) -> list[Capability]:
-        """Peers that can hold at least the smallest layer as the last stage."""
-        table, spec = self._table, self._spec
-        smallest = min(
-            stage_need_bytes(spec, table, stages - 1, stages, lo, lo + 1, 0) for lo in range(table.count)
-        )
-        return [peer for peer in self._peers if peer.memory_bytes >= smallest]
 
     def _draft(self, group: Group) -> Draft | None:
         key = tuple(sorted(peer.peer for peer in group))

@@ -20,6 +20,9 @@ from ravnest_p2p.core.types import Capability, JobSpec, PeerId
 
 MAX_LATENCY_RATIO = 1000.0
 
+MAX_BLOCKS = 64
+"""Planning time grows with the square of the places to cut at; a 64th of a model is fine enough."""
+
 
 @dataclass(frozen=True, slots=True)
 class Draft:
@@ -33,6 +36,11 @@ class Draft:
     @property
     def ids(self) -> tuple[PeerId, ...]:
         return tuple(peer.peer for peer in self.peers)
+
+
+def planning_table(spec: JobSpec) -> LayerTable:
+    """The job's layers with at most `MAX_BLOCKS` blocks to cut between (more if it asks for many stages)."""
+    return LayerTable(spec.layers, max(MAX_BLOCKS, 4 * spec.stages))
 
 
 def staleness_limit(spec: JobSpec) -> int:

@@ -25,14 +25,36 @@ _INFINITY = float("inf")
 
 
 class LayerTable:
-    """Sums over ranges of layers in constant time."""
+    """Sums over ranges of layers in constant time, and where the model may be cut.
 
-    def __init__(self, layers: Sequence[LayerCost]) -> None:
+    Args:
+        layers: at least one.
+        most_blocks: where there are more layers, cuts are only tried at about this many places: the cheapest
+            one of each stretch of equal work. None tries all.
+
+    Attributes:
+        cuts: layer indices at which a stage may start or end, ascending, 0 and `count` among them.
+    """
+
+    def __init__(self, layers: Sequence[LayerCost], most_blocks: int | None = None) -> None:
         self.count = len(layers)
         self._flops = list(accumulate((layer.flops for layer in layers), initial=0.0))
         self._params = list(accumulate((layer.param_bytes for layer in layers), initial=0))
         self._activations = list(accumulate((layer.activation_bytes for layer in layers), initial=0))
         self._cuts = [0, *(layer.out_bytes for layer in layers[:-1]), 0]
+        few = most_blocks is None or self.count <= most_blocks
+        self.cuts = list(range(self.count + 1)) if few else self._cheap_cuts(most_blocks or 1)
+
+    def _cheap_cuts(self, stretches: int) -> list[int]:
+        cheapest: dict[int, int] = {}
+        for at in range(1, self.count):
+            parts = [
+                sums[at] / sums[-1] for sums in (self._flops, self._params, self._activations) if sums[-1] > 0
+            ] or [at / self.count]
+            stretch = int(sum(parts) / len(parts) * stretches)
+            if stretch not in cheapest or self._cuts[at] < self._cuts[cheapest[stretch]]:
+                cheapest[stretch] = at
+        return [0, *sorted(cheapest.values()), self.count]
 
     def flops(self, lo: int, hi: int) -> float:
         return self._flops[hi] - self._flops[lo]
@@ -69,46 +91,49 @@ def stage_cuts(
     """Layers [lo, hi) of each peer, in this order: slowest stage first, cut bytes second, evenness third.
 
     Args:
-        layers: at least as many as peers, else there are no cuts.
+        layers: at least as many as peers, else there are no cuts; a table tries its own `cuts` only.
         peers: in pipeline order; one without speed spoils them all.
         need: memory of a stage; compared with the peer's `memory_bytes`.
     Returns:
         One non-empty range for each peer, contiguous from 0 to the last layer; None where nothing fits.
     """
     table = layers if isinstance(layers, LayerTable) else LayerTable(layers)
-    if not peers or len(peers) > table.count or any(peer.flops < MIN_FLOPS for peer in peers):
+    blocks = len(table.cuts) - 1
+    if not peers or len(peers) > blocks or any(peer.flops < MIN_FLOPS for peer in peers):
         return None
     stages = [_Stage(table, peer, n, len(peers), need) for n, peer in enumerate(peers)]
-    slowest_s = _lowest_slowest_s(table.count, stages)
-    return None if slowest_s == _INFINITY else _fewest_bytes(table, stages, slowest_s)
+    slowest_s = _lowest_slowest_s(blocks, stages)
+    if slowest_s == _INFINITY:
+        return None
+    return [(table.cuts[lo], table.cuts[hi]) for lo, hi in _fewest_bytes(table, stages, slowest_s)]
 
 
 class _Stage:
-    """One stage's costs as plain lists over layers, for the inner loops.
+    """One stage's costs as plain lists over the table's cuts, for the inner loops.
 
     Attributes:
-        ends: where its layers may end, so that every stage gets one at least.
+        ends: cuts where it may end, so that every stage gets one block at least.
         first: for each end, the lowest start that fits the peer's memory.
-        work_s: compute time of all layers before an index; `link_s`: transfer time of the cut at an index.
+        work_s: compute time of all layers before a cut; `link_s`: transfer time over a cut.
     """
 
     def __init__(self, table: LayerTable, peer: Capability, number: int, stages: int, need: Need) -> None:
-        self.number = number
-        self.ends = range(number + 1, table.count - (stages - 1 - number) + 1)
-        self.work_s = [compute_s(table, peer, 0, n) for n in range(table.count + 1)]
-        self.link_s = [8.0 * table.cut_bytes(n) / link_bps(peer) for n in range(table.count + 1)]
-        self.first = [0] * (table.count + 1)
+        cuts = table.cuts
+        self.ends = range(number + 1, len(cuts) - (stages - 1 - number))
+        self.work_s = [compute_s(table, peer, 0, at) for at in cuts]
+        self.link_s = [8.0 * table.cut_bytes(at) / link_bps(peer) for at in cuts]
+        self.first = [0] * len(cuts)
         lo = number
         for hi in self.ends:
-            while lo < hi and need(number, lo, hi) > peer.memory_bytes:
+            while lo < hi and need(number, cuts[lo], cuts[hi]) > peer.memory_bytes:
                 lo += 1
             self.first[hi] = lo
 
 
-def _lowest_slowest_s(layers: int, stages: Sequence[_Stage]) -> float:
-    best = [0.0] + [_INFINITY] * layers
+def _lowest_slowest_s(blocks: int, stages: Sequence[_Stage]) -> float:
+    best = [0.0] + [_INFINITY] * blocks
     for stage in stages:
-        before, best = best, [_INFINITY] * (layers + 1)
+        before, best = best, [_INFINITY] * (blocks + 1)
         work_s, link_s = stage.work_s, stage.link_s
         for hi in stage.ends:
             lowest, done_s, out_s = _INFINITY, work_s[hi], link_s[hi]
@@ -120,16 +145,18 @@ def _lowest_slowest_s(layers: int, stages: Sequence[_Stage]) -> float:
                 if slowest_s < lowest:
                     lowest = slowest_s
             best[hi] = lowest
-    return best[layers]
+    return best[blocks]
 
 
 def _fewest_bytes(table: LayerTable, stages: Sequence[_Stage], slowest_s: float) -> list[tuple[int, int]]:
     none = (_INFINITY, _INFINITY)
-    best: list[tuple[float, float]] = [(0.0, 0.0)] + [none] * table.count
+    blocks = len(table.cuts) - 1
+    crossing = [table.cut_bytes(at) for at in table.cuts]
+    best: list[tuple[float, float]] = [(0.0, 0.0)] + [none] * blocks
     starts: list[list[int]] = []
     for stage in stages:
-        before, best = best, [none] * (table.count + 1)
-        start = [0] * (table.count + 1)
+        before, best = best, [none] * (blocks + 1)
+        start = [0] * (blocks + 1)
         work_s, link_s = stage.work_s, stage.link_s
         for hi in stage.ends:
             lowest, done_s, out_s = none, work_s[hi], link_s[hi]
@@ -138,7 +165,7 @@ def _fewest_bytes(table: LayerTable, stages: Sequence[_Stage], slowest_s: float)
                 if stage_compute_s > slowest_s:
                     break
                 cut_bytes, unevenness = before[lo]
-                cut_bytes += table.cut_bytes(lo)
+                cut_bytes += crossing[lo]
                 if cut_bytes > lowest[0] or out_s + link_s[lo] > slowest_s:
                     continue
                 cost = (cut_bytes, unevenness + stage_compute_s * stage_compute_s)
@@ -147,7 +174,7 @@ def _fewest_bytes(table: LayerTable, stages: Sequence[_Stage], slowest_s: float)
             best[hi] = lowest
         starts.append(start)
     ranges: list[tuple[int, int]] = []
-    hi = table.count
+    hi = blocks
     for start in reversed(starts):
         ranges.append((start[hi], hi))
         hi = start[hi]

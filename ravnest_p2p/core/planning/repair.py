@@ -15,6 +15,7 @@ from ravnest_p2p.core.planning.cost import (
     draft_cluster,
     draft_with_ranges,
     lowest_staleness,
+    planning_table,
     stage_need_bytes,
 )
 from ravnest_p2p.core.planning.cuts import MIN_FLOPS, LayerTable
@@ -32,7 +33,7 @@ def repaired(spec: JobSpec, old: JobPlan, free: Mapping[PeerId, Capability]) -> 
     Returns:
         A draft for each cluster that is whole or could be filled up; the others are left out.
     """
-    table = LayerTable(spec.layers)
+    table = planning_table(spec)
     members = set(old.peers)
     standbys = [peer for peer in old.standbys if peer in free and peer not in members]
     others = sorted(

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from ravnest_p2p.core.capability import MAX_FLOPS, MAX_MEMORY_BYTES
-from ravnest_p2p.core.planning.cost import need_of
-from ravnest_p2p.core.planning.cuts import MIN_FLOPS, LayerTable
+from ravnest_p2p.core.planning.cost import need_of, planning_table
+from ravnest_p2p.core.planning.cuts import MIN_FLOPS
 from ravnest_p2p.core.planning.resume import missing_layers
 from ravnest_p2p.core.types import Capability, JobSpec, PeerId, Piece
 from ravnest_p2p.core.wording import bytes_text, peer_text, peers_text
@@ -53,7 +53,7 @@ def for_peers(spec: JobSpec, free: Mapping[PeerId, Capability], online: Mapping[
     shape = f"{_count(clusters, 'cluster')} × {_count(stages, 'stage')} = {_count(wanted, 'peer')}"
     able = [c for c in free.values() if c.memory_bytes >= each_bytes and c.flops >= MIN_FLOPS]
     need = f"needs {shape} with about {bytes_text(each_bytes)} each"
-    there = f"{_there(free)}{_busy(free, online)}"
+    there = _there(free, online)
     if len(free) < wanted:
         return f"{need}; {there}: {_more(wanted - len(free), spec)}"
     if len(able) < wanted:
@@ -86,37 +86,34 @@ def with_fewer(spec: JobSpec, clusters: int) -> str:
 
 def smallest_peer_bytes(spec: JobSpec, stages: int) -> int:
     """Memory with which `stages` equal peers can hold the model: the best cut's largest need."""
-    table = LayerTable(spec.layers)
-    need = need_of(spec, table, stages)
-    best: list[int | None] = [0] + [None] * table.count
+    table = planning_table(spec)
+    cuts, need = table.cuts, need_of(spec, table, stages)
+    best: list[int | None] = [0] + [None] * (len(cuts) - 1)
     for stage in range(stages):
-        before, best = best, [None] * (table.count + 1)
-        for hi in range(stage + 1, table.count + 1):
+        before, best = best, [None] * len(cuts)
+        for hi in range(stage + 1, len(cuts)):
             for lo in range(hi - 1, stage - 1, -1):
                 lowest, so_far = before[lo], best[hi]
-                here = need(stage, lo, hi)
+                here = need(stage, cuts[lo], cuts[hi])
                 if so_far is not None and here >= so_far:
                     break
                 if lowest is not None and (so_far is None or max(lowest, here) < so_far):
                     best[hi] = max(lowest, here)
-    return best[table.count] or 0
+    return best[-1] or 0
 
 
 def _count(number: int, word: str) -> str:
     return f"{number} {word}" if number == 1 else f"{number} {word}s"
 
 
-def _there(free: Mapping[PeerId, Capability]) -> str:
+def _there(free: Mapping[PeerId, Capability], online: Mapping[PeerId, Capability]) -> str:
+    busy = len(online) - len(free)
+    state = f"free, {busy} of {len(online)} online train other jobs" if busy else "online"
     if not free:
-        return "none is free"
+        return f"none is {state}"
     shown = [f"{peer_text(p)} {bytes_text(free[p].memory_bytes)}" for p in sorted(free)[:_SHOWN]]
     rest = f" and {len(free) - _SHOWN} more" if len(free) > _SHOWN else ""
-    return f"{len(free)} {'is' if len(free) == 1 else 'are'} free ({', '.join(shown)}{rest})"
-
-
-def _busy(free: Mapping[PeerId, Capability], online: Mapping[PeerId, Capability]) -> str:
-    busy = len(online) - len(free)
-    return f", {busy} of {len(online)} online train other jobs" if busy else ""
+    return f"{len(free)} {'is' if len(free) == 1 else 'are'} {state} ({', '.join(shown)}{rest})"
 
 
 def _more(count: int, spec: JobSpec) -> str:
