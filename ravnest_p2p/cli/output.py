@@ -25,16 +25,15 @@ Entry = dict[str, Any]
 _PEER_COLUMNS: tuple[tuple[str, str, Callable[[Any], str]], ...] = (
     ("peer", "peer", str),
     ("version", "version", str),
-    ("reachability", "reachable", str),
-    ("device", "device", str),
-    ("flops", "GFLOP/s", lambda v: f"{v / 1e9:.1f}"),
+    ("devices", "devices", lambda v: ", ".join(str(device["kind"]) for device in v)),
     ("memory_bytes", "memory", bytes_text),
+    ("flops", "GFLOP/s", lambda v: f"{v / 1e9:.1f}"),
     ("up_bps", "up Mbit/s", lambda v: f"{v / 1e6:.0f}"),
-    ("rtt_s", "round trip", lambda v: f"{1000 * v:.1f} ms"),
+    ("reachability", "reached", str),
     ("uptime_s", "up for", seconds_text),
-    ("job", "job", lambda v: str(v)[:12]),
-    ("stage", "stage", str),
-    ("state", "state", str),
+    ("assignment", "trains", lambda v: f"{v['job'][:8]} cluster {v['cluster']} stage {v['stage']}"),
+    ("leader", "", lambda v: "leads" if v else ""),
+    ("answers", "", lambda v: "" if v else "does not answer"),
 )
 
 
@@ -114,5 +113,5 @@ def _shown(value: Any, show: Callable[[Any], str]) -> str:
         return "–"
     try:
         return show(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, KeyError):
         return str(value)

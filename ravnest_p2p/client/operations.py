@@ -27,7 +27,9 @@ from ravnest_p2p.network.records_manifest import MAX_MANIFEST_BYTES, parse_manif
 
 CALL_S = 30.0
 """Patience of an ordinary call: how long an outage of all gateways may last."""
-UPLOAD_S = 60.0
+UPLOAD_S = 90.0
+TAKE_S = 60.0
+"""A peer writes to the directory, and asks others to keep copies, before it answers a record."""
 _POLL_S = 0.5
 _SPARE_DISK_BYTES = 64 * 1024 * 1024
 _PROGRAM_BYTES = Limits().json_bytes
@@ -87,7 +89,7 @@ class Operations:
 
             for blob, path in prepared.blobs.items():
                 await session.put_blob(blob, path, advanced)
-            reply = await session.request(gateway.Submit(record=self._job_record(prepared, hello)))
+            reply = await session.request(gateway.Submit(record=self._job_record(prepared, hello)), TAKE_S)
             if reply.get("job") != prepared.job:
                 raise RemoteFault("the peer took in another job than the one handed in")
             return prepared.job
@@ -100,7 +102,7 @@ class Operations:
             now_s, swarm = _clock(hello), _swarm(hello)
             record = CancelRecord(job=job, requester=self.peer_id)
             sealed = seal(self._identity, record, swarm=swarm, ttl_s=CancelRecord.MAX_TTL_S, now_s=now_s)
-            await session.request(gateway.Cancel(record=sealed))
+            await session.request(gateway.Cancel(record=sealed), TAKE_S)
 
         await self._router.call(work, Patience(CALL_S))
 

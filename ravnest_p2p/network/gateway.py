@@ -26,7 +26,14 @@ import msgpack
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from ravnest_p2p.core import errors
-from ravnest_p2p.core.errors import FrameFormatError, FrameTooLargeError, OurFault, RavnestError, RemoteFault
+from ravnest_p2p.core.errors import (
+    FrameFormatError,
+    FrameTooLargeError,
+    OurFault,
+    RavnestError,
+    RemoteFault,
+    UserFault,
+)
 
 PROTOCOL = "/ravnest/1/gateway"
 HEADER_BYTES = 4
@@ -195,9 +202,12 @@ def error_from_reply(reply: dict[str, Any]) -> RavnestError:
     """The error that `reply_of_error` described at the other side."""
     name, message = str(reply["error"])[:100], str(reply.get("message", ""))[:_MAX_MESSAGE_CHARS]
     kind = getattr(errors, name, None)
-    if isinstance(kind, type) and issubclass(kind, RavnestError) and not issubclass(kind, OurFault):
+    if not isinstance(kind, type) or not issubclass(kind, RavnestError) or issubclass(kind, OurFault):
+        return RemoteFault(f"{name}: {message}")
+    try:
         return kind(message)
-    return RemoteFault(f"{name}: {message}")
+    except TypeError:  # it needs more than a message
+        return (UserFault if issubclass(kind, UserFault) else RemoteFault)(f"{name}: {message}")
 
 
 def _pack(value: dict[str, Any]) -> bytes:
