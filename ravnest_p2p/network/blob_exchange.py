@@ -29,6 +29,7 @@ from ravnest_p2p.core.errors import (
 from ravnest_p2p.core.types import BlobHash, PeerId
 from ravnest_p2p.network.blobs import BlobStore, BlobWriter, check_hash
 from ravnest_p2p.network.frames import FrameKind, Limits, pack
+from ravnest_p2p.network.p2pd_waits import bounded
 from ravnest_p2p.network.streams import TRANSPORT_ERRORS, Stream, StreamService, open_stream
 
 PROTOCOL = "/ravnest/1/blob"
@@ -107,7 +108,7 @@ class BlobExchange:
         check_hash(name)
         tried: dict[PeerId, str] = {}
         try:
-            return await asyncio.wait_for(self._fetch(name, peers, max_bytes, progress, tried), timeout_s)
+            return await bounded(self._fetch(name, peers, max_bytes, progress, tried), timeout_s)
         except asyncio.TimeoutError:
             raise PeerUnreachableError(
                 f"blob {name} was not fetched within {timeout_s:.1f} s: {_summary(tried, peers)}"
@@ -261,7 +262,7 @@ class _Transfer:
 
 async def _timed(stall_s: float, step: Awaitable[T], stream: Stream) -> T:
     try:
-        return await asyncio.wait_for(step, stall_s)
+        return await bounded(step, stall_s)
     except asyncio.TimeoutError:
         raise PeerUnreachableError(f"{stream.peer} stalled for {stall_s:.0f} s in a transfer") from None
 

@@ -20,8 +20,6 @@ from hivemind.p2p import P2P
 
 from ravnest_p2p.core.errors import (
     BusyError,
-    FrameError,
-    LinkClosedError,
     LinkLostError,
     LinkRefusedError,
     OurFault,
@@ -41,6 +39,7 @@ from ravnest_p2p.network.links_hello import (
     welcome,
 )
 from ravnest_p2p.network.links_state import LinkLimits
+from ravnest_p2p.network.p2pd_waits import bounded
 from ravnest_p2p.network.streams import TRANSPORT_ERRORS, Stream, StreamService, open_stream
 
 _MAX_STREAMS = 1024
@@ -93,9 +92,8 @@ class LinkServer:
         return nonce
 
     async def close(self) -> None:
-        """Ends every link at once, without goodbye, and stops listening."""
-        for link in list(self._links):
-            link.fail(LinkClosedError(f"{link.channel} with {link.remote}: the worker stops"))
+        """Ends every link, with a quick goodbye where that is possible, and stops listening."""
+        await asyncio.gather(*(link.leave("the worker stops") for link in list(self._links)))
         for task in list(self._tasks):
             task.cancel()
         if self._tasks:
@@ -170,12 +168,12 @@ class LinkServer:
                 else:
                     welcomed.set()
                     await link.run(stream)
-                    if isinstance(link.end, FrameError):
-                        self.refused[type(link.end).__name__] += 1
+                    if link.breach is not None:
+                        self.refused[type(link.breach).__name__] += 1
                 if time.monotonic() - began_s > _STEADY_S:
                     pause_s = _FIRST_PAUSE_S
                 with contextlib.suppress(asyncio.TimeoutError):
-                    await asyncio.wait_for(link.over.wait(), pause_s)
+                    await bounded(link.over.wait(), pause_s)
                 pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
         finally:
             watch.cancel()
@@ -207,16 +205,16 @@ class LinkServer:
                 await link.interrupt()
                 position = link.resume(hello.next_expected)
                 expected.bound_to = hello.link
-                await asyncio.wait_for(welcome(stream, position), expected.hello_s)
+                await bounded(welcome(stream, position), expected.hello_s)
         except asyncio.TimeoutError:
             raise PeerUnreachableError(f"{stream.peer} did not take a welcome") from None
         except RemoteFault as error:
             with contextlib.suppress(asyncio.TimeoutError, *TRANSPORT_ERRORS):
-                await asyncio.wait_for(refuse(stream, error), _HELLO_S)
+                await bounded(refuse(stream, error), _HELLO_S)
             raise
         await link.run(stream)
-        if isinstance(link.end, FrameError):
-            raise link.end
+        if link.breach is not None:
+            raise link.breach
 
     def _find(self, peer: PeerId, hello: Hello) -> _Expected:
         """The link that a hello means.

@@ -23,6 +23,7 @@ from ravnest_p2p.core.types import PeerId
 from ravnest_p2p.network.frames import Frame, pack
 from ravnest_p2p.network.links_session import Session
 from ravnest_p2p.network.links_state import LinkLimits, LinkState
+from ravnest_p2p.network.p2pd_waits import bounded
 from ravnest_p2p.network.streams import Stream
 
 
@@ -33,23 +34,26 @@ class Link:
         channel: its name, the same at both ends.
         remote: the peer at the other end.
         over: set once the link has ended, for whatever reason.
-        end: that reason.
+        end: that reason, once it is over; where it never was welcomed, the refusal itself.
+        breach: how the other end broke the protocol, if it did.
     """
 
     def __init__(self, channel: str, remote: PeerId, limits: LinkLimits) -> None:
         self.channel = channel
         self.remote = remote
         self.over = asyncio.Event()
+        self.end: RemoteFault | None = None
+        self.breach: FrameError | None = None
         self.limits = limits
         self._state = LinkState(limits)
         self._session: Session | None = None
         self._idle = asyncio.Event()
         self._idle.set()
         self._replaced = asyncio.Event()
-        self.end: RemoteFault | None = None
         self._events: set[asyncio.Event] = set()
         self._send_lock = asyncio.Lock()
         self._connected = asyncio.Event()
+        self._welcomed = False
         self._lost_at = time.monotonic()
         self._grace_s = limits.connect_s
         self._reason = "it never connected"
@@ -130,23 +134,36 @@ class Link:
         """Waits until everything sent is acknowledged, within `timeout_s`, and ends the link at both ends."""
         deadline = time.monotonic() + timeout_s
         with contextlib.suppress(asyncio.TimeoutError):
-            await asyncio.wait_for(self._until(lambda: not self._state.unacknowledged), timeout_s)
+            await bounded(self._until(lambda: not self._state.unacknowledged), timeout_s)
         if self._session is not None and self.end is None:
             self._session.say_goodbye("closed")
             with contextlib.suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(self._idle.wait(), max(0.1, deadline - time.monotonic()))
+                await bounded(self._idle.wait(), max(0.1, deadline - time.monotonic()))
         self.fail(LinkClosedError(f"{self.channel} with {self.remote} was closed here"))
+
+    async def leave(self, reason: str, timeout_s: float = 0.3) -> None:
+        """Ends the link without waiting for acknowledgements, but tells the other end if that is quick."""
+        if self._session is not None and self.end is None:
+            self._session.say_goodbye(reason)
+            with contextlib.suppress(asyncio.TimeoutError):
+                await bounded(self._idle.wait(), timeout_s)
+        self.fail(LinkClosedError(f"{self.channel} with {self.remote} was ended here: {reason}"))
 
     def abort(self, reason: str) -> None:
         """Ends the link at once, because the other end is known to be dead."""
         self.fail(LinkLostError(f"{self.channel} with {self.remote}: {reason}"))
 
     def fail(self, error: RemoteFault) -> None:
-        """Ends the link with `error`; the first end counts."""
-        if self.end is None:
+        """Ends the link; the first end counts. A link that was in use is lost, whatever the cause."""
+        if self.end is not None:
+            return
+        if self._welcomed and not isinstance(error, LinkLostError):
+            self.end = LinkLostError(f"{self.channel} with {self.remote}: {error}")
+            self.end.__cause__ = error
+        else:
             self.end = error
-            self.over.set()
-            self._notify()
+        self.over.set()
+        self._notify()
 
     def resume(self, next_expected: int) -> int:
         """A new stream is to begin; returns the number of the first frame that this end lacks.
@@ -164,6 +181,7 @@ class Link:
         """Runs one stream, `resume` having been called with its position, until it or the link ends."""
         session = Session(stream, self._state, self.limits, self._notify)
         self._session = session
+        self._welcomed = True
         self._idle.clear()
         self._connected.set()
         running = asyncio.ensure_future(session.run())
@@ -198,6 +216,7 @@ class Link:
             self._lost_at, self._grace_s = time.monotonic(), self.limits.resume_s
         error = None if running.cancelled() else running.exception()
         if isinstance(error, FrameError):
+            self.breach = error
             self.fail(error)
         elif error is not None:
             self.abort("its stream failed on our side")

@@ -20,6 +20,7 @@ from ravnest_p2p.core.errors import (
 )
 from ravnest_p2p.core.types import Generation, PeerId
 from ravnest_p2p.network.frames import Frame, FrameKind, Limits
+from ravnest_p2p.network.p2pd_waits import bounded
 from ravnest_p2p.network.streams import TRANSPORT_ERRORS, Stream
 
 HELLO_LIMITS = Limits(max_header_bytes=2048, max_payload_bytes=0)
@@ -61,7 +62,7 @@ async def say_hello(stream: Stream, hello: Hello, timeout_s: float) -> int:
         StaleGenerationError, LinkRefusedError, FrameError: refused for good.
     """
     try:
-        return await asyncio.wait_for(_say_hello(stream, hello), timeout_s)
+        return await bounded(_say_hello(stream, hello), timeout_s)
     except asyncio.TimeoutError:
         raise PeerUnreachableError(f"{stream.peer} left a hello unanswered for {timeout_s:.1f} s") from None
     except TRANSPORT_ERRORS as error:
@@ -93,7 +94,7 @@ async def hear_hello(stream: Stream, timeout_s: float) -> Hello:
         FrameError: something else came.
     """
     try:
-        frame = await asyncio.wait_for(stream.receive(HELLO_LIMITS), timeout_s)
+        frame = await bounded(stream.receive(HELLO_LIMITS), timeout_s)
     except asyncio.TimeoutError:
         raise PeerUnreachableError(f"{stream.peer} said no hello within {timeout_s:.1f} s") from None
     body = frame.header

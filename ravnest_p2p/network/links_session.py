@@ -155,8 +155,11 @@ class Session:
                 await self._send(FrameKind.BYE, pack({"text": self._farewell}), 0)
                 return
             wake_at = self._ping_at if self._receipt_at is None else min(self._ping_at, self._receipt_at)
-            with contextlib.suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(self._work.wait(), max(0.0, wake_at - time.monotonic()))
+            alarm = asyncio.get_running_loop().call_later(wake_at - time.monotonic(), self._work.set)
+            try:
+                await self._work.wait()
+            finally:
+                alarm.cancel()
 
     async def _write_signs(self) -> None:
         """Pong, receipt and ping, where due; never more than one of each, whatever the other end sends."""

@@ -25,6 +25,7 @@ from hivemind.p2p import P2P
 from ravnest_p2p.core.errors import BusyError, FrameFormatError, PeerUnreachableError
 from ravnest_p2p.core.types import PeerId
 from ravnest_p2p.network.frames import FrameKind, Limits, pack
+from ravnest_p2p.network.p2pd_waits import bounded
 from ravnest_p2p.network.rpc import Rpc
 from ravnest_p2p.network.streams import TRANSPORT_ERRORS, Stream, StreamService, open_stream
 
@@ -117,7 +118,7 @@ class Prober:
             FrameError: the peer sent something else, or more than was asked for.
         """
         try:
-            return await asyncio.wait_for(self._measure(peer, timeout_s), timeout_s)
+            return await bounded(self._measure(peer, timeout_s), timeout_s)
         except asyncio.TimeoutError:
             raise PeerUnreachableError(f"{peer} was not measured within {timeout_s:.1f} s") from None
         except TRANSPORT_ERRORS as error:
@@ -147,7 +148,7 @@ class Prober:
 
     async def _serve(self, stream: Stream) -> None:
         try:
-            await asyncio.wait_for(self._serve_one(stream), _SERVE_TIMEOUT_S)
+            await bounded(self._serve_one(stream), _SERVE_TIMEOUT_S)
         except asyncio.TimeoutError:
             raise PeerUnreachableError(f"{stream.peer} did not end a measurement") from None
 

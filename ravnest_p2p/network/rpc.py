@@ -37,6 +37,7 @@ from ravnest_p2p.core.errors import (
 )
 from ravnest_p2p.core.types import PeerId
 from ravnest_p2p.network.frames import pack_map, unpack_map
+from ravnest_p2p.network.p2pd_waits import bounded
 from ravnest_p2p.network.streams import peer_id_of
 
 logger = logging.getLogger(__name__)
@@ -96,7 +97,7 @@ class Rpc:
         for name in list(self._served):
             self._served.discard(name)
             with contextlib.suppress(asyncio.TimeoutError, P2PDaemonError, OSError):
-                await asyncio.wait_for(self._p2p._client.remove_unary_handler(_PREFIX + name), timeout_s)
+                await bounded(self._p2p._client.remove_unary_handler(_PREFIX + name), timeout_s)
 
     async def call(
         self,

@@ -30,6 +30,7 @@ from hivemind.proto import p2pd_pb2
 from ravnest_p2p.core.errors import FrameTruncatedError, LocalDaemonError, PeerUnreachableError, RemoteFault
 from ravnest_p2p.core.types import PeerId
 from ravnest_p2p.network.frames import Buffer, Frame, FrameKind, Limits, Packed, pack, read_frame
+from ravnest_p2p.network.p2pd_waits import bounded
 
 logger = logging.getLogger(__name__)
 
@@ -101,12 +102,25 @@ async def open_stream(p2p: P2P, peer: PeerId, protocol: str, timeout_s: float) -
         PeerUnreachableError: not opened within `timeout_s`, or p2pd found no way or no such protocol.
     """
     target = peer_id_of(peer)
+    opening = asyncio.ensure_future(_open(p2p, target, peer, protocol))
     try:
-        return await asyncio.wait_for(_open(p2p, target, peer, protocol), timeout_s)
-    except asyncio.TimeoutError:
-        raise PeerUnreachableError(f"{peer} opened no stream {protocol} within {timeout_s:.1f} s") from None
+        await asyncio.wait((opening,), timeout=timeout_s)
+    except asyncio.CancelledError:
+        opening.cancel()
+        opening.add_done_callback(_close_opened)
+        raise
+    if not opening.done():
+        opening.cancel()
+        raise PeerUnreachableError(f"{peer} opened no stream {protocol} within {timeout_s:.1f} s")
+    try:
+        return opening.result()
     except (*TRANSPORT_ERRORS, P2PDaemonError, DecodeError) as error:
         raise PeerUnreachableError(f"no stream {protocol} to {peer}: {error}") from None
+
+
+def _close_opened(opening: asyncio.Task[Stream]) -> None:
+    if not opening.cancelled() and opening.exception() is None:
+        opening.result().close()
 
 
 async def _open(p2p: P2P, target: PeerID, peer: PeerId, protocol: str) -> Stream:
@@ -158,14 +172,14 @@ class StreamService:
             LocalDaemonError: our own p2pd does not take it.
         """
         try:
-            await asyncio.wait_for(self._p2p.add_binary_stream_handler(self.protocol, self._serve), timeout_s)
+            await bounded(self._p2p.add_binary_stream_handler(self.protocol, self._serve), timeout_s)
         except (asyncio.TimeoutError, P2PDaemonError, *TRANSPORT_ERRORS) as error:
             raise LocalDaemonError(f"p2pd did not register {self.protocol}: {error!r}") from None
 
     async def close(self, timeout_s: float = 2.0) -> None:
         """Takes the protocol back and ends its streams."""
         with contextlib.suppress(asyncio.TimeoutError, P2PDaemonError, KeyError, *TRANSPORT_ERRORS):
-            await asyncio.wait_for(self._p2p.remove_binary_stream_handler(self.protocol), timeout_s)
+            await bounded(self._p2p.remove_binary_stream_handler(self.protocol), timeout_s)
         running = list(self._running)
         for task in running:
             task.cancel()

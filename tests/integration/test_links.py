@@ -233,17 +233,45 @@ def test_a_second_dialler_cannot_take_a_link_over():
     run(test)
 
 
-def test_a_closed_server_ends_its_links_at_once_at_both_ends():
+def test_an_end_at_one_side_is_known_at_the_other_at_once():
     async def test() -> None:
         async with peers(2) as (a, b):
-            _, accepting, here, there = await pair(a, b)
+            dialling, accepting, here, there = await pair(a, b)
             began_s = time.monotonic()
-            accepting.expect("other", id_of(a))
             there.abort("its peer is gone")
             with pytest.raises(LinkLostError, match="its peer is gone"):
                 await there.receive()
-            with pytest.raises(LinkRefusedError, match="has ended"):
+            with pytest.raises(LinkLostError, match="has ended here"):
                 await here.receive()
-            assert time.monotonic() - began_s < 3
+            nonce = accepting._service.protocol.rsplit("/", 1)[1]
+            there = accepting.expect("other", id_of(a))
+            here = await dialling.dial(id_of(b), nonce, "other")
+            await accepting.close()
+            with pytest.raises(LinkClosedError, match="the worker stops"):
+                await here.receive()
+            assert time.monotonic() - began_s < 4
+            await dialling.close()
+
+    run(test)
+
+
+def test_a_cancelled_dial_and_a_cancelled_receive_leave_nothing_behind():
+    async def test() -> None:
+        async with peers(2) as (a, b):
+            dialling, accepting, here, there = await pair(a, b)
+            nonce = accepting._service.protocol.rsplit("/", 1)[1]
+            dial = asyncio.ensure_future(dialling.dial(id_of(b), nonce, "nowhere"))
+            take = asyncio.ensure_future(there.receive())
+            await asyncio.wait({dial, take}, timeout=0.1)
+            dial.cancel()
+            take.cancel()
+            await asyncio.wait({dial, take}, timeout=5)
+            assert dial.cancelled()
+            assert take.cancelled()
+            await transfer(here, there, 5, [1])
+            await dialling.close()
+            await accepting.close()
+            assert not dialling._tasks
+            assert not accepting._tasks
 
     run(test)

@@ -191,8 +191,9 @@ def test_a_neighbour_that_breaks_the_protocol_ends_its_own_link_only():
                 stream = await raw(a, b, nonce)
                 assert await say_hello(stream, Hello(breach, GENERATION, bytes(16), False, 0), 5) == 0
                 stream.writer.write(data)
-                with pytest.raises(error):
+                with pytest.raises(LinkLostError) as caught:
                     await bad.receive()
+                assert isinstance(caught.value.__cause__, error)
                 stream.close()
                 await wait_counted(server, error.__name__, before + 1)
             await link.send({"fine": True})
