@@ -1,0 +1,264 @@
+"""What requesters may ask of this peer: the gateway's backend.
+
+Every answer is put together from the directory and from what peers say when asked; this peer speaks for the swarm,
+not of itself.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any
+
+from ravnest_p2p import __version__
+from ravnest_p2p.core.errors import BlobError, JobError, RemoteFault
+from ravnest_p2p.core.planning.resume import resume_point
+from ravnest_p2p.core.types import BlobHash, JobId, JobPhase, PeerId
+from ravnest_p2p.daemon.control import Control
+from ravnest_p2p.daemon.files import blobs_of
+from ravnest_p2p.daemon.hosts import Hosts
+from ravnest_p2p.daemon.jobbook import JobBook, JobEntry
+from ravnest_p2p.daemon.logbook import Logbook
+from ravnest_p2p.daemon.peer_messages import (
+    KEEP,
+    LOGS,
+    KeepAsked,
+    LogsAsked,
+    Overview,
+    OverviewAsked,
+    plain,
+)
+from ravnest_p2p.daemon.session import Session
+from ravnest_p2p.daemon.status import job_status
+from ravnest_p2p.daemon.survey import merged_pieces, survey
+from ravnest_p2p.network.records import CancelRecord, JobRecord, unseal
+from ravnest_p2p.network.records_manifest import parse_manifest
+
+log = logging.getLogger(__name__)
+
+ASKED_PEERS = 64
+COPIES = 2
+CALL_TIMEOUT_S = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Backend:
+    """Implements `daemon.gateway.GatewayBackend` for one session."""
+
+    own: PeerId
+    swarm: str
+    session: Session
+    control: Control
+    hosts: Hosts
+    book: JobBook
+    logbook: Logbook
+    addresses: Callable[[], Awaitable[list[str]]]
+
+    async def hello(self) -> dict[str, Any]:
+        return {
+            "peer": self.own,
+            "version": __version__,
+            "swarm": self.swarm,
+            "addresses": await self.addresses(),
+            "time_s": self.session.directory.now_s(),
+        }
+
+    async def peers(self) -> list[dict[str, Any]]:
+        """All peers with a capability record, and where those that answer can be dialled."""
+        await self.control.view.read_peers()
+        capabilities = self.control.view.capabilities
+        answers = await self._survey(list(capabilities), OverviewAsked())
+        plan = self.control.plan
+        parts = {
+            peer: {"job": job.job, "generation": str(job.generation), "cluster": c, "stage": s}
+            for job in (plan.jobs if plan is not None else ())
+            for c, cluster in enumerate(job.clusters)
+            for s, peer in enumerate(stage.peer for stage in cluster.stages)
+        }
+        return [
+            {
+                "peer": peer,
+                "version": offer.version,
+                "addresses": list(answers[peer].addresses) if peer in answers else [],
+                "answers": peer in answers,
+                "devices": [
+                    {"kind": d.kind, "memory_bytes": d.memory_bytes, "flops": d.flops} for d in offer.devices
+                ],
+                "memory_bytes": offer.memory_bytes,
+                "flops": offer.flops,
+                "up_bps": offer.up_bps,
+                "down_bps": offer.down_bps,
+                "coordinate": list(offer.coordinate.vector),
+                "height_s": offer.coordinate.height_s,
+                "reachability": offer.reachability.value,
+                "uptime_s": offer.uptime_s,
+                "reliability": offer.reliability,
+                "assignment": parts.get(peer),
+                "leader": plan is not None and plan.leader == peer,
+            }
+            for peer, offer in sorted(capabilities.items())
+        ]
+
+    async def jobs(self) -> list[dict[str, Any]]:
+        await self.control.view.read_jobs()
+        answers = await self._survey(list(self.control.view.capabilities), OverviewAsked())
+        return [await self._status(job, entry, answers) for job, entry in self.book.jobs.items()]
+
+    async def status(self, job: JobId) -> dict[str, Any]:
+        entry = await self._entry(job)
+        return await self._status(job, entry, await self._ask_about(job, losses=True))
+
+    async def logs(self, job: JobId | None, after: int, limit: int) -> list[dict[str, Any]]:
+        """Own lines, or all members' lines of one job, in order of time."""
+        lines = [{"peer": self.own, **line} for line in self.logbook.lines(job, after, limit)]
+        if job is None:
+            return lines
+        asked = plain(LogsAsked(job=job, after=after, limit=min(limit, 1000)))
+        others = [peer for peer in list(self.control.view.capabilities)[:ASKED_PEERS] if peer != self.own]
+        answers = await asyncio.gather(
+            *(self.session.rpc.call(peer, LOGS, asked, CALL_TIMEOUT_S) for peer in others),
+            return_exceptions=True,
+        )
+        for peer, answer in zip(others, answers, strict=True):
+            if isinstance(answer, dict):
+                lines += [{**line, "peer": peer} for line in answer.get("lines", []) if _is_line(line)]
+        return sorted(lines, key=lambda line: line["seq"])[:limit]
+
+    async def submit(self, sealed: bytes) -> JobId:
+        """Take a job whose blobs lie in our store, and make it known."""
+        opened = unseal(sealed, swarm=self.swarm, now_s=self.session.directory.now_s(), kind=JobRecord)
+        record = opened.record
+        assert isinstance(record, JobRecord)
+        store = self.session.files.store
+        if record.manifest != record.job:
+            raise RemoteFault("the job record names another manifest than the job's")
+        if not store.has(record.manifest):
+            raise BlobError(f"the manifest {record.manifest[:12]}… was not uploaded here: put it first")
+        spec = parse_manifest(await asyncio.to_thread(store.path(record.manifest).read_bytes))
+        missing = [blob for blob in blobs_of(spec) if not store.has(blob)]
+        if missing:
+            raise BlobError(
+                f"{len(missing)} blobs of the job were not uploaded here, the first is {missing[0]}"
+            )
+        for blob in (record.manifest, *blobs_of(spec)):
+            store.pin(record.job, blob)
+        entry = self.book.entry(record.job)
+        entry.sealed, entry.spec = sealed, spec
+        self.book.save()
+        await self.session.directory.republish(sealed)
+        await self.session.files.announce(record.job)
+        await self.control.view.read_jobs()
+        log.info("job %s (%s) was submitted by …%s", record.job[:8], record.name, record.requester[-8:])
+        await self._spread(record.job, (record.manifest, *blobs_of(spec)))
+        await self.control.tell_stale(f"job {record.job[:8]} was submitted")
+        return record.job
+
+    async def cancel(self, sealed: bytes) -> None:
+        """Make a requester's cancel record known."""
+        opened = unseal(sealed, swarm=self.swarm, now_s=self.session.directory.now_s(), kind=CancelRecord)
+        assert isinstance(opened.record, CancelRecord)
+        await self.control.view.read_jobs()
+        if opened.record.job not in self.control.view.submitted:
+            raise JobError(f"no job {opened.record.job} is known to the swarm; `ravnest jobs` lists them")
+        await self.session.directory.republish(sealed)
+        await self.control.view.read_jobs()
+        if self.book.entry(opened.record.job).outcome is not JobPhase.CANCELLED:
+            raise JobError("the job is over already, or was submitted by another requester")
+        await self.control.tell_stale(f"job {opened.record.job[:8]} is cancelled")
+
+    async def result(self, job: JobId) -> dict[str, Any]:
+        """Pieces of the newest complete round; the job's last one, if it is done."""
+        entry = await self._entry(job)
+        answers = await self._ask_about(job)
+        status = await self._status(job, entry, answers)
+        views = {p: view for p, overview in answers.items() for view in overview.stages if view.job == job}
+        layers = len(entry.spec.layers) if entry.spec is not None else 0
+        found = resume_point(merged_pieces(views), views, layers)
+        batches_done, _, pieces = found if found is not None else (0, 0, ())
+        return {
+            "phase": status["phase"],
+            "reason": status["reason"],
+            "batches_done": batches_done,
+            "pieces": [
+                {
+                    "lo": p.lo,
+                    "hi": p.hi,
+                    "blob": p.blob,
+                    "batches_done": p.batches_done,
+                    "holders": list(p.holders),
+                }
+                for p in pieces
+            ],
+        }
+
+    async def fetch(self, blob: BlobHash) -> None:
+        """Bring a blob of a known job into the store, so that the requester can take it from here."""
+        answers = await self._survey(list(self.control.view.capabilities), OverviewAsked())
+        for overview in answers.values():
+            for view in overview.stages:
+                for piece in view.pieces:
+                    if piece.blob == blob:
+                        holders = [
+                            p
+                            for p, o in answers.items()
+                            if any(blob == q.blob for v in o.stages for q in v.pieces)
+                        ]
+                        await self.session.files.blob(view.job, blob, holders)
+                        return
+        for job, entry in self.book.jobs.items():
+            if blob == job or (entry.spec is not None and blob in blobs_of(entry.spec)):
+                await self.session.files.blob(job, blob)
+                return
+        raise BlobError(f"no blob {blob[:12]}… belongs to a job that this peer knows")
+
+    async def _entry(self, job: JobId) -> JobEntry:
+        await self.control.view.read_jobs()
+        if job not in self.book.jobs:
+            raise JobError(f"no job {job} is known to the swarm; `ravnest jobs` lists them")
+        entry = self.book.entry(job)
+        if entry.spec is None:
+            entry.spec = await self.session.files.manifest(job, self.control.view.capabilities)
+        return entry
+
+    async def _ask_about(self, job: JobId, *, losses: bool = False) -> dict[PeerId, Overview]:
+        plan = self.control.plan
+        members = [
+            p for part in (plan.jobs if plan is not None else ()) if part.job == job for p in part.peers
+        ]
+        asked = dict.fromkeys([*members, *self.control.view.capabilities])
+        return await self._survey(list(asked), OverviewAsked(job=job, losses=losses))
+
+    async def _survey(self, peers: list[PeerId], asked: OverviewAsked) -> dict[PeerId, Overview]:
+        known = [self.own, *peers[:ASKED_PEERS]]
+        return await survey(self.session.rpc, self.own, self.hosts.overview(asked), known, asked)
+
+    async def _status(self, job: JobId, entry: JobEntry, answers: dict[PeerId, Overview]) -> dict[str, Any]:
+        if entry.spec is None:
+            try:
+                entry.spec = await self.session.files.manifest(job, answers)
+            except RemoteFault as error:
+                log.debug("no manifest of job %s yet: %s", job[:8], error)
+        offers = self.control.view.capabilities
+        lending = [peer for peer in answers if peer in offers and offers[peer].memory_bytes]
+        return job_status(job, entry, self.control.plan, answers, lending)
+
+    async def _spread(self, job: JobId, blobs: tuple[BlobHash, ...]) -> None:
+        """Have other peers copy the job's blobs, so that neither this peer nor the requester has to stay."""
+        offers = self.control.view.capabilities
+        others = sorted((p for p in offers if p != self.own), key=lambda p: (-offers[p].memory_bytes, p))
+        asked = plain(KeepAsked(job=job, blobs=blobs))
+        answers = await asyncio.gather(
+            *(self.session.rpc.call(peer, KEEP, asked, CALL_TIMEOUT_S) for peer in others[:COPIES]),
+            return_exceptions=True,
+        )
+        failed = [answer for answer in answers if isinstance(answer, BaseException)]
+        if failed:
+            log.warning(
+                "job %s: %d of %d peers took no copy: %s", job[:8], len(failed), len(answers), failed[0]
+            )
+
+
+def _is_line(line: object) -> bool:
+    return isinstance(line, dict) and isinstance(line.get("seq"), int) and isinstance(line.get("text"), str)

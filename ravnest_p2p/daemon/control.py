@@ -1,0 +1,294 @@
+"""The control loop of one peer: reads the directory, runs the election, obeys the adopted plan.
+
+`core.election` decides; this module feeds it (tickets, plans with their verdicts, reasons why the adopted plan is
+stale) and carries out what it answers. Nothing here trains; nothing here waits longer than one round of calls.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+
+from ravnest_p2p.core.election import (
+    Action,
+    Adopt,
+    DrawTicket,
+    Election,
+    ElectionConfig,
+    Explain,
+    MakePlan,
+    PlanHeader,
+    PublishTicket,
+    Refuse,
+)
+from ravnest_p2p.core.errors import RavnestError
+from ravnest_p2p.core.planning.identity import plan_hash
+from ravnest_p2p.core.types import Fence, JobId, JobPhase, JobPlan, PeerId, Plan
+from ravnest_p2p.daemon.hosts import Hosts
+from ravnest_p2p.daemon.jobbook import JobBook
+from ravnest_p2p.daemon.leader import Leader
+from ravnest_p2p.daemon.peer_messages import PLAN, REPLAN, PlanPushed, ReplanAsked, plain
+from ravnest_p2p.daemon.session import Session
+from ravnest_p2p.daemon.survey import ask_outcome
+from ravnest_p2p.daemon.view import SwarmView
+from ravnest_p2p.network.identity import Identity
+from ravnest_p2p.network.records import PlanRecord, TicketRecord, make_ticket, seal, unseal
+
+log = logging.getLogger(__name__)
+
+TICK_S = 0.5
+READ_EPOCH_S = 2.0
+READ_PEERS_S = 4.0
+PUSH_TIMEOUT_S = 3.0
+TOLD_AT_ONCE = 16
+MAX_PUSHED = 16
+FIRST_RETRY_S = 3.0
+LAST_RETRY_S = 300.0
+
+
+class Control:
+    """Runs for one session; what outlives it (the book and the hosts) is handed in."""
+
+    def __init__(
+        self,
+        *,
+        identity: Identity,
+        swarm: str,
+        config: ElectionConfig,
+        session: Session,
+        book: JobBook,
+        hosts: Hosts,
+        eligible: bool,
+    ) -> None:
+        self._identity = identity
+        self._own: PeerId = identity.peer_id
+        self._swarm = swarm
+        self._session = session
+        self._book = book
+        self._hosts = hosts
+        self.view = SwarmView(session.directory, swarm, book)
+        self.leader = Leader(self._own, swarm, session, self.view, book, hosts.overview)
+        now_s = session.directory.now_s()
+        self.election = Election(self._own, config, now_s, adopted=book.adopted, eligible=eligible)
+        self.plan: Plan | None = None
+        self._ticket: TicketRecord | None = None
+        self._recent = {""}
+        self._epoch_read = -1
+        self._pushed: deque[Plan] = deque(maxlen=MAX_PUSHED)
+        self._poked = asyncio.Event()
+        self._asked_reason = ""
+        self._retries: dict[JobId, tuple[float, float]] = {}
+        self._planned_peers: frozenset[PeerId] = frozenset()
+        self._ticket_ttl_s = 2 * config.epoch_s
+        if book.adopted is not None:
+            self._recent.add(book.adopted.plan_hash)
+
+    async def run(self) -> None:
+        """Until cancelled."""
+        read_epoch_s = read_peers_s = 0.0
+        while True:
+            now_s = time.monotonic()
+            if now_s - read_peers_s >= READ_PEERS_S:
+                read_peers_s = now_s
+                await self._guarded(self._read_swarm)
+            if now_s - read_epoch_s >= READ_EPOCH_S:
+                read_epoch_s = now_s
+                await self._guarded(self._read_epoch)
+            await self._guarded(self._step)
+            try:
+                await asyncio.wait_for(self._poked.wait(), TICK_S)
+            except asyncio.TimeoutError:
+                pass
+            self._poked.clear()
+
+    def poke(self) -> None:
+        """Something has happened: do not wait for the next tick."""
+        self._poked.set()
+
+    async def tell_stale(self, reason: str) -> None:
+        """Tell those who may lead next that the adopted plan no longer holds, ourselves included."""
+        self.stale(reason)
+        ticket_order = [peer for peer, _, _ in sorted(self.view.tickets, key=lambda t: (t[1], t[0]))]
+        members = [peer for job in self.plan.jobs for peer in job.peers] if self.plan is not None else []
+        told = [peer for peer in dict.fromkeys([*ticket_order, *members]) if peer != self._own][:TOLD_AT_ONCE]
+        asked = plain(ReplanAsked(reason=reason[:1900]))
+        await asyncio.gather(
+            *(self._session.rpc.call(peer, REPLAN, asked, PUSH_TIMEOUT_S) for peer in told),
+            return_exceptions=True,
+        )
+
+    def stale(self, reason: str) -> None:
+        """Somebody says that the adopted plan no longer holds."""
+        self._asked_reason = reason
+        self.poke()
+
+    async def plan_pushed(self, data: bytes) -> None:
+        """A plan came straight from its leader, ahead of the directory.
+
+        Raises:
+            RecordError: the record is not one that we would take from the directory (remote's fault).
+        """
+        sealed = unseal(data, swarm=self._swarm, now_s=self._session.directory.now_s(), kind=PlanRecord)
+        plan = self.view.take_plan(sealed)
+        if plan is not None:
+            self._pushed.append(plan)
+            self.poke()
+
+    async def _guarded(self, step: Callable[[], Awaitable[None]]) -> None:
+        """A failure of one round must not end the loop: it is logged, and the next round tries again."""
+        try:
+            await step()
+        except RavnestError as error:
+            log.warning("%s", error)
+        except (OSError, asyncio.TimeoutError) as error:
+            log.warning("the control loop goes on after: %r", error)
+
+    async def _read_swarm(self) -> None:
+        await asyncio.gather(self.view.read_peers(), self.view.read_jobs())
+        self.election.expect_peers(len(self.view.capabilities))
+
+    async def _read_epoch(self) -> None:
+        epoch = self.election.epoch
+        plans = await self.view.read_epoch(epoch)
+        if epoch != self._epoch_read:
+            # Tickets name the plan before them, which was published in the epoch before.
+            await self.view.read_plans(epoch - 1)
+            self._epoch_read = epoch
+        for peer, value, previous in self.view.tickets:
+            if previous in self._recent or previous in self.view.plans or peer == self._own:
+                self.election.ticket_seen(epoch, peer, value)
+        for plan in sorted(plans, key=lambda p: p.fence):
+            await self._consider(plan)
+
+    async def _consider(self, plan: Plan) -> None:
+        """Judge a published plan, unless it is below what we obey already."""
+        adopted = self.election.adopted
+        if adopted is not None and plan.fence <= adopted.fence:
+            return
+        digest = plan_hash(plan)
+        verdict = self.leader.verdict(plan, self.plan, self._hosts.statuses())
+        header = PlanHeader(plan.fence, plan.leader, digest, verdict)
+        await self._act(self.election.plan_seen(header, self._session.directory.now_s()))
+
+    async def _step(self) -> None:
+        while self._pushed:
+            await self._consider(self._pushed.popleft())
+        self.election.replan_wanted(self._stale_reason())
+        await self._act(self.election.poll(self._session.directory.now_s()))
+
+    async def _act(self, actions: Sequence[Action]) -> None:
+        for action in actions:
+            await self._perform(action)
+
+    async def _perform(self, action: Action) -> None:
+        match action:
+            case DrawTicket(epoch=epoch, previous_hash=previous_hash):
+                self._ticket = make_ticket(
+                    self._identity, swarm=self._swarm, epoch=epoch, previous_hash=previous_hash
+                )
+                self.election.own_ticket(epoch, int(self._ticket.ticket, 16))
+                self.poke()
+            case PublishTicket():
+                if self._ticket is not None:
+                    await self._session.directory.publish(self._ticket, self._ticket_ttl_s)
+                    self.election.ticket_seen(self._ticket.epoch, self._own, int(self._ticket.ticket, 16))
+            case MakePlan(fence=fence, why=why):
+                await self._lead(fence, why)
+            case Adopt(fence=fence, plan_hash=digest):
+                await self._adopt(fence, digest)
+            case Refuse(fence=fence, leader=leader, why=why):
+                log.warning("epoch %d term %d: the plan of …%s is refused: %s", *fence, leader[-8:], why)
+            case Explain(text=text):
+                log.info("%s", text)
+
+    async def _lead(self, fence: Fence, why: str) -> None:
+        log.info("epoch %d term %d: this peer leads (%s)", *fence, why)
+        try:
+            plan = await self.leader.plan(fence, self.plan)
+        except RavnestError as error:
+            await self._act(self.election.plan_failed(fence, str(error)))
+            return
+        self.view.plans[plan_hash(plan)] = plan
+        header = PlanHeader(fence, self._own, plan_hash(plan))
+        actions = self.election.plan_seen(header, self._session.directory.now_s())
+        if any(isinstance(action, Adopt) for action in actions):
+            await self._session.directory.publish(PlanRecord(plan), self._ticket_ttl_s)
+            await self._push(plan)
+        await self._act(actions)
+
+    async def _push(self, plan: Plan) -> None:
+        """Hand the plan to everybody that it concerns, and to a few more."""
+        now_s = self._session.directory.now_s()
+        record = PlanRecord(plan)
+        sealed = seal(self._identity, record, swarm=self._swarm, ttl_s=self._ticket_ttl_s, now_s=now_s)
+        members = [peer for job in plan.jobs for peer in (*job.peers, *job.standbys)]
+        told = [p for p in dict.fromkeys([*members, *self.view.capabilities]) if p != self._own]
+        body = plain(PlanPushed(sealed=sealed))
+        await asyncio.gather(
+            *(self._session.rpc.call(peer, PLAN, body, PUSH_TIMEOUT_S) for peer in told[: 4 * TOLD_AT_ONCE]),
+            return_exceptions=True,
+        )
+
+    async def _adopt(self, fence: Fence, digest: str) -> None:
+        plan = self.view.plans.get(digest)
+        if plan is None:
+            log.error("epoch %d term %d: the adopted plan is not at hand", *fence)
+            return
+        self.plan = plan
+        self._book.adopted = self.election.adopted
+        self._planned_peers = frozenset(self.view.capabilities)
+        self._asked_reason = ""
+        for job_plan in plan.jobs:
+            self._note_lineage(job_plan)
+        self._book.save()
+        await self._hosts.obey(plan)
+        await self._learn_outcomes(plan)
+
+    def _note_lineage(self, plan: JobPlan) -> None:
+        lineage = self._book.entry(plan.job).lineage
+        if plan.clusters and (not lineage or lineage[-1][0] != plan.generation):
+            lineage.append((plan.generation, plan.batches_done))
+
+    async def _learn_outcomes(self, plan: Plan) -> None:
+        """A job that the leader left out is over, as far as it knows: ask it, so that we stop asking for it."""
+        planned = {job.job for job in plan.jobs}
+        for job in self.view.submitted:
+            entry = self._book.entry(job)
+            if job in planned or entry.over or plan.leader == self._own:
+                continue
+            outcome = await ask_outcome(self._session.rpc, plan.leader, job)
+            if outcome is not None:
+                entry.outcome = outcome
+                self._book.save()
+
+    def _stale_reason(self) -> str:
+        """Why the adopted plan should be replaced before the epoch ends; empty if it should not."""
+        if self.plan is None:
+            return ""
+        planned = {job.job: job for job in self.plan.jobs}
+        broken = self._hosts.broken(self.plan)
+        if broken:
+            return broken
+        for job in planned:
+            if self._book.entry(job).outcome is JobPhase.CANCELLED:
+                return f"job {job[:8]} is cancelled"
+        for job in self.view.submitted:
+            if job not in planned and not self._book.entry(job).over and self._retry_due(job):
+                return f"job {job[:8]} is not planned yet"
+        newcomers = frozenset(self.view.capabilities) - self._planned_peers
+        waiting = [job for job, plan in planned.items() if not plan.clusters]
+        if waiting and newcomers:
+            return f"{len(newcomers)} new peers, while job {waiting[0][:8]} waits"
+        return self._asked_reason
+
+    def _retry_due(self, job: JobId) -> bool:
+        """Whether to ask for a plan with this job now; less and less often while leaders leave it out."""
+        due_s, pause_s = self._retries.get(job, (0.0, FIRST_RETRY_S))
+        now_s = time.monotonic()
+        if now_s < due_s:
+            return now_s < due_s - pause_s + TICK_S * 2
+        self._retries[job] = (now_s + pause_s, min(2 * pause_s, LAST_RETRY_S))
+        return True

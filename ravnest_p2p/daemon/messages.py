@@ -1,0 +1,171 @@
+"""What ravnestd and its workers say to each other.
+
+A worker runs strangers' graphs, so ravnestd believes nothing it says: each message is a closed pydantic model,
+checked field by field on arrival. Commands go down, reports come up, over one socket pair (`daemon.channel`).
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+
+from ravnest_p2p.core.types import Generation, JobId, JobPlan, JobSpec, PeerId
+
+Name = Annotated[str, Field(max_length=512)]
+Text = Annotated[str, Field(max_length=4096)]
+
+
+class Message(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class StartRun(Message):
+    """Begin one stage of one generation.
+
+    Attributes:
+        cluster, stage: this worker's place in `plan.clusters`.
+        weights: files of the initial weights; empty where `pieces` are given.
+        pieces: files of saved state that cover the stage.
+        control_socket: p2pd's unix socket.
+        runtime_folder: where this worker's own sockets go.
+    """
+
+    type: Literal["start"] = "start"
+    job: JobId
+    spec: JobSpec
+    plan: JobPlan
+    cluster: int
+    stage: int
+    program: str
+    weights: tuple[str, ...]
+    pieces: tuple[str, ...]
+    folder: str
+    control_socket: str
+    runtime_folder: str
+
+
+class Endpoints(Message):
+    """Link nonces of the co-members' workers, as they become known."""
+
+    type: Literal["endpoints"] = "endpoints"
+    nonces: dict[PeerId, str]
+
+
+class FieldFiles(Message):
+    """The shard files of the data fields that the worker asked for, in the order of the manifest."""
+
+    type: Literal["fields"] = "fields"
+    files: dict[str, tuple[str, ...]]
+
+
+class StopRun(Message):
+    type: Literal["stop"] = "stop"
+
+
+class Idle(Message):
+    """The worker is up and runs nothing."""
+
+    type: Literal["idle"] = "idle"
+
+
+class NeedFields(Message):
+    type: Literal["need_fields"] = "need_fields"
+    names: tuple[Name, ...] = Field(max_length=64)
+
+
+class Listening(Message):
+    """Co-members can dial this worker under the nonce."""
+
+    type: Literal["listening"] = "listening"
+    nonce: Annotated[str, Field(max_length=128)]
+
+
+class Report(Message):
+    """Progress of the stage since the run began; `losses` holds only what is new: (batch, mean loss).
+
+    Attributes:
+        busy: share of the time since training began that the compute thread worked.
+        staleness: the largest measured so far (updates between forward and backward of a micro-batch).
+        peak_memory_bytes: resident peak of the process.
+    """
+
+    type: Literal["report"] = "report"
+    version: int = 0
+    updates: int = 0
+    batches_done: int = 0
+    busy: float = 0.0
+    busy_s: float = 0.0
+    training_s: float = 0.0
+    averaging_s: float = 0.0
+    staleness: int = 0
+    in_flight: int = 0
+    samples: int = 0
+    bytes_sent: int = 0
+    bytes_received: int = 0
+    peak_memory_bytes: int = 0
+    losses: tuple[tuple[int, float], ...] = Field(default=(), max_length=4096)
+
+
+class PieceSaved(Message):
+    type: Literal["piece"] = "piece"
+    path: Text
+    lo: int
+    hi: int
+    batches_done: int
+    version: int
+
+
+class RunFailed(Message):
+    """The run cannot go on; `suspect` is the peer that the worker lost, if it was one."""
+
+    type: Literal["failed"] = "failed"
+    error: Name
+    message: Text
+    suspect: PeerId | None = None
+
+
+class RunDone(Message):
+    type: Literal["done"] = "done"
+
+
+class Stopped(Message):
+    type: Literal["stopped"] = "stopped"
+
+
+class LogLine(Message):
+    type: Literal["log"] = "log"
+    level: Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"]
+    text: Text
+
+
+Command = Annotated[StartRun | Endpoints | FieldFiles | StopRun, Field(discriminator="type")]
+WorkerReport = Annotated[
+    Idle | NeedFields | Listening | Report | PieceSaved | RunFailed | RunDone | Stopped | LogLine,
+    Field(discriminator="type"),
+]
+
+COMMANDS: TypeAdapter[Command] = TypeAdapter(Command)
+REPORTS: TypeAdapter[WorkerReport] = TypeAdapter(WorkerReport)
+
+__all__ = [
+    "COMMANDS",
+    "REPORTS",
+    "Command",
+    "Endpoints",
+    "FieldFiles",
+    "Generation",
+    "Idle",
+    "Listening",
+    "LogLine",
+    "Message",
+    "NeedFields",
+    "PieceSaved",
+    "Report",
+    "RunDone",
+    "RunFailed",
+    "StartRun",
+    "StopRun",
+    "Stopped",
+    "WorkerReport",
+]

@@ -1,0 +1,103 @@
+"""What two ravnestd say to each other about jobs, checked field by field on arrival.
+
+Five calls (`network.rpc`): `overview` asks what a peer is doing, which serves the leader that plans, the co-members
+that watch one another, and the gateway that shows a job; `plan` pushes a sealed plan ahead of the directory's
+next read; `replan` says why the adopted plan is stale; `keep` asks a peer to hold copies of blobs.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from ravnest_p2p.core.errors import FrameFormatError
+from ravnest_p2p.core.types import BlobHash, Generation, JobId, JobPhase, Piece
+from ravnest_p2p.daemon.messages import Report
+
+Short = Annotated[str, Field(max_length=2000)]
+
+OVERVIEW, PLAN, REPLAN, KEEP, LOGS = "overview", "plan", "replan", "keep", "logs"
+
+
+class Body(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class OverviewAsked(Body):
+    """`job` limits the answer to one job; `losses` adds its curve."""
+
+    job: JobId | None = None
+    losses: bool = False
+
+
+class StageView(Body):
+    """A peer's part in a job, as it sees it.
+
+    Attributes:
+        nonce: where co-members dial its worker; empty until it listens.
+        pieces: saved state that it can hand out, its own and copies of others.
+        losses: (batch, mean loss), thinned; only from the last stage.
+    """
+
+    job: JobId
+    generation: Generation | None = None
+    cluster: int = 0
+    stage: int = 0
+    phase: JobPhase = JobPhase.WAITING
+    reason: Short = ""
+    nonce: Annotated[str, Field(max_length=128)] = ""
+    report: Report | None = None
+    pieces: tuple[Piece, ...] = Field(default=(), max_length=64)
+    losses: tuple[tuple[int, float], ...] = Field(default=(), max_length=2000)
+
+
+class Overview(Body):
+    """Everything that others may need of a peer's state; `addresses` is where requesters can dial it."""
+
+    addresses: tuple[Annotated[str, Field(max_length=512)], ...] = Field(default=(), max_length=32)
+    stages: tuple[StageView, ...] = Field(default=(), max_length=256)
+
+
+class PlanPushed(Body):
+    sealed: Annotated[bytes, Field(max_length=300_000)]
+
+
+class ReplanAsked(Body):
+    reason: Short
+
+
+class KeepAsked(Body):
+    """Hold copies: of a job's blobs, or of one saved piece."""
+
+    job: JobId
+    blobs: tuple[BlobHash, ...] = Field(default=(), max_length=4096)
+    piece: Piece | None = None
+
+
+class LogsAsked(Body):
+    job: JobId | None = None
+    after: int = 0
+    limit: Annotated[int, Field(ge=1, le=1000)] = 200
+
+
+Checked = TypeVar("Checked", bound=Body)
+
+
+def parse(kind: type[Checked], body: dict[str, Any]) -> Checked:
+    """The message in a call's map.
+
+    Raises:
+        FrameFormatError: it is not one (remote's fault).
+    """
+    try:
+        return kind.model_validate(body)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        place = ".".join(str(part) for part in first["loc"])
+        raise FrameFormatError(f"not a {kind.__name__} message: {place}: {first['msg']}") from None
+
+
+def plain(message: Body) -> dict[str, Any]:
+    """The message as a map for the wire."""
+    return message.model_dump(mode="python" if isinstance(message, PlanPushed) else "json")

@@ -1,0 +1,421 @@
+"""This peer's part in one job: a worker, its files, and a watch on the co-members, from generation to generation.
+
+`obey` starts a generation, whatever ran before is ended first. From then on three things feed one `RunMonitor`
+(`core.failover`): the worker's reports, the co-members' overviews, and the clock; its single final action ends the
+generation. Nothing here decides; nothing here waits without a bound.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ravnest_p2p.core.errors import RavnestError, RemoteFault
+from ravnest_p2p.core.failover import Action, Break, Done, RunMonitor, Stop
+from ravnest_p2p.core.obedience import Obedience
+from ravnest_p2p.core.types import Generation, JobId, JobPhase, JobPlan, JobSpec, PeerId, Piece
+from ravnest_p2p.daemon.files import JobFiles
+from ravnest_p2p.daemon.jobbook import JobBook
+from ravnest_p2p.daemon.messages import (
+    Endpoints,
+    FieldFiles,
+    Listening,
+    NeedFields,
+    PieceSaved,
+    Report,
+    RunDone,
+    RunFailed,
+    StartRun,
+    WorkerReport,
+)
+from ravnest_p2p.daemon.peer_messages import (
+    KEEP,
+    OVERVIEW,
+    KeepAsked,
+    Overview,
+    OverviewAsked,
+    StageView,
+    parse,
+    plain,
+)
+from ravnest_p2p.daemon.workers import WorkerProcess
+from ravnest_p2p.network.janitor import Janitor
+from ravnest_p2p.network.rpc import Rpc
+
+log = logging.getLogger(__name__)
+
+WATCH_PERIOD_S = 1.0
+ASK_TIMEOUT_S = 2.0
+GONE_AFTER_ASKS = 3
+SILENCE_S = 5.0
+START_UP_S = 60.0
+COPIES = 2
+KEEP_TIMEOUT_S = 30.0
+MAX_LOSSES = 20_000
+
+
+@dataclass(slots=True)
+class HostDeps:
+    """What a host works with; `rpc` and `files` are renewed when p2pd had to be restarted.
+
+    Attributes:
+        memory_bytes: what the worker may use.
+        janitor: ends workers that outlive this process.
+        stale: tells those who may lead that the adopted plan no longer holds, and why.
+    """
+
+    own: PeerId
+    rpc: Rpc
+    files: JobFiles
+    book: JobBook
+    control_socket: str
+    runtime_folder: Path
+    jobs_folder: Path
+    memory_bytes: Callable[[], int]
+    threads: int
+    stale: Callable[[str], Awaitable[None]]
+    janitor: Janitor
+
+
+class StageHost:
+    def __init__(self, job: JobId, deps: HostDeps) -> None:
+        self.job = job
+        self.phase = JobPhase.WAITING
+        self.reason = ""
+        self.losses: dict[int, float] = {}
+        self._deps = deps
+        self._obedience = Obedience()
+        self._plan: JobPlan | None = None
+        self._place = (0, 0)
+        self._nonce = ""
+        self._known_nonces: dict[PeerId, str] = {}
+        self._unanswered: Counter[PeerId] = Counter()
+        self._report: Report | None = None
+        self._monitor: RunMonitor | None = None
+        self._outcome: asyncio.Future[Action] | None = None
+        self._worker: WorkerProcess | None = None
+        self._worker_task: asyncio.Task[None] | None = None
+        self._run_task: asyncio.Task[None] | None = None
+        self._keep_task: asyncio.Task[None] | None = None
+        self._spec: JobSpec | None = None
+
+    @property
+    def generation(self) -> Generation | None:
+        return self._plan.generation if self._plan is not None else None
+
+    def view(self, *, losses: bool = False) -> StageView:
+        """What others may know of this part."""
+        return StageView(
+            job=self.job,
+            generation=self.generation,
+            cluster=self._place[0],
+            stage=self._place[1],
+            phase=self.phase,
+            reason=self.reason[:2000],
+            nonce=self._nonce,
+            report=self._report.model_copy(update={"losses": ()}) if self._report else None,
+            pieces=tuple(self._deps.book.entry(self.job).pieces),
+            losses=thinned(self.losses, 1000) if losses else (),
+        )
+
+    async def obey(self, plan: JobPlan) -> None:
+        """Take up a generation, unless it is the one that runs already or an older one."""
+        if plan.generation == self.generation or not self._obedience.obey(plan.generation):
+            return
+        await self._end_run()
+        self._plan = plan
+        self._place = next(
+            (c, s)
+            for c, cluster in enumerate(plan.clusters)
+            for s, stage in enumerate(cluster.stages)
+            if stage.peer == self._deps.own
+        )
+        self.phase, self.reason, self._nonce, self._report = JobPhase.WAITING, "", "", None
+        self._known_nonces, self._unanswered = {}, Counter()
+        self.losses = {batch: loss for batch, loss in self.losses.items() if batch < plan.batches_done}
+        self._monitor = RunMonitor(
+            own=self._deps.own, plan=plan, now_s=time.monotonic(), start_up_s=START_UP_S, silence_s=SILENCE_S
+        )
+        self._outcome = asyncio.get_running_loop().create_future()
+        log.info(
+            "job %s: generation %s, cluster %d, stage %d, from batch %d",
+            self.job[:8], plan.generation, *self._place, plan.batches_done,
+        )  # fmt: skip
+        self._run_task = asyncio.create_task(self._run(plan, self._monitor, self._outcome))
+
+    async def leave(self, reason: str) -> None:
+        """The plan has no place for this peer any more: give the worker up."""
+        await self._end_run()
+        if self._plan is not None and self.phase not in (JobPhase.DONE, JobPhase.CANCELLED):
+            self.phase, self.reason = JobPhase.WAITING, reason
+        self._plan = None
+        await self._end_worker()
+
+    def interrupt(self, reason: str) -> None:
+        """What the run stands on is gone: break it."""
+        if self._monitor is not None:
+            self._judge(self._monitor.worker_state(JobPhase.FAILED, reason))
+
+    async def close(self) -> None:
+        """End everything at once; used when the daemon or its p2pd ends."""
+        await self._end_run()
+        await self._end_worker()
+
+    async def _run(self, plan: JobPlan, monitor: RunMonitor, outcome: asyncio.Future[Action]) -> None:
+        tasks = [asyncio.create_task(self._start(plan)), asyncio.create_task(self._watch(plan, monitor))]
+        try:
+            await asyncio.wait({*tasks, outcome}, return_when=asyncio.FIRST_COMPLETED)
+            while not outcome.done():
+                failed = next((t for t in tasks if t.done() and t.exception() is not None), None)
+                if failed is not None:
+                    error = failed.exception()
+                    text = str(error) if isinstance(error, RavnestError) else repr(error)
+                    if not isinstance(error, RavnestError):
+                        log.error("job %s: the host failed", self.job[:8], exc_info=error)
+                    self._judge(monitor.worker_state(JobPhase.FAILED, text))
+                else:
+                    running = {t for t in tasks if not t.done()}
+                    await asyncio.wait({*running, outcome}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+        await self._finish(outcome.result())
+
+    async def _finish(self, action: Action) -> None:
+        match action:
+            case Done():
+                self.phase, self.reason = JobPhase.DONE, ""
+                entry = self._deps.book.entry(self.job)
+                entry.outcome = JobPhase.DONE
+                self._deps.book.save()
+                log.info("job %s: done", self.job[:8])
+                await self._end_worker()
+                await self._deps.stale(f"job {self.job[:8]} is done")
+            case Break(reason=reason):
+                self.phase, self.reason = JobPhase.BROKEN, reason
+                log.warning("job %s: generation %s is broken: %s", self.job[:8], self.generation, reason)
+                await self._deps.stale(f"job {self.job[:8]}: {reason}")
+                await self._halt_worker()
+            case Stop(reason=reason):
+                self.phase, self.reason = JobPhase.WAITING, reason
+                log.info("job %s: stops: %s", self.job[:8], reason)
+                await self._halt_worker()
+
+    async def _start(self, plan: JobPlan) -> None:
+        """Fetch what the stage needs and hand it to a worker."""
+        deps, files = self._deps, self._deps.files
+        worker = asyncio.create_task(self._ready_worker())
+        try:
+            spec = self._spec = await files.manifest(self.job, plan.peers)
+            deps.book.entry(self.job).spec = spec
+            (program,) = await files.all_of(self.job, [spec.program], plan.peers)
+            cluster, stage = self._place
+            place = plan.clusters[cluster].stages[stage]
+            wanted = [piece for piece in plan.pieces if piece.lo < place.hi and place.lo < piece.hi]
+            pieces = [await files.piece(piece, plan.peers) for piece in wanted]
+            weights = [] if pieces else await files.all_of(self.job, spec.weights, plan.peers)
+        except BaseException:
+            worker.cancel()
+            raise
+        folder = deps.jobs_folder / self.job[:16]
+        folder.mkdir(parents=True, exist_ok=True)
+        await (await worker).send(
+            StartRun(
+                job=self.job,
+                spec=spec,
+                plan=plan,
+                cluster=cluster,
+                stage=stage,
+                program=str(program),
+                weights=tuple(map(str, weights)),
+                pieces=tuple(map(str, pieces)),
+                folder=str(folder),
+                control_socket=deps.control_socket,
+                runtime_folder=str(deps.runtime_folder),
+            )
+        )
+
+    async def _ready_worker(self) -> WorkerProcess:
+        """An idle worker: the one of the generation before, if it lives, else a new one."""
+        if self._worker is None or not self._worker.alive:
+            self._deps.jobs_folder.mkdir(parents=True, exist_ok=True)
+            worker = self._worker = await WorkerProcess.spawn(
+                memory_bytes=self._deps.memory_bytes(),
+                threads=self._deps.threads,
+                log_path=self._deps.jobs_folder / f"worker-{self.job[:16]}.log",
+            )
+            self._deps.janitor.watch(worker.pid)
+            self._worker_task = asyncio.create_task(self._follow(worker))
+        await self._worker.wait_idle()
+        return self._worker
+
+    async def _follow(self, worker: WorkerProcess) -> None:
+        """Hear a worker until it is gone."""
+        async for report in worker.reports():
+            try:
+                await self._heard(worker, report)
+            except RavnestError as error:
+                log.warning("job %s: %s", self.job[:8], error)
+                if self._monitor is not None:
+                    self._judge(self._monitor.worker_state(JobPhase.FAILED, str(error)))
+        code = await worker.end()
+        self._deps.janitor.forget(worker.pid)
+        if worker is self._worker:
+            self._worker = None
+            if self._monitor is not None:
+                how = f"was killed by signal {-code}" if code < 0 else f"ended with code {code}"
+                self._judge(self._monitor.worker_state(JobPhase.FAILED, f"the worker process {how}"))
+
+    async def _heard(self, worker: WorkerProcess, report: WorkerReport) -> None:
+        monitor = self._monitor
+        if monitor is None or monitor.outcome is not None:
+            return
+        match report:
+            case NeedFields(names=names):
+                asyncio.create_task(self._fetch_fields(worker, names))  # noqa: RUF006 (bounded by the fetch)
+            case Listening(nonce=nonce):
+                self._nonce = nonce
+            case Report():
+                self.phase = JobPhase.RUNNING
+                self._report = report
+                self._judge(monitor.worker_state(JobPhase.RUNNING))
+                self.losses.update(report.losses)
+                while len(self.losses) > MAX_LOSSES:
+                    del self.losses[next(iter(self.losses))]
+            case PieceSaved():
+                await self._piece_saved(report)
+                monitor.piece_saved(report.batches_done)
+            case RunFailed(message=message, suspect=suspect):
+                gone = monitor.member_gone(suspect, message, time.monotonic()) if suspect else None
+                self._judge(gone or monitor.worker_state(JobPhase.FAILED, message))
+            case RunDone():
+                self.phase = JobPhase.DONE
+                self._judge(monitor.worker_state(JobPhase.DONE))
+
+    async def _fetch_fields(self, worker: WorkerProcess, names: Sequence[str]) -> None:
+        assert self._spec is not None and self._plan is not None, (
+            "a worker runs only with a plan and its manifest"
+        )
+        fields = {field.name: field for field in self._spec.fields}
+        try:
+            unknown = [name for name in names if name not in fields]
+            if unknown:
+                raise RemoteFault(f"the program asks for data {unknown} that the manifest does not name")
+            files = {
+                name: tuple(
+                    str(path)
+                    for path in await self._deps.files.all_of(
+                        self.job, [blob for blob, _ in fields[name].shards], self._plan.peers
+                    )
+                )
+                for name in names
+            }
+            await worker.send(FieldFiles(files=files))
+        except RavnestError as error:
+            if self._monitor is not None:
+                self._judge(self._monitor.worker_state(JobPhase.FAILED, f"data is missing: {error}"))
+
+    async def _piece_saved(self, saved: PieceSaved) -> None:
+        """Keep the piece and have others keep copies, so that it outlives this peer."""
+        folder = (self._deps.jobs_folder / self.job[:16]).resolve()
+        path = Path(saved.path).resolve()
+        if path.parent != folder or self._plan is None:
+            raise RemoteFault(f"the worker names a piece outside its folder: {saved.path}")
+        blob = await asyncio.to_thread(self._deps.files.store.put_file, path)
+        path.unlink(missing_ok=True)
+        piece = Piece(saved.lo, saved.hi, saved.batches_done, saved.version, blob, (self._deps.own,))
+        self.keep(piece)
+        if self._keep_task is None or self._keep_task.done():
+            self._keep_task = asyncio.create_task(self._spread(self._plan, piece))
+
+    def keep(self, piece: Piece) -> None:
+        """Pin a piece that lies in the store, and let those go that it makes superfluous."""
+        store = self._deps.files.store
+        store.pin(f"piece {piece.blob}", piece.blob)
+        for old in self._deps.book.add_piece(self.job, piece):
+            store.unpin(f"piece {old.blob}")
+
+    async def _spread(self, plan: JobPlan, piece: Piece) -> None:
+        """Ask the next members, or standbys, to copy the piece."""
+        members = [*plan.peers, *plan.standbys]
+        here = members.index(self._deps.own)
+        others = [p for p in (*plan.standbys, *members[here + 1 :], *members[:here]) if p != self._deps.own]
+        asked = plain(KeepAsked(job=self.job, piece=piece))
+        for peer in list(dict.fromkeys(others))[:COPIES]:
+            try:
+                await self._deps.rpc.call(peer, KEEP, asked, KEEP_TIMEOUT_S)
+            except RemoteFault as error:
+                log.debug("job %s: no copy of a piece at %s: %s", self.job[:8], peer, error)
+
+    async def _watch(self, plan: JobPlan, monitor: RunMonitor) -> None:
+        """Ask every co-member how it goes, once a period; pass on the nonces that its answers hold."""
+        others = [peer for peer in dict.fromkeys(plan.peers) if peer != self._deps.own]
+        while True:
+            started_s = time.monotonic()
+            await asyncio.gather(*(self._ask(peer, monitor) for peer in others))
+            self._judge(monitor.tick(time.monotonic()))
+            await self._send_nonces()
+            await asyncio.sleep(max(0.0, WATCH_PERIOD_S - (time.monotonic() - started_s)))
+
+    async def _ask(self, peer: PeerId, monitor: RunMonitor) -> None:
+        asked = plain(OverviewAsked(job=self.job))
+        try:
+            answer = parse(Overview, await self._deps.rpc.call(peer, OVERVIEW, asked, ASK_TIMEOUT_S))
+        except RemoteFault as error:
+            self._unanswered[peer] += 1
+            if self._unanswered[peer] >= GONE_AFTER_ASKS:
+                self._judge(monitor.member_gone(peer, str(error), time.monotonic()))
+            return
+        del self._unanswered[peer]
+        for view in answer.stages:
+            if view.job == self.job:
+                # A member that has heard everybody's end may have left the generation before we heard of its own.
+                ended = view.generation is None and view.phase is JobPhase.DONE
+                generation = monitor.generation if ended else view.generation
+                now_s = time.monotonic()
+                self._judge(monitor.member_heard(peer, generation, view.phase, view.reason, now_s))
+                if view.generation == monitor.generation and view.nonce:
+                    self._known_nonces[peer] = view.nonce
+
+    def _judge(self, action: Action | None) -> None:
+        if action is not None and self._outcome is not None and not self._outcome.done():
+            self._outcome.set_result(action)
+
+    async def _send_nonces(self) -> None:
+        if self._worker is not None and self._nonce and self._known_nonces:
+            await self._worker.send(Endpoints(nonces=dict(self._known_nonces)))
+
+    async def _end_run(self) -> None:
+        task, self._run_task, self._monitor = self._run_task, None, None
+        if task is not None:
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
+        await self._halt_worker()
+
+    async def _halt_worker(self) -> None:
+        self._nonce = ""
+        if self._worker is not None and self._worker.alive:
+            await self._worker.stop_run()
+
+    async def _end_worker(self) -> None:
+        worker, self._worker = self._worker, None
+        if worker is not None:
+            await worker.end()
+        if self._worker_task is not None:
+            await asyncio.gather(self._worker_task, return_exceptions=True)
+
+
+def thinned(curve: dict[int, float], most: int) -> tuple[tuple[int, float], ...]:
+    """At most `most` points of a curve, evenly spread, the newest always among them."""
+    points = sorted(curve.items())
+    stride = max(1, -(-len(points) // most))
+    kept = points[::-1][::stride][::-1]
+    return tuple(kept)

@@ -1,0 +1,109 @@
+"""Asking the swarm how it goes: the facts that a leader plans with and that a gateway shows.
+
+Records in the directory say who offers what; whether a peer lives and what it is doing now only the peer itself
+can say. A survey asks many peers at once, each with a deadline, and whoever does not answer is left out.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable, Mapping
+
+from ravnest_p2p.core.errors import RemoteFault
+from ravnest_p2p.core.planning.resume import resume_point
+from ravnest_p2p.core.types import (
+    Generation,
+    JobId,
+    JobPhase,
+    JobPlan,
+    JobSpec,
+    JobStatus,
+    PeerId,
+    Piece,
+    Plan,
+)
+from ravnest_p2p.daemon.peer_messages import OVERVIEW, Overview, OverviewAsked, StageView, parse, plain
+from ravnest_p2p.network.rpc import Rpc
+
+ASK_TIMEOUT_S = 2.0
+ASKED_AT_ONCE = 64
+
+_OVER = (JobPhase.DONE, JobPhase.CANCELLED, JobPhase.FAILED)
+
+
+async def survey(
+    rpc: Rpc, own: PeerId, own_overview: Overview, peers: Iterable[PeerId], asked: OverviewAsked
+) -> dict[PeerId, Overview]:
+    """Overviews of those peers that answer; our own needs no call."""
+    places = asyncio.Semaphore(ASKED_AT_ONCE)
+
+    async def ask(peer: PeerId) -> tuple[PeerId, Overview] | None:
+        if peer == own:
+            return peer, own_overview
+        async with places:
+            try:
+                return peer, parse(Overview, await rpc.call(peer, OVERVIEW, plain(asked), ASK_TIMEOUT_S))
+            except RemoteFault:
+                return None
+
+    answers = await asyncio.gather(*(ask(peer) for peer in dict.fromkeys(peers)))
+    return dict(answer for answer in answers if answer is not None)
+
+
+async def ask_outcome(rpc: Rpc, peer: PeerId, job: JobId) -> JobPhase | None:
+    """How the job ended, as far as the peer knows; None if it did not, or the peer does not answer."""
+    try:
+        answer = parse(Overview, await rpc.call(peer, OVERVIEW, plain(OverviewAsked(job=job)), ASK_TIMEOUT_S))
+    except RemoteFault:
+        return None
+    return next(
+        (v.phase for v in answer.stages if v.job == job and v.generation is None and v.phase in _OVER), None
+    )
+
+
+def statuses(
+    jobs: Mapping[JobId, JobSpec], overviews: Mapping[PeerId, Overview], previous: Plan | None
+) -> dict[JobId, JobStatus]:
+    """What the answers say of each job, in the planner's words."""
+    plans = {plan.job: plan for plan in previous.jobs} if previous is not None else {}
+    found: dict[JobId, dict[PeerId, StageView]] = {}
+    for peer, overview in overviews.items():
+        for view in overview.stages:
+            found.setdefault(view.job, {})[peer] = view
+    return {job: _status(job, spec, found.get(job, {}), plans.get(job)) for job, spec in jobs.items()}
+
+
+def _status(job: JobId, spec: JobSpec, views: Mapping[PeerId, StageView], plan: JobPlan | None) -> JobStatus:
+    pieces = merged_pieces(views)
+    final = [piece for piece in pieces if piece.batches_done == spec.total_batches]
+    at_work = plan is not None and any(
+        v.generation == plan.generation and v.phase in (JobPhase.WAITING, JobPhase.RUNNING)
+        for v in views.values()
+    )
+    if not at_work and resume_point(final, views, len(spec.layers)) is not None:
+        return JobStatus(job, JobPhase.DONE, pieces=pieces)
+    if plan is None or not plan.clusters:
+        return JobStatus(job, JobPhase.WAITING, pieces=pieces)
+    generation, members = plan.generation, plan.peers
+    silent = [peer for peer in members if peer not in views]
+    if silent:
+        reason = f"{len(silent)} of its peers do not answer"
+        return JobStatus(job, JobPhase.BROKEN, generation, reason, pieces)
+    of_members = [views[peer] for peer in members]
+    broken = next((v for v in of_members if v.phase is JobPhase.BROKEN and v.generation == generation), None)
+    if broken is not None:
+        return JobStatus(job, JobPhase.BROKEN, generation, broken.reason, pieces)
+    obeyed: Generation | None = generation if any(v.generation == generation for v in of_members) else None
+    return JobStatus(job, JobPhase.RUNNING, obeyed, pieces=pieces)
+
+
+def merged_pieces(views: Mapping[PeerId, StageView]) -> tuple[Piece, ...]:
+    """One entry for each saved piece, with all peers that say they hold it."""
+    holders: dict[tuple[int, int, int, int, str], list[PeerId]] = {}
+    for peer, view in sorted(views.items()):
+        for p in view.pieces:
+            holders.setdefault((p.batches_done, p.lo, p.hi, p.version, p.blob), []).append(peer)
+    return tuple(
+        Piece(lo, hi, batches_done, version, blob, tuple(peers))  # type: ignore[arg-type]
+        for (batches_done, lo, hi, version, blob), peers in sorted(holders.items())
+    )

@@ -1,0 +1,127 @@
+"""What one peer currently reads from the directory: who offers what, which jobs wait, who holds tickets and plans.
+
+The directory is read on a timer; this module turns records into plain values and notes what has changed, and
+judges nothing beyond what a record itself proves.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import OrderedDict
+from collections.abc import Sequence
+
+from ravnest_p2p.core.capability import checked
+from ravnest_p2p.core.errors import RavnestError
+from ravnest_p2p.core.planning.identity import plan_hash
+from ravnest_p2p.core.types import Capability, JobId, JobPhase, PeerId, Plan
+from ravnest_p2p.daemon.jobbook import JobBook
+from ravnest_p2p.network.directory import Directory
+from ravnest_p2p.network.records import (
+    CapabilityRecord,
+    JobRecord,
+    PlanRecord,
+    Sealed,
+    TicketRecord,
+    cancels_key,
+    jobs_key,
+    plan_key,
+    tickets_key,
+)
+
+log = logging.getLogger(__name__)
+
+MAX_PLANS = 64
+CANCELLED = "cancelled by its requester"
+
+
+class SwarmView:
+    """Records as values.
+
+    Attributes:
+        capabilities: of the peers that are online, by peer.
+        tickets: of the epoch asked for: (peer, ticket value, hash of the plan before).
+        plans: published plans by hash, the newest few.
+        submitted: jobs in order of submission.
+    """
+
+    def __init__(self, directory: Directory, swarm: str, book: JobBook) -> None:
+        self._directory = directory
+        self._swarm = swarm
+        self._book = book
+        self.capabilities: dict[PeerId, Capability] = {}
+        self.epochs_s: dict[PeerId, float] = {}
+        self.tickets: list[tuple[PeerId, int, str]] = []
+        self.plans: OrderedDict[str, Plan] = OrderedDict()
+        self.submitted: list[JobId] = []
+
+    async def read_epoch(self, epoch: int) -> list[Plan]:
+        """Read tickets and plans of the epoch; returns the plans."""
+        tickets, plans = await asyncio.gather(
+            self._directory.fetch(tickets_key(self._swarm, epoch)), self.read_plans(epoch)
+        )
+        self.tickets = [
+            (sealed.peer, int(sealed.record.ticket, 16), sealed.record.previous_hash)
+            for sealed in tickets
+            if isinstance(sealed.record, TicketRecord) and sealed.record.epoch == epoch
+        ]
+        return plans
+
+    async def read_plans(self, epoch: int) -> list[Plan]:
+        """Read the plans of an epoch."""
+        found = await self._directory.fetch(plan_key(self._swarm, epoch))
+        return [plan for sealed in found if (plan := self.take_plan(sealed)) is not None]
+
+    def take_plan(self, sealed: Sealed) -> Plan | None:
+        """Note a published plan; its author is proven by the seal."""
+        if not isinstance(sealed.record, PlanRecord):
+            return None
+        plan = sealed.record.plan
+        self.plans[plan_hash(plan)] = plan
+        while len(self.plans) > MAX_PLANS:
+            self.plans.popitem(last=False)
+        return plan
+
+    async def read_peers(self) -> None:
+        """Read everybody's capability."""
+        found: dict[PeerId, Capability] = {}
+        for sealed in await self._directory.capabilities():
+            if isinstance(sealed.record, CapabilityRecord):
+                try:
+                    capability = checked(sealed.record.capability)
+                except RavnestError as error:
+                    log.info("the capability of %s is senseless: %s", sealed.peer, error)
+                    continue
+                self.epochs_s[sealed.peer] = sealed.record.epoch_s
+                if capability.online:
+                    found[sealed.peer] = capability
+        self.capabilities = found
+
+    async def read_jobs(self) -> None:
+        """Read submitted and cancelled jobs, and remember the new ones."""
+        jobs, cancels = await asyncio.gather(
+            self._directory.fetch(jobs_key(self._swarm)), self._directory.fetch(cancels_key(self._swarm))
+        )
+        records = sorted(
+            (s for s in jobs if isinstance(s.record, JobRecord)),
+            key=lambda s: (s.record.created_at_s, s.record.job),  # type: ignore[union-attr]
+        )
+        requesters: dict[JobId, PeerId] = {}
+        for sealed in records:
+            record = sealed.record
+            assert isinstance(record, JobRecord)
+            requesters.setdefault(record.job, sealed.peer)
+            entry = self._book.entry(record.job)
+            if not entry.sealed:
+                entry.sealed = sealed.data
+                self._book.save()
+        self.submitted = list(requesters)
+        self._take_cancels(requesters, cancels)
+
+    def _take_cancels(self, requesters: dict[JobId, PeerId], cancels: Sequence[Sealed]) -> None:
+        for sealed in cancels:
+            job = getattr(sealed.record, "job", None)
+            if job in requesters and requesters[job] == sealed.peer and not self._book.entry(job).over:
+                entry = self._book.entry(job)
+                entry.outcome, entry.reason = JobPhase.CANCELLED, CANCELLED
+                self._book.save()

@@ -1,0 +1,41 @@
+"""Entry of the worker process: `python -m ravnest_p2p.daemon.worker --channel FD --parent PID --memory BYTES`."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import socket
+
+import torch
+import uvloop
+
+from ravnest_p2p.daemon.channel import Channel
+from ravnest_p2p.daemon.messages import COMMANDS
+from ravnest_p2p.daemon.worker import guard
+from ravnest_p2p.daemon.worker.service import WorkerService
+
+
+async def serve(channel_fd: int) -> None:
+    channel = await Channel.over(socket.socket(fileno=channel_fd), COMMANDS)
+    await WorkerService(channel).run()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="A stage's worker; started by ravnestd, never by hand.")
+    parser.add_argument("--channel", type=int, required=True, help="inherited socket to ravnestd")
+    parser.add_argument("--parent", type=int, required=True, help="ravnestd's process id")
+    parser.add_argument("--memory", type=int, required=True, help="bytes that the stage may use")
+    parser.add_argument("--threads", type=int, default=1, help="threads of torch")
+    options = parser.parse_args()
+    guard.die_with_parent()
+    guard.exit_if_orphan(options.parent)
+    guard.limit_resources(options.memory)
+    # Ctrl+C in a terminal reaches the whole process group; ravnestd alone decides when a worker ends.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    torch.set_num_threads(options.threads)
+    torch.set_num_interop_threads(1)
+    uvloop.run(serve(options.channel))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,70 @@
+"""From files to a stage that can be trained: program, weights or saved pieces, trainer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from ravnest_p2p.core.errors import PackageError
+from ravnest_p2p.daemon.messages import StartRun
+from ravnest_p2p.model import Program, StageComputation, StageProgram, load_tensors, stage_program
+from ravnest_p2p.training import StageTrainer, TensorSpec, load_pieces
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedStage:
+    program: StageProgram
+    trainer: StageTrainer
+
+    def averaged_names(self, lo: int, hi: int) -> list[str]:
+        """Parameters and changing buffers of layers [lo, hi), in an order that all peers share."""
+        part = stage_program(self.program.program, lo, hi)
+        return sorted({*part.params, *part.mutable_buffers})
+
+
+def load_stage(start: StartRun) -> LoadedStage:
+    """Validate the program and build the trainer.
+
+    Raises:
+        PackageError: the program, the weights or the manifest do not belong together (remote's fault).
+        BlobError: a saved piece is malformed (remote's fault).
+    """
+    whole = Program.from_json(Path(start.program).read_bytes())
+    if len(whole.layer_bounds) != len(start.spec.layers):
+        raise PackageError(
+            f"the manifest names {len(start.spec.layers)} layers, the program has {len(whole.layer_bounds)}"
+        )
+    cluster = start.plan.clusters[start.cluster]
+    place = cluster.stages[start.stage]
+    stage = stage_program(whole, place.lo, place.hi)
+    optimizer_state = None
+    if start.pieces:
+        params = {name: _spec(stage, name) for name in stage.params}
+        buffers = {name: _spec(stage, name) for name in stage.buffers}
+        state = load_pieces([Path(path) for path in start.pieces], params, buffers)
+        if state.batches_done != start.plan.batches_done:
+            raise PackageError(
+                f"the pieces hold {state.batches_done} batches, the plan says {start.plan.batches_done}"
+            )
+        weights = {**state.params, **state.buffers}
+        optimizer_state = state.optimizer_state
+    else:
+        wanted = {name: stage.tensor_spec(name) for name in (*stage.params, *stage.buffers)}
+        weights = load_tensors(start.weights, wanted, partial=True)
+    trainer = StageTrainer(
+        StageComputation(stage),
+        {name: weights[name] for name in stage.params},
+        {name: weights[name] for name in stage.buffers},
+        optimizer=start.spec.optimizer,
+        microbatches_per_update=start.spec.microbatches_per_update,
+        staleness=place.staleness,
+        is_last=stage.is_last,
+        version=start.plan.version,
+        optimizer_state=optimizer_state,
+    )
+    return LoadedStage(stage, trainer)
+
+
+def _spec(stage: StageProgram, name: str) -> TensorSpec:
+    spec = stage.tensor_spec(name)
+    return TensorSpec(spec.dtype, spec.shape)

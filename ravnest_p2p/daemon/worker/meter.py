@@ -1,0 +1,98 @@
+"""What a stage measures of itself: busy share, staleness, loss, and the trace of versions.
+
+The trace holds, for every micro-batch, the number of updates that the weights had seen at its forward and at the
+moment its gradient was applied. It is written as it happened, from the trainer's own counters, so that it can
+be held against the closed form of `core.pipeline`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TextIO, TypeVar
+
+from ravnest_p2p.daemon.messages import Report
+from ravnest_p2p.daemon.worker.guard import peak_memory_bytes
+
+Result = TypeVar("Result")
+
+
+class Meter:
+    """Counters of one run.
+
+    Args:
+        folder: where `trace.csv` is written: micro-batch, forward version, backward version.
+        first_version: the trainer's version when the run began; the trace counts from it.
+    """
+
+    def __init__(self, folder: Path, first_version: int) -> None:
+        self._trace: TextIO = (folder / "trace.csv").open("w", buffering=1 << 16)
+        self._first_version = first_version
+        self._version = first_version
+        self._forward_versions: dict[int, int] = {}
+        self._started_s = time.monotonic()
+        self._busy_s = 0.0
+        self._averaging_s = 0.0
+        self._staleness = 0
+        self._samples = 0
+        self._batches_done = 0
+        self._sums: dict[int, tuple[float, int]] = {}
+        self._losses: list[tuple[int, float]] = []
+
+    @staticmethod
+    def timed(work: Callable[[], Result]) -> tuple[Result, float]:
+        started = time.perf_counter()
+        result = work()
+        return result, time.perf_counter() - started
+
+    def worked(self, seconds: float) -> None:
+        self._busy_s += seconds
+
+    def forwarded(self, microbatch: int, version: int) -> None:
+        self._forward_versions[microbatch] = version
+
+    def backed(self, microbatch: int, version: int, samples: int) -> None:
+        forward = self._forward_versions.pop(microbatch)
+        self._staleness = max(self._staleness, version - forward)
+        self._samples += samples
+        self._trace.write(f"{microbatch},{forward - self._first_version},{version - self._first_version}\n")
+
+    def stepped(self, version: int) -> None:
+        self._version = version
+
+    def averaged(self, seconds: float, batches_done: int) -> None:
+        self._averaging_s += seconds
+        self._batches_done = batches_done
+
+    def loss(self, batch: int, value: float, microbatches: int) -> None:
+        """Collect one micro-batch's mean loss; a batch is reported once all its micro-batches are in."""
+        total, count = self._sums.pop(batch, (0.0, 0))
+        if count + 1 == microbatches:
+            self._losses.append((batch, (total + value) / microbatches))
+        else:
+            self._sums[batch] = (total + value, count + 1)
+
+    def report(self, bytes_sent: int, bytes_received: int) -> Report:
+        """Everything so far; losses only once."""
+        losses, self._losses = self._losses[:4096], self._losses[4096:]
+        elapsed_s = max(time.monotonic() - self._started_s, 1e-9)
+        return Report(
+            version=self._version,
+            updates=self._version - self._first_version,
+            batches_done=self._batches_done,
+            busy=min(self._busy_s / elapsed_s, 1.0),
+            busy_s=self._busy_s,
+            training_s=elapsed_s,
+            averaging_s=self._averaging_s,
+            staleness=self._staleness,
+            in_flight=len(self._forward_versions),
+            samples=self._samples,
+            bytes_sent=bytes_sent,
+            bytes_received=bytes_received,
+            peak_memory_bytes=peak_memory_bytes(),
+            losses=tuple(losses),
+        )
+
+    def close(self) -> None:
+        self._trace.close()
