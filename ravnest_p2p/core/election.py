@@ -318,7 +318,9 @@ class Election:
             return self._refuse(header, "its term cannot have begun yet")
         if not self._tickets.entitles(header.leader, fence.term):
             self._hold(header)
-            return self._refuse(header, self._no_title(header))
+            known = header.leader in self._tickets
+            why = f"has no title to term {fence.term}" if known else "has shown no ticket of this epoch"
+            return self._refuse(header, f"its author {why}")
         if header.verdict:
             self._refused.add((fence, header.leader))
             self._wake_s = -inf
@@ -370,11 +372,6 @@ class Election:
         self._told.add(key)
         text = f"refusing {_text(header.fence)} by {header.leader}: {why}"
         return [Refuse(header.fence, header.leader, why), Explain(text)]
-
-    def _no_title(self, header: PlanHeader) -> str:
-        if header.leader not in self._tickets:
-            return "its author has shown no ticket of this epoch"
-        return f"the ticket of its author does not lead term {header.fence.term}"
 
     def _hold(self, header: PlanHeader) -> None:
         if len(self._held) < MAX_HELD and header not in self._held:
