@@ -19,10 +19,18 @@ from ravnest_p2p.training.tensorfile import TensorFile, TensorSpec, open_tensors
 
 
 def missing_names(program: Program, pieces: Sequence[Path]) -> list[str]:
-    """Names of the state that no piece holds; they are in the weights that were submitted."""
+    """Names of the state that no piece holds; they are in the weights that were submitted.
+
+    Raises:
+        BlobError: a tensor that training changes is among them.
+    """
     with ExitStack() as stack:
         held = {name for path in pieces for name in stack.enter_context(open_tensors(path)).names}
-    return [leaf.name for leaf in _state(program) if _key(leaf) not in held]
+    missing = [leaf.name for leaf in _state(program) if _key(leaf) not in held]
+    lost = _trained(program).intersection(missing)
+    if lost:
+        raise BlobError(f"the result lacks {len(lost)} trained tensors, such as {min(lost)!r}")
+    return missing
 
 
 def state_dict(program: Program, pieces: Sequence[Path], weights: Sequence[Path]) -> dict[str, Tensor]:
@@ -30,10 +38,9 @@ def state_dict(program: Program, pieces: Sequence[Path], weights: Sequence[Path]
 
     Args:
         pieces: files of one round that cover all layers.
-        weights: files of the submitted weights, for what the pieces lack.
+        weights: files of the submitted weights, for what `missing_names` says.
     Raises:
-        BlobError: a file is damaged, a tensor has another dtype or shape than the program says, or is
-            missing.
+        BlobError: a file is damaged, or a tensor is missing, or of another dtype or shape than the program's.
     """
     state: dict[str, Tensor] = {}
     with ExitStack() as stack:
@@ -49,6 +56,16 @@ def state_dict(program: Program, pieces: Sequence[Path], weights: Sequence[Path]
 
 def _state(program: Program) -> list[Leaf]:
     return [leaf for leaf in program.params + program.buffers if leaf.name not in program.transient]
+
+
+def _trained(program: Program) -> set[str]:
+    """Names of parameters that some node reads, and of buffers that some node writes."""
+    read = {slot for node in program.nodes for slot in node.refs()}
+    return {
+        leaf.name
+        for slot, leaf in enumerate(program.leaves)
+        if slot in program.mutated_slots or (leaf.kind == "param" and slot in read)
+    }
 
 
 def _key(leaf: Leaf) -> str:

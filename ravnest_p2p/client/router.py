@@ -66,7 +66,6 @@ class Router:
         self._transport = transport
         self._gates: deque[_Gate] = deque()
         for address in addresses:
-            peer_info(address)
             self._add(address)
         self._learnt_at = float("-inf")
 

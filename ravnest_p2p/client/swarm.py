@@ -23,6 +23,7 @@ from ravnest_p2p.client.prepare import Say
 from ravnest_p2p.client.progress import Progress
 from ravnest_p2p.client.request import JobRequest
 from ravnest_p2p.client.steps import nothing
+from ravnest_p2p.client.transport import peer_info
 from ravnest_p2p.core.types import JobId, PeerId
 from ravnest_p2p.network import gateway
 
@@ -49,6 +50,8 @@ def connect(*addresses: str, timeout_s: float = 15.0) -> Swarm:
 def open_portal(addresses: tuple[str, ...]) -> Portal:
     """A trio thread with the operations running in it."""
     entries = addresses or tuple(home.local_addresses())
+    for address in entries:
+        peer_info(address)
     return Portal(partial(run_operations, entries, home.requester_identity()))
 
 

@@ -33,7 +33,7 @@ class Backend:
         self.jobs_known: dict[str, dict[str, Any]] = {}
         self.requesters: dict[str, str] = {}
         self.pieces: dict[str, list[dict[str, Any]]] = {}
-        self.calls: list[str] = []
+        self.asked = threading.Event()
         self.hold: asyncio.Event | None = None
 
     async def hello(self) -> dict[str, Any]:
@@ -52,7 +52,7 @@ class Backend:
         return list(self.jobs_known.values())
 
     async def status(self, job: JobId) -> dict[str, Any]:
-        self.calls.append("status")
+        self.asked.set()
         if self.hold is not None:
             await self.hold.wait()
         if job not in self.jobs_known:
@@ -151,6 +151,7 @@ class GatewayPeer:
 
     def __exit__(self, *_: object) -> None:
         try:
+            self.run(self.gateway.stop())
             self.stop()
         finally:
             self._loop.call_soon_threadsafe(self._loop.stop)
