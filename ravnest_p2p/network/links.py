@@ -20,11 +20,15 @@ from typing import Any
 
 from ravnest_p2p.core.errors import FrameError, LinkClosedError, LinkLostError, RemoteFault
 from ravnest_p2p.core.types import PeerId
-from ravnest_p2p.network.frames import Frame, pack
+from ravnest_p2p.network.frames import Frame, FrameKind, pack
 from ravnest_p2p.network.links_session import Session
 from ravnest_p2p.network.links_state import LinkLimits, LinkState
 from ravnest_p2p.network.p2pd_waits import bounded
-from ravnest_p2p.network.streams import Stream
+from ravnest_p2p.network.streams import TRANSPORT_ERRORS, Stream
+
+_GOODBYE_S = 1.0
+_MAX_FRUITLESS = 12
+"""Streams in a row that broke before a waiting frame got through, as behind a relay with a small limit."""
 
 
 class Link:
@@ -58,6 +62,8 @@ class Link:
         self._grace_s = limits.connect_s
         self._reason = "it never connected"
         self._past_bytes = [0, 0]
+        self._fruitless = 0
+        self._first_waiting = 0
         self._rtt_s: float | None = None
 
     def __repr__(self) -> str:
@@ -141,7 +147,7 @@ class Link:
                 await bounded(self._idle.wait(), max(0.1, deadline - time.monotonic()))
         self.fail(LinkClosedError(f"{self.channel} with {self.remote} was closed here"))
 
-    async def leave(self, reason: str, timeout_s: float = 0.3) -> None:
+    async def leave(self, reason: str, timeout_s: float = _GOODBYE_S) -> None:
         """Ends the link without waiting for acknowledgements, but tells the other end if that is quick."""
         if self._session is not None and self.end is None:
             self._session.say_goodbye(reason)
@@ -179,6 +185,11 @@ class Link:
 
     async def run(self, stream: Stream) -> None:
         """Runs one stream, `resume` having been called with its position, until it or the link ends."""
+        if self.end is not None:
+            with contextlib.suppress(asyncio.TimeoutError, *TRANSPORT_ERRORS):
+                await bounded(stream.send(FrameKind.BYE, {"text": str(self.end)}), _GOODBYE_S)
+            stream.close()
+            return
         session = Session(stream, self._state, self.limits, self._notify)
         self._session = session
         self._welcomed = True
@@ -225,6 +236,19 @@ class Link:
             self.fail(LinkClosedError(f"{self.remote} closed {self.channel}: {session.goodbye}"))
         else:
             self._reason = "its stream was replaced" if running.cancelled() else running.result()
+            self._count_fruitless()
+
+    def _count_fruitless(self) -> None:
+        """Ends a link whose streams come but never carry the frame that waits."""
+        first = self._state.first_unacknowledged
+        stuck = self._state.unacknowledged > 0 and first == self._first_waiting
+        self._fruitless = self._fruitless + 1 if stuck else 0
+        self._first_waiting = first
+        if self._fruitless >= _MAX_FRUITLESS:
+            self.abort(
+                f"{self._fruitless} streams in a row broke before frame {first} got through "
+                f"({self._reason}); another route or smaller frames are needed"
+            )
 
     async def watch(self) -> None:
         """Fails the link when it stays without a stream for too long; runs until the link is over."""

@@ -84,6 +84,11 @@ class LinkState:
         return len(self._held)
 
     @property
+    def first_unacknowledged(self) -> int:
+        """Number of the oldest frame held, or of the next one."""
+        return self._outbox.unacknowledged.start
+
+    @property
     def has_unsent(self) -> bool:
         return self._cursor < self._outbox.next_seq
 

@@ -246,6 +246,7 @@ def test_an_end_at_one_side_is_known_at_the_other_at_once():
             nonce = accepting._service.protocol.rsplit("/", 1)[1]
             there = accepting.expect("other", id_of(a))
             here = await dialling.dial(id_of(b), nonce, "other")
+            await transfer(here, there, 1, [1])
             await accepting.close()
             with pytest.raises(LinkClosedError, match="the worker stops"):
                 await here.receive()

@@ -108,6 +108,29 @@ def test_a_silent_end_is_noticed_and_a_stream_without_welcome_is_none():
     run(test)
 
 
+def test_a_route_that_never_carries_a_frame_is_given_up():
+    async def test() -> None:
+        async with peers(2) as (a, b):
+            streams = 0
+
+            async def small_limit(stream: Stream) -> None:
+                nonlocal streams
+                streams += 1
+                await stream.receive(Limits())
+                await stream.send(FrameKind.WELCOME, {"next": 0})
+                await stream.send(FrameKind.PING, {}, 1)
+                await stream.reader.read(100)
+
+            await StreamService(b, protocol_of("ab"), small_limit, 9, 9).start()
+            link = await LinkServer(a, GENERATION).dial(id_of(b), "ab", "act", QUICK)
+            await link.send({}, [bytes(1000)])
+            with pytest.raises(LinkLostError, match="in a row broke before frame 0"):
+                await link.receive()
+            assert streams >= 10
+
+    run(test)
+
+
 def test_hostile_hellos_are_refused_and_the_server_lives(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(link_server, "_HELLO_S", 0.5)
     monkeypatch.setattr(link_server, "_MAX_HELLOS", 4)
