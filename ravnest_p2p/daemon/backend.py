@@ -1,7 +1,7 @@
 """What requesters may ask of this peer: the gateway's backend.
 
-Every answer is put together from the directory and from what peers say when asked; this peer speaks for the swarm,
-not of itself.
+Every answer is put together from the directory and from what peers say when asked; this peer speaks for the
+swarm, not of itself.
 """
 
 from __future__ import annotations

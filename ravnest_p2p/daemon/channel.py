@@ -1,8 +1,8 @@
 """Checked messages between ravnestd and a worker, over a socket pair.
 
-A pipe of length-prefixed msgpack maps. The reader refuses what is oversized or does not fit the message models,
-so a worker that a hostile graph has taken over can end its own run and nothing else. When either process
-dies, the other reads end-of-file at once: no heartbeat is needed between them.
+A pipe of length-prefixed msgpack maps. The reader refuses what is oversized or does not fit the message
+models, so a worker that a hostile graph has taken over can end its own run and nothing else. When either
+process dies, the other reads end-of-file at once: no heartbeat is needed between them.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """The control loop of one peer: reads the directory, runs the election, obeys the adopted plan.
 
-`core.election` decides; this module feeds it (tickets, plans with their verdicts, reasons why the adopted plan is
-stale) and carries out what it answers. Nothing here trains; nothing here waits longer than one round of calls.
+`core.election` decides; this module feeds it (tickets, plans with their verdicts, reasons why the adopted
+plan is stale) and carries out what it answers. Nothing here trains; nothing here waits longer than one
+round of calls.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Where a job's blobs come from: the own store, else whoever says that it holds them.
 
-Holders are found in three ways, in this order: named by a saved piece, announced in the directory for the whole job
-(one record a peer and job, under the manifest's hash), and the peers of the plan.
+Holders are found in three ways, in this order: named by a saved piece, announced in the directory for the
+whole job (one record a peer and job, under the manifest's hash), and the peers of the plan.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """What a peer remembers of jobs, also over its own death.
 
-Problem: a peer that was killed comes back with saved pieces that the swarm may need, and must not obey a plan older
-than one it has obeyed before. Solution: one small JSON file, replaced atomically whenever something changes that
-others may rely on: the adopted plan's fence, the sealed job records, and which pieces lie in the blob store.
+Problem: a peer that was killed comes back with saved pieces that the swarm may need, and must not obey a
+plan older than one it has obeyed before. Solution: one small JSON file, replaced atomically whenever
+something changes that others may rely on: the adopted plan's fence, the sealed job records, and which
+pieces lie in the blob store.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
-"""Holding copies for others: of saved pieces, so that they outlive their stage, and of a submitted job's blobs.
+"""Holding copies for others: of saved pieces, so that they outlive their stage, and of a submitted job's
+blobs.
 
-Copies cost disk, so they are taken only for jobs in the directory, and pieces only from a peer that the adopted plan
-gives a stage of that job. The blob store's capacity bounds the rest.
+Copies cost disk, so they are taken only for jobs in the directory, and pieces only from a peer that the
+adopted plan gives a stage of that job. The blob store's capacity bounds the rest.
 """
 
 from __future__ import annotations

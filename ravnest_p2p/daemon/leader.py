@@ -1,7 +1,7 @@
 """Making a plan when it is this peer's turn, and judging the plans of others.
 
-The decisions are pure (`core.planning`); here the facts are gathered for them: the directory says who offers what,
-a survey says who lives and how the jobs go, manifests are fetched so that jobs can be costed.
+The decisions are pure (`core.planning`); here the facts are gathered for them: the directory says who
+offers what, a survey says who lives and how the jobs go, manifests are fetched so that jobs can be costed.
 """
 
 from __future__ import annotations

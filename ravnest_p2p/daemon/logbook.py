@@ -1,8 +1,8 @@
 """The newest log lines, kept in memory for `ravnest logs` and written as they come for the owner.
 
-Each line is numbered by its time in microseconds, so that a reader who asks again gets only what is new, and lines of
-several peers can be put in order. A line that speaks of a job holds the
-job's first characters, by which the lines of one job are found.
+Each line is numbered by its time in microseconds, so that a reader who asks again gets only what is new,
+and lines of several peers can be put in order. A line that speaks of a job holds the job's first
+characters, by which the lines of one job are found.
 """
 
 from __future__ import annotations

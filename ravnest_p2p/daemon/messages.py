@@ -1,7 +1,8 @@
 """What ravnestd and its workers say to each other.
 
-A worker runs strangers' graphs, so ravnestd believes nothing it says: each message is a closed pydantic model,
-checked field by field on arrival. Commands go down, reports come up, over one socket pair (`daemon.channel`).
+A worker runs strangers' graphs, so ravnestd believes nothing it says: each message is a closed pydantic
+model, checked field by field on arrival. Commands go down, reports come up, over one socket pair
+(`daemon.channel`).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """What this peer offers the swarm, measured: compute, memory, links, its place in the network.
 
-Compute is timed once, in a child process; links are measured against other peers in turn for as long as the peer
-runs, since they change; the network coordinate moves a little with every round trip.
+Compute is timed once, in a child process; links are measured against other peers in turn for as long as the
+peer runs, since they change; the network coordinate moves a little with every round trip.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """One peer: everything that ravnestd is made of, put together, started and taken down.
 
-What outlives p2pd stands here (identity, blobs, job book, hosts, log); what does not is a `Session`, and the tasks that
-run on it. Starting is a list, stopping is the same list backwards, and every step of it is bounded.
+What outlives p2pd stands here (identity, blobs, job book, hosts, log); what does not is a `Session`, and
+the tasks that run on it. Starting is a list, stopping is the same list backwards, and every step of it is
+bounded.
 """
 
 from __future__ import annotations
@@ -57,6 +58,7 @@ log = logging.getLogger(__name__)
 CAPABILITY_TTL_S = 90.0
 REFRESH_S = CAPABILITY_TTL_S / 3
 FIRST_REFRESH_S = 2.0
+FIRST_PROBE_S = 1.0
 GOODBYE_TIMEOUT_S = 2.0
 LOCAL_FILE = "local.json"
 
@@ -172,7 +174,8 @@ class Peer:
     def _stand_hosts(self, session: Session) -> Hosts:
         """Hosts outlive sessions: what they stand on is renewed in place."""
         if self._deps is None:
-            assert self._janitor is not None and self._p2pd is not None
+            assert self._janitor is not None
+            assert self._p2pd is not None
             self._deps = HostDeps(
                 own=self.peer_id,
                 rpc=session.rpc,
@@ -271,8 +274,10 @@ class Peer:
                     log.debug("a job's record is no longer valid: %s", error)
 
     async def _probe(self, session: Session, control: Control) -> None:
+        pause_s = FIRST_PROBE_S
         while True:
-            await asyncio.sleep(self.config.probe_s)
+            await asyncio.sleep(pause_s)
+            pause_s = min(2 * pause_s, self.config.probe_s)
             await self.offer.probe(session.prober, list(control.view.capabilities.values()))
 
     async def _serve_calls(self, session: Session, hosts: Hosts, control: Control) -> None:

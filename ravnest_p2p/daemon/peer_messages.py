@@ -1,8 +1,9 @@
 """What two ravnestd say to each other about jobs, checked field by field on arrival.
 
-Five calls (`network.rpc`): `overview` asks what a peer is doing, which serves the leader that plans, the co-members
-that watch one another, and the gateway that shows a job; `plan` pushes a sealed plan ahead of the directory's
-next read; `replan` says why the adopted plan is stale; `keep` asks a peer to hold copies of blobs.
+Five calls (`network.rpc`): `overview` asks what a peer is doing, which serves the leader that plans, the
+co-members that watch one another, and the gateway that shows a job; `plan` pushes a sealed plan ahead of
+the directory's next read; `replan` says why the adopted plan is stale; `keep` asks a peer to hold copies of
+blobs.
 """
 
 from __future__ import annotations

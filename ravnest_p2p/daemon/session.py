@@ -1,8 +1,8 @@
 """Everything of a peer that lives exactly as long as one p2pd process.
 
-p2pd may die and be restarted under a running ravnestd; handlers, directory and calls are then made anew. They are
-kept together here, so that nothing stale survives: `open` makes them, `close` ends them, whoever holds a session
-holds a whole one.
+p2pd may die and be restarted under a running ravnestd; handlers, directory and calls are then made anew.
+They are kept together here, so that nothing stale survives: `open` makes them, `close` ends them, whoever
+holds a session holds a whole one.
 """
 
 from __future__ import annotations

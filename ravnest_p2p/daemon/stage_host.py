@@ -1,8 +1,9 @@
-"""This peer's part in one job: a worker, its files, and a watch on the co-members, from generation to generation.
+"""This peer's part in one job: a worker, its files, and a watch on the co-members, from generation to
+generation.
 
-`obey` starts a generation, whatever ran before is ended first. From then on three things feed one `RunMonitor`
-(`core.failover`): the worker's reports, the co-members' overviews, and the clock; its single final action ends the
-generation. Nothing here decides; nothing here waits without a bound.
+`obey` starts a generation, whatever ran before is ended first. From then on three things feed one
+`RunMonitor` (`core.failover`): the worker's reports, the co-members' overviews, and the clock; its single
+final action ends the generation. Nothing here decides; nothing here waits without a bound.
 """
 
 from __future__ import annotations

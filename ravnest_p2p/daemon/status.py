@@ -1,7 +1,7 @@
 """A job's status, put together from what its peers say of their parts.
 
-Nobody owns a job, so nobody owns its status: whoever is asked surveys the members and merges their answers. The
-result is the plain map of the gateway protocol; `client.Progress` is its typed form.
+Nobody owns a job, so nobody owns its status: whoever is asked surveys the members and merges their answers.
+The result is the plain map of the gateway protocol; `client.Progress` is its typed form.
 """
 
 from __future__ import annotations

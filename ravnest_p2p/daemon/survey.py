@@ -1,7 +1,8 @@
 """Asking the swarm how it goes: the facts that a leader plans with and that a gateway shows.
 
-Records in the directory say who offers what; whether a peer lives and what it is doing now only the peer itself
-can say. A survey asks many peers at once, each with a deadline, and whoever does not answer is left out.
+Records in the directory say who offers what; whether a peer lives and what it is doing now only the peer
+itself can say. A survey asks many peers at once, each with a deadline, and whoever does not answer is left
+out.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
-"""What one peer currently reads from the directory: who offers what, which jobs wait, who holds tickets and plans.
+"""What one peer currently reads from the directory: who offers what, which jobs wait, who holds tickets and
+plans.
 
-The directory is read on a timer; this module turns records into plain values and notes what has changed, and
-judges nothing beyond what a record itself proves.
+The directory is read on a timer; this module turns records into plain values and notes what has changed,
+and judges nothing beyond what a record itself proves.
 """
 
 from __future__ import annotations

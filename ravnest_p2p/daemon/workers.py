@@ -1,7 +1,8 @@
 """Worker processes as ravnestd sees them: spawned, spoken to, ended, never left behind.
 
-A worker ends in one of three ways: ravnestd closes its channel, ravnestd kills it because it does not obey in time,
-or the kernel kills it together with ravnestd. However it ends, `WorkerProcess.reports` ends with it.
+A worker ends in one of three ways: ravnestd closes its channel, ravnestd kills it because it does not obey
+in time, or the kernel kills it together with ravnestd. However it ends, `WorkerProcess.reports` ends with
+it.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The transport of `core.rings`: chunks of a stage's segments, around the rings, and back into the weights.
 
-A stage takes part in one ring for each of its segments, and all of them run at once. Each ring has its own two
-links: chunks come from the member before and go to the member after. Nothing of a segment is written back
-before its ring is finished.
+A stage takes part in one ring for each of its segments, and all of them run at once. Each ring has its own
+two links: chunks come from the member before and go to the member after. Nothing of a segment is written
+back before its ring is finished.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """What a stage measures of itself: busy share, staleness, loss, and the trace of versions.
 
-The trace holds, for every micro-batch, the number of updates that the weights had seen at its forward and at the
-moment its gradient was applied. It is written as it happened, from the trainer's own counters, so that it can
-be held against the closed form of `core.pipeline`.
+The trace holds, for every micro-batch, the number of updates that the weights had seen at its forward and
+at the moment its gradient was applied. It is written as it happened, from the trainer's own counters, so
+that it can be held against the closed form of `core.pipeline`.
 """
 
 from __future__ import annotations

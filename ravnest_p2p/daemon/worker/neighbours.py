@@ -1,7 +1,7 @@
 """The links of a stage to the stages before and after it.
 
-Each link is dialled by the earlier stage; activations go up it and gradients come back. Sending never holds up
-the compute thread: frames wait in a queue whose length the schedule's window bounds.
+Each link is dialled by the earlier stage; activations go up it and gradients come back. Sending never holds
+up the compute thread: frames wait in a queue whose length the schedule's window bounds.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """One stage of one generation, from its files to the last averaging.
 
-The schedule (`core.pipeline`) decides, the trainer (`training`) computes, the neighbours and rings move tensors;
-this module only carries events between them. The event loop does all I/O; one thread does all torch work, one
-operation at a time, so neither ever needs a lock.
+The schedule (`core.pipeline`) decides, the trainer (`training`) computes, the neighbours and rings move
+tensors; this module only carries events between them. The event loop does all I/O; one thread does all
+torch work, one operation at a time, so neither ever needs a lock.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Tensors to wire buffers and back, without copies where torch allows it.
 
-What crosses a stage boundary is known from the stage's program, so a frame carries raw bytes only; the receiver
-checks their number against the shapes it expects before it looks at them.
+What crosses a stage boundary is known from the stage's program, so a frame carries raw bytes only; the
+receiver checks their number against the shapes it expects before it looks at them.
 """
 
 from __future__ import annotations

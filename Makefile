@@ -1,0 +1,43 @@
+# Two commands on a fresh machine: `make demo` and `make test`. Everything else is a part of them.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+
+.PHONY: help setup demo test test-slow lint types layers clean
+
+help:
+	@echo "make demo       set up, then train the digits CNN on a local swarm of six peers"
+	@echo "make test       set up, then check the code and run the tests (under 15 minutes on 2 cores)"
+	@echo "make test-slow  the long simulations: 1,000 seeds with 200 peers and more"
+	@echo "make setup      only set up: a virtual environment in .venv with pinned versions"
+	@echo "make lint       only ruff, mypy and the layer check"
+	@echo "make clean      remove what the other targets made"
+
+setup: $(READY)
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or newer is needed")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,examples]'
+	@touch $(READY)
+
+demo: $(READY)
+	@OMP_NUM_THREADS=1 $(BIN)/python examples/demo.py
+
+test: lint
+	$(PYTEST) -m "not slow"
+
+test-slow: $(READY)
+	$(PYTEST) -m slow
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .hypothesis .mypy_cache .ruff_cache .import_linter_cache

@@ -1,0 +1,182 @@
+"""The main job, on a swarm of six peers on this computer: `make demo`.
+
+Starts a bootstrap peer and five lending peers, each a real `ravnestd` with its own libp2p daemon and identity; submits
+the digits CNN to be trained by two clusters of two stages, the fifth peer being spare; shows how it goes; fetches the
+trained model; trains the same model in one plain PyTorch process on the same batches; and writes both results to
+`build/demo.json`. Whatever happens, Ctrl+C included, nothing is left running.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+import shutil
+import sys
+import time
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.live import Live
+
+sys.path.insert(0, str(Path(__file__).parent / "cnn"))
+import train as cnn
+
+BUILD = Path(__file__).resolve().parents[1] / "build"
+PEERS, CLUSTERS, STAGES = 5, 2, 2
+FIND_EACH_OTHER_S = 60.0
+TRAIN_S = 600.0
+STOP_S = 4.0
+
+console = Console()
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--passes", type=int, default=cnn.PASSES, help="over the data (default: %(default)s)")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    folder = BUILD / "demo"
+    shutil.rmtree(folder, ignore_errors=True)
+    os.environ["RAVNEST_HOME"] = str(folder / "requester")
+    try:
+        results = run(folder, options.passes)
+    except KeyboardInterrupt:
+        console.print("stopped; nothing is left running")
+        return 130
+    (BUILD / "demo.json").write_text(json.dumps(results, indent=2) + "\n")
+    console.print(
+        f"\n[bold]test accuracy {results['test_accuracy']:.4f}[/bold] by the swarm, "
+        f"{results['baseline_accuracy']:.4f} in one plain PyTorch process on the same batches\n"
+        f"{results['samples']} samples in {results['seconds']:.1f} s of training; details in build/demo.json"
+    )
+    return 0
+
+
+def run(folder: Path, passes: int) -> dict[str, Any]:
+    """The demo; returns what goes into `build/demo.json`."""
+    # Imported late, so that Ctrl+C during these seconds meets `main`'s handler.
+    import ravnest_p2p as rn
+    from ravnest_p2p.testing.local_swarm import LocalSwarm
+
+    request = dataclasses.replace(cnn.job(), passes=passes, clusters=CLUSTERS, stages=STAGES)
+    console.print(f"starting a bootstrap peer and {PEERS} lending peers …")
+    swarm = LocalSwarm(folder, PEERS, swarm="demo")
+    try:
+        swarm.start()
+        for peer in swarm.all:
+            console.print(f"  {peer.name:10} {peer.peer}")
+        console.print(
+            f"while it runs, try in another terminal:  RAVNEST_HOME={swarm.peers[0].home} .venv/bin/ravnest peers"
+        )
+        with rn.connect(*(peer.address for peer in swarm.peers)) as connection:
+            wait_for_peers(connection)
+            job = connection.submit_request(request, say=console.print)
+            progress, seconds = follow(job)
+            state = job.result(timeout_s=60)
+            peers = connection.peers()
+    finally:
+        swarm.stop(STOP_S)
+    trained = cnn.build_model()
+    trained.load_state_dict(state)
+    console.print("training the same model in one plain PyTorch process …")
+    baseline = train_alone(request)
+    return {
+        "peers": len(peers),
+        "clusters": len(progress.clusters),
+        "stages": [len(cluster.stages) for cluster in progress.clusters],
+        "samples": progress.samples,
+        "seconds": round(seconds, 3),
+        "samples_per_s": round(progress.samples / seconds, 1),
+        "test_accuracy": cnn.accuracy(trained),
+        "baseline_accuracy": cnn.accuracy(baseline),
+        "staleness": [[stage.staleness for stage in cluster.stages] for cluster in progress.clusters],
+        "stage_busy": [[round(stage.busy, 4) for stage in c.stages] for c in progress.clusters],
+        "leader": progress.leader,
+        "epoch": progress.epoch,
+        "term": progress.term,
+        "bytes_sent": progress.bytes_sent,
+        "loss": progress.loss,
+        "job": job.id,
+    }
+
+
+def wait_for_peers(connection: Any) -> None:
+    """Until every lending peer has measured itself and said so.
+
+    Raises:
+        TimeoutError: they did not within a minute.
+    """
+    deadline_s = time.monotonic() + FIND_EACH_OTHER_S
+    with console.status("the peers find each other and measure what they can do …"):
+        while sum(1 for peer in connection.peers() if peer["memory_bytes"]) < PEERS:
+            if time.monotonic() > deadline_s:
+                raise TimeoutError(f"the peers did not find each other; see the logs in {BUILD / 'demo'}")
+            time.sleep(0.3)
+
+
+def follow(job: Any) -> tuple[Any, float]:
+    """Show the job until it is over: (progress at the end of training, seconds of training).
+
+    The status of a job that is over no longer names its stages; theirs are those of the last look.
+    """
+    from ravnest_p2p.cli.live import line, render
+    from ravnest_p2p.core.errors import JobError
+
+    begin_s, deadline_s = None, time.monotonic() + TRAIN_S
+    last = None
+    live = Live(console=console, refresh_per_second=4) if console.is_terminal else nullcontext()
+    with live:
+        for progress in job.follow():
+            now_s = time.monotonic()
+            if begin_s is None and progress.phase.value == "running":
+                begin_s = now_s
+            if console.is_terminal:
+                live.update(render(progress))
+            else:
+                console.print(line(progress), highlight=False)
+            if progress.clusters and progress.clusters[0].stages[0].version:
+                last = dataclasses_of(progress, last)
+            if progress.over:
+                break
+            if now_s > deadline_s:
+                raise JobError(f"the job took longer than {TRAIN_S:.0f} s: {progress.reason}")
+    if progress.phase.value != "done" or last is None or begin_s is None:
+        raise JobError(f"the job ended as {progress.phase.value}: {progress.reason}")
+    return last.model_copy(update={"samples": progress.samples}), time.monotonic() - begin_s
+
+
+def dataclasses_of(progress: Any, last: Any) -> Any:
+    """The newer progress, unless stages have left it already."""
+    busy = all(stage.version for cluster in progress.clusters for stage in cluster.stages)
+    return progress if busy or last is None else last
+
+
+def train_alone(request: Any) -> torch.nn.Module:
+    """Plain PyTorch, one process: the same model, optimizer settings and batches, one after another."""
+    from ravnest_p2p.core.ledger import DataOrder
+
+    model = cnn.build_model().train()
+    images, labels = request.data
+    spec = request.optimizer
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=spec.lr, betas=spec.betas, eps=spec.eps, weight_decay=spec.weight_decay
+    )
+    m = request.microbatches_per_update
+    order = DataOrder(len(labels), request.microbatch_size, m, seed=request.seed)
+    batches = request.passes * len(labels) // (request.microbatch_size * m)
+    for batch in range(batches):
+        optimizer.zero_grad()
+        for k in range(m):
+            rows = order.microbatch(batch, k)
+            (request.loss(model(images[rows]), labels[rows]) / m).backward()
+        optimizer.step()
+    return model
+
+
+if __name__ == "__main__":
+    sys.exit(main())
