@@ -126,7 +126,7 @@ def _pack(value: Any, clamp: bool) -> Arg:
         return tuple(_pack(item, clamp) for item in value)
     if clamp and isinstance(value, int) and not isinstance(value, bool):
         return max(-MAX_INT, min(MAX_INT, value))
-    return value
+    return value  # type: ignore[no-any-return]
 
 
 def _renumber(value: Arg, numbered: Mapping[int, int]) -> Arg:

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.export.graph_signature import InputKind
 
-from ravnest_p2p.core.errors import CaptureError
+from ravnest_p2p.core.errors import CaptureError, PackageError
 from ravnest_p2p.model import ops
 from ravnest_p2p.model.builder import Builder, Value
 from ravnest_p2p.model.lower import Lowering
@@ -57,6 +57,10 @@ def capture(
         program, weights = _trace(_copied_step(model, loss), inputs, labels)
         data = {f"x{i}": t for i, t in enumerate(inputs)} | {f"y{i}": t for i, t in enumerate(labels)}
         check_parity(_copied_step(model, loss), program, weights, inputs, labels, data)
+    try:
+        Program.from_json(program.to_json())
+    except PackageError as error:
+        raise CaptureError(f"other peers would refuse the captured program: {error}") from error
     return Package(program, weights)
 
 

@@ -18,7 +18,7 @@ from torch.fx import Node as FxNode
 
 from ravnest_p2p.core.errors import CaptureError
 from ravnest_p2p.model import ops
-from ravnest_p2p.model.builder import Builder
+from ravnest_p2p.model.builder import Builder, Value
 
 _SKIPPED = {"_assert_tensor_metadata", "_assert_scalar", "_assert_async", "sym_constrain_range_for_size"}
 _RENAMED = {
@@ -127,14 +127,15 @@ class Lowering:
         self._env[node] = self._env[target]
         self._version[node] = self._version[target]
 
-    def _written(self, name: str, value: int, node: FxNode) -> int:
+    def _written(self, name: str, value: int, node: FxNode) -> Value:
         """The new value of an in-place operation's target, with the target's shape and dtype."""
         spec = self._builder.spec(value)
+        result: Value
         if name in ("aten.copy_.default", "aten.fill_.Tensor"):
             result = self._value(node.args[1])
         elif name in ("aten.zero_.default", "aten.fill_.Scalar"):
             fill = 0 if name == "aten.zero_.default" else node.args[1]
-            return self._builder.emit("aten.full_like.default", [value, fill], {}, no_grad=self._no_grad)
+            result = self._builder.emit("aten.full_like.default", [value, fill], {}, self._no_grad)
         else:
             _, packet, overload = name.split(".")
             functional = _IN_PLACE.get(name, f"aten.{packet[:-1]}.{overload}")

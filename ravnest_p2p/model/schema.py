@@ -15,6 +15,8 @@ from ravnest_p2p.model.program import Arg, Node, Ref
 MAX_INT = 1 << 48
 MAX_LIST = 4096
 
+_SPARSE = {("aten.embedding.default", "sparse"), ("aten.gather.default", "sparse_grad")}
+
 
 def check_node(node: Node) -> None:
     """Refuse a node whose arguments do not fit the operation.
@@ -42,9 +44,15 @@ def check_node(node: Node) -> None:
         scalar = kind == "Tensor" and argument is not arguments[0] and node.op in ops.SCALAR_OPERAND_OPS
         if not fits(value, "number" if scalar and not isinstance(value, Ref) else kind):
             raise ValueError(f"{node.op}: argument {argument.name} is not a valid {kind}")
+        if value is True and (node.op, argument.name) in _SPARSE:
+            raise ValueError(f"{node.op}: {argument.name}=True makes gradients that cannot be sent")
     if given:
         raise ValueError(f"{node.op} has no argument {sorted(given)[0]}")
     _check_buffers(node)
+    whole = any(not spec.torch_dtype.is_floating_point for spec in node.outputs)
+    if whole and dict(node.kwargs).get("rounding_mode") == "trunc":
+        # Truncated division of the lowest integer by -1 kills the process (SIGFPE).
+        raise ValueError(f"{node.op} truncates integers, which is not safe; use rounding_mode='floor'")
 
 
 def _check_buffers(node: Node) -> None:

@@ -197,6 +197,20 @@ class Outside(Base):
 OUTSIDE = nn.Parameter(torch.ones(6))
 
 
+class Truncating(Base):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.first(x) * torch.div(x.long(), 2, rounding_mode="trunc"))
+
+
+class SparseTable(Base):
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(9, 6, sparse=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.first(x) + self.table(x.long().clamp(0, 8)).sum(1))
+
+
 @pytest.mark.parametrize(
     ("model", "says"),
     [
@@ -205,6 +219,8 @@ OUTSIDE = nn.Parameter(torch.ones(6))
         (Branching, "control flow"),
         (Forbidden, "inv.*may not travel"),
         (Mixed, "autocast"),
+        (Truncating, "not safe"),
+        (SparseTable, "table.*sparse"),
         (Outside, "no parameter of the model|nn.Parameter"),
     ],
 )

@@ -156,9 +156,9 @@ def test_limits_hold_before_the_work() -> None:
     refused(doc, "together", Limits(total_bytes=5000))
 
 
-def _appended(op: str, args: list[Any], outputs: list[Any]) -> dict[str, Any]:
+def _appended(op: str, args: list[Any], outputs: list[Any], rounding: str = "") -> dict[str, Any]:
     doc = document("mlp")
-    doc["nodes"].append([op, args, {}, outputs, False])
+    doc["nodes"].append([op, args, {"rounding_mode": rounding} if rounding else {}, outputs, False])
     doc["layers"][-1] += 1
     return doc
 
@@ -169,6 +169,7 @@ def test_bombs_are_refused_without_going_off() -> None:
     refused(_appended("aten.arange.default", [10**14], [[[10**14], "int64"]]), "over the limit")
     refused(_appended("aten.expand.default", [zero, [2**40, 4, 8]], [[[4, 8], "float32"]]), "differ")
     refused(_appended("aten.zeros.default", [[10**9, 10**3]], [[[1], "float32"]]), "differ")
+    refused(_appended("aten.div.Scalar_mode", [{"slot": 0}, 2], [[[4, 8], "int64"]], "trunc"), "not safe")
     wide = document("mlp")
     wide["buffers"] = []
     wide["nodes"] += [
