@@ -118,7 +118,7 @@ class Portal:
         try:
             trio.run(self._loop)
         except BaseException as error:
-            _settle(self._ready, error=error)
+            _settle(self._ready, error=_alone(error))
         finally:
             self._closed = True
             for future in tuple(self._pending):
@@ -129,6 +129,12 @@ class Portal:
         async with trio.open_nursery() as self._nursery:
             value = await self._nursery.start(self._main)
             _settle(self._ready, value)
+
+
+def _alone(error: BaseException) -> BaseException:
+    """The one error inside the groups that trio's nurseries make of it."""
+    inside = getattr(error, "exceptions", ())
+    return _alone(inside[0]) if len(inside) == 1 else error
 
 
 def _settle(future: Future[Any], value: Any = None, error: BaseException | None = None) -> None:
