@@ -31,14 +31,14 @@ ne.Scalar ne.Tensor neg.default pow.Scalar pow.Tensor_Scalar pow.Tensor_Tensor p
 reciprocal.default relu.default relu6.default remainder.Scalar remainder.Tensor round.default rsqrt.default
 rsub.Scalar rsub.Tensor selu.default sigmoid.default sign.default silu.default sin.default sinh.default
 softplus.default softshrink.default sqrt.default square.default sub.Scalar sub.Tensor tan.default
-tanh.default tanhshrink.default threshold.default trunc.default where.ScalarOther where.ScalarSelf
+tanh.default threshold.default trunc.default where.ScalarOther where.ScalarSelf
 where.Scalar where.self xlogy.Tensor
 """
 
 _SHAPES = """
 alias.default broadcast_tensors.default broadcast_to.default cat.default chunk.default clone.default
 constant_pad_nd.default contiguous.default detach.default diagonal.default expand.default expand_as.default
-flatten.using_ints flip.default movedim.int movedim.intlist narrow.int numpy_T.default pad.default
+flatten.using_ints flip.default movedim.int movedim.intlist narrow.default numpy_T.default pad.default
 permute.default pixel_shuffle.default pixel_unshuffle.default repeat.default repeat_interleave.self_int
 reshape.default roll.default select.int select_scatter.default slice.Tensor slice_scatter.default
 split.Tensor split.sizes split_with_sizes.default squeeze.default squeeze.dim squeeze.dims stack.default

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import save_file
 
 from ravnest_p2p.core.errors import PackageError
-from ravnest_p2p.model import Limits, Package, Program, TensorSpec, load_tensors
+from ravnest_p2p.model import Limits, Package, Program, TensorSpec, load_tensors, ops
 from tests.unit.test_model_stages import captured
 
 
@@ -254,3 +254,13 @@ def test_weights_that_are_no_safetensors_are_refused(data: bytes, tmp_path: Path
     (tmp_path / "bad").write_bytes(data)
     with pytest.raises(PackageError, match="refused"):
         Package.load(program_path, [tmp_path / "bad"])
+
+
+def test_the_list_of_operations_holds_real_and_harmless_ones() -> None:
+    for name in ops.ALLOWED_OPS:
+        schema = ops.resolve(name)._schema
+        assert not schema.is_mutable or name in ops.MUTATING_OPS
+        kinds = {str(argument.real_type) for argument in schema.arguments}
+        assert not kinds & {"Storage", "Any"}
+    banned = {"as_strided", "empty", "set_", "resize_", "lstm", "from_file", "einsum", "nonzero"}
+    assert not banned & {name.split(".")[1] for name in ops.ALLOWED_OPS}
