@@ -17,9 +17,8 @@ from ravnest_p2p.core.errors import BlobError, JobError, RemoteFault
 from ravnest_p2p.core.planning.resume import resume_point
 from ravnest_p2p.core.types import BlobHash, JobId, JobPhase, PeerId
 from ravnest_p2p.daemon.control import Control
-from ravnest_p2p.daemon.files import blobs_of
 from ravnest_p2p.daemon.hosts import Hosts
-from ravnest_p2p.daemon.jobbook import JobBook, JobEntry
+from ravnest_p2p.daemon.jobbook import JobBook, JobEntry, blobs_of
 from ravnest_p2p.daemon.logbook import Logbook
 from ravnest_p2p.daemon.peer_messages import (
     KEEP,
@@ -132,7 +131,7 @@ class Backend:
         record = opened.record
         assert isinstance(record, JobRecord)
         store = self.session.files.store
-        if record.manifest != record.job:
+        if str(record.manifest) != record.job:
             raise RemoteFault("the job record names another manifest than the job's")
         if not store.has(record.manifest):
             raise BlobError(f"the manifest {record.manifest[:12]}… was not uploaded here: put it first")
@@ -208,7 +207,7 @@ class Backend:
                         await self.session.files.blob(view.job, blob, holders)
                         return
         for job, entry in self.book.jobs.items():
-            if blob == job or (entry.spec is not None and blob in blobs_of(entry.spec)):
+            if str(blob) == job or (entry.spec is not None and blob in blobs_of(entry.spec)):
                 await self.session.files.blob(job, blob)
                 return
         raise BlobError(f"no blob {blob[:12]}… belongs to a job that this peer knows")

@@ -254,7 +254,7 @@ class Control:
             lineage.append((plan.generation, plan.batches_done))
 
     async def _learn_outcomes(self, plan: Plan) -> None:
-        """A job that the leader left out is over, as far as it knows: ask it, so that we stop asking for it."""
+        """A job that the leader left out is over, as far as it knows: ask it, and stop asking for a plan."""
         planned = {job.job for job in plan.jobs}
         for job in self.view.submitted:
             entry = self._book.entry(job)

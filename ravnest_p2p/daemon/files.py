@@ -16,7 +16,8 @@ from ravnest_p2p.core.types import BlobHash, JobId, JobSpec, PeerId, Piece
 from ravnest_p2p.network.blob_exchange import BlobExchange
 from ravnest_p2p.network.blobs import BlobStore
 from ravnest_p2p.network.directory import Directory
-from ravnest_p2p.network.records import ProviderRecord, blob_key
+from ravnest_p2p.network.records import ProviderRecord
+from ravnest_p2p.network.records_keys import blob_key
 from ravnest_p2p.network.records_manifest import MAX_MANIFEST_BYTES, parse_manifest
 
 log = logging.getLogger(__name__)
@@ -24,12 +25,6 @@ log = logging.getLogger(__name__)
 FETCH_TIMEOUT_S = 300.0
 MAX_BLOB_BYTES = 64 * 1024**3
 PROVIDER_TTL_S = 120.0
-
-
-def blobs_of(spec: JobSpec) -> list[BlobHash]:
-    """Every blob that the manifest names."""
-    shards = [blob for field in spec.fields for blob, _ in field.shards]
-    return [spec.program, *spec.weights, *shards]
 
 
 class JobFiles:

@@ -6,8 +6,9 @@ import asyncio
 import logging
 
 from ravnest_p2p.core.types import JobId, JobPhase, JobStatus, Piece, Plan
+from ravnest_p2p.daemon.host_deps import HostDeps
 from ravnest_p2p.daemon.peer_messages import Overview, OverviewAsked, StageView
-from ravnest_p2p.daemon.stage_host import HostDeps, StageHost
+from ravnest_p2p.daemon.stage_host import StageHost
 
 log = logging.getLogger(__name__)
 
@@ -82,7 +83,7 @@ class Hosts:
     def keep(self, job: JobId, piece: Piece) -> None:
         """Hold a copy of a piece that lies in the store."""
         host = self._hosts.setdefault(job, StageHost(job, self._deps))
-        host.keep(piece)
+        host.pieces.keep(piece)
 
     def interrupt(self, reason: str) -> None:
         """What every part stands on is gone: break them all."""

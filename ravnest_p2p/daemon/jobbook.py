@@ -19,7 +19,9 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from ravnest_p2p.core.election import Adopted
-from ravnest_p2p.core.types import Fence, Generation, JobId, JobPhase, JobSpec, Piece
+from ravnest_p2p.core.types import BlobHash, Fence, Generation, JobId, JobPhase, JobSpec, Piece
+from ravnest_p2p.network.blobs import BlobStore
+from ravnest_p2p.network.records_manifest import parse_manifest
 
 log = logging.getLogger(__name__)
 
@@ -50,6 +52,17 @@ class JobEntry:
     @property
     def over(self) -> bool:
         return self.outcome is not None
+
+
+def piece_owner(piece: Piece) -> str:
+    """Under which name a piece is pinned in the blob store."""
+    return f"piece {piece.blob}"
+
+
+def blobs_of(spec: JobSpec) -> list[BlobHash]:
+    """Every blob that the manifest names."""
+    shards = [blob for field in spec.fields for blob, _ in field.shards]
+    return [spec.program, *spec.weights, *shards]
 
 
 _PIECES = TypeAdapter(list[Piece])
@@ -84,6 +97,17 @@ class JobBook:
         entry.pieces = [p for p in entry.pieces if p.batches_done in rounds]
         self.save()
         return dropped
+
+    def restore(self, store: BlobStore) -> None:
+        """After a restart: pin what the blob store still has, and forget pieces that it has lost."""
+        for job, entry in self.jobs.items():
+            entry.pieces = [piece for piece in entry.pieces if store.has(piece.blob)]
+            for piece in entry.pieces:
+                store.pin(piece_owner(piece), piece.blob)
+            if not entry.over and store.has(BlobHash(job)):
+                entry.spec = parse_manifest(store.path(BlobHash(job)).read_bytes())
+                for blob in (BlobHash(job), *blobs_of(entry.spec)):
+                    store.pin(job, blob)
 
     def save(self) -> None:
         """Write the file: temporary, synced, renamed."""

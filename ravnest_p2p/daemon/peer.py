@@ -25,6 +25,7 @@ from ravnest_p2p.daemon.backend import Backend
 from ravnest_p2p.daemon.config import DaemonConfig
 from ravnest_p2p.daemon.control import Control
 from ravnest_p2p.daemon.gateway import Gateway
+from ravnest_p2p.daemon.host_deps import HostDeps
 from ravnest_p2p.daemon.hosts import Hosts
 from ravnest_p2p.daemon.jobbook import JobBook
 from ravnest_p2p.daemon.keeper import Keeper
@@ -45,7 +46,6 @@ from ravnest_p2p.daemon.peer_messages import (
     plain,
 )
 from ravnest_p2p.daemon.session import Session
-from ravnest_p2p.daemon.stage_host import HostDeps
 from ravnest_p2p.network.blobs import BlobStore
 from ravnest_p2p.network.identity import Identity
 from ravnest_p2p.network.janitor import Janitor
@@ -73,6 +73,7 @@ class Peer:
         self.logbook = Logbook()
         self.book = JobBook(config.home / "state.json")
         self.store = BlobStore(config.home / "blobs", config.disk_bytes)
+        self.book.restore(self.store)
         self.offer = Offer(self.identity.peer_id, config)
         self.ready = asyncio.Event()
         self.control: Control | None = None

@@ -12,17 +12,16 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections import Counter
-from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from ravnest_p2p.core.errors import RavnestError, RemoteFault
 from ravnest_p2p.core.failover import Action, Break, Done, RunMonitor, Stop
 from ravnest_p2p.core.obedience import Obedience
-from ravnest_p2p.core.types import Generation, JobId, JobPhase, JobPlan, JobSpec, PeerId, Piece
-from ravnest_p2p.daemon.files import JobFiles
-from ravnest_p2p.daemon.jobbook import JobBook
+from ravnest_p2p.core.types import Generation, JobId, JobPhase, JobPlan, JobSpec, PeerId
+from ravnest_p2p.daemon.comembers import CoMembers
+from ravnest_p2p.daemon.host_deps import HostDeps
 from ravnest_p2p.daemon.messages import (
     Endpoints,
     FieldFiles,
@@ -35,53 +34,15 @@ from ravnest_p2p.daemon.messages import (
     StartRun,
     WorkerReport,
 )
-from ravnest_p2p.daemon.peer_messages import (
-    KEEP,
-    OVERVIEW,
-    KeepAsked,
-    Overview,
-    OverviewAsked,
-    StageView,
-    parse,
-    plain,
-)
+from ravnest_p2p.daemon.peer_messages import StageView
+from ravnest_p2p.daemon.pieces import Pieces
 from ravnest_p2p.daemon.workers import WorkerProcess
-from ravnest_p2p.network.janitor import Janitor
-from ravnest_p2p.network.rpc import Rpc
 
 log = logging.getLogger(__name__)
 
-WATCH_PERIOD_S = 1.0
-ASK_TIMEOUT_S = 2.0
-GONE_AFTER_ASKS = 3
 SILENCE_S = 5.0
 START_UP_S = 60.0
-COPIES = 2
-KEEP_TIMEOUT_S = 30.0
 MAX_LOSSES = 20_000
-
-
-@dataclass(slots=True)
-class HostDeps:
-    """What a host works with; `rpc` and `files` are renewed when p2pd had to be restarted.
-
-    Attributes:
-        memory_bytes: what the worker may use.
-        janitor: ends workers that outlive this process.
-        stale: tells those who may lead that the adopted plan no longer holds, and why.
-    """
-
-    own: PeerId
-    rpc: Rpc
-    files: JobFiles
-    book: JobBook
-    control_socket: str
-    runtime_folder: Path
-    jobs_folder: Path
-    memory_bytes: Callable[[], int]
-    threads: int
-    stale: Callable[[str], Awaitable[None]]
-    janitor: Janitor
 
 
 class StageHost:
@@ -90,21 +51,25 @@ class StageHost:
         self.phase = JobPhase.WAITING
         self.reason = ""
         self.losses: dict[int, float] = {}
+        self.pieces = Pieces(job, deps)
         self._deps = deps
         self._obedience = Obedience()
         self._plan: JobPlan | None = None
         self._place = (0, 0)
         self._nonce = ""
-        self._known_nonces: dict[PeerId, str] = {}
-        self._unanswered: Counter[PeerId] = Counter()
         self._report: Report | None = None
         self._monitor: RunMonitor | None = None
         self._outcome: asyncio.Future[Action] | None = None
         self._worker: WorkerProcess | None = None
         self._worker_task: asyncio.Task[None] | None = None
         self._run_task: asyncio.Task[None] | None = None
-        self._keep_task: asyncio.Task[None] | None = None
+        self._fetches: set[asyncio.Task[None]] = set()
         self._spec: JobSpec | None = None
+
+    @property
+    def _folder(self) -> Path:
+        """Where the worker writes: its trace, and pieces until they are in the store."""
+        return self._deps.jobs_folder / self.job[:16]
 
     @property
     def generation(self) -> Generation | None:
@@ -138,7 +103,6 @@ class StageHost:
             if stage.peer == self._deps.own
         )
         self.phase, self.reason, self._nonce, self._report = JobPhase.WAITING, "", "", None
-        self._known_nonces, self._unanswered = {}, Counter()
         self.losses = {batch: loss for batch, loss in self.losses.items() if batch < plan.batches_done}
         self._monitor = RunMonitor(
             own=self._deps.own, plan=plan, now_s=time.monotonic(), start_up_s=START_UP_S, silence_s=SILENCE_S
@@ -164,12 +128,17 @@ class StageHost:
             self._judge(self._monitor.worker_state(JobPhase.FAILED, reason))
 
     async def close(self) -> None:
-        """End everything at once; used when the daemon or its p2pd ends."""
+        """End everything at once; used when the daemon ends."""
+        self.pieces.close()
         await self._end_run()
         await self._end_worker()
 
     async def _run(self, plan: JobPlan, monitor: RunMonitor, outcome: asyncio.Future[Action]) -> None:
-        tasks = [asyncio.create_task(self._start(plan)), asyncio.create_task(self._watch(plan, monitor))]
+        members = CoMembers(plan, self._deps, monitor, self._judge, self._nonces_known)
+        tasks: list[asyncio.Task[Any]] = [
+            asyncio.create_task(self._start(plan)),
+            asyncio.create_task(members.watch()),
+        ]
         try:
             await asyncio.wait({*tasks, outcome}, return_when=asyncio.FIRST_COMPLETED)
             while not outcome.done():
@@ -225,8 +194,7 @@ class StageHost:
         except BaseException:
             worker.cancel()
             raise
-        folder = deps.jobs_folder / self.job[:16]
-        folder.mkdir(parents=True, exist_ok=True)
+        self._folder.mkdir(parents=True, exist_ok=True)
         await (await worker).send(
             StartRun(
                 job=self.job,
@@ -237,7 +205,7 @@ class StageHost:
                 program=str(program),
                 weights=tuple(map(str, weights)),
                 pieces=tuple(map(str, pieces)),
-                folder=str(folder),
+                folder=str(self._folder),
                 control_socket=deps.control_socket,
                 runtime_folder=str(deps.runtime_folder),
             )
@@ -280,7 +248,9 @@ class StageHost:
             return
         match report:
             case NeedFields(names=names):
-                asyncio.create_task(self._fetch_fields(worker, names))  # noqa: RUF006 (bounded by the fetch)
+                fetch = asyncio.create_task(self._fetch_fields(worker, names))
+                self._fetches.add(fetch)
+                fetch.add_done_callback(self._fetches.discard)
             case Listening(nonce=nonce):
                 self._nonce = nonce
             case Report():
@@ -291,7 +261,8 @@ class StageHost:
                 while len(self.losses) > MAX_LOSSES:
                     del self.losses[next(iter(self.losses))]
             case PieceSaved():
-                await self._piece_saved(report)
+                assert self._plan is not None
+                await self.pieces.saved(self._plan, report, self._folder)
                 monitor.piece_saved(report.batches_done)
             case RunFailed(message=message, suspect=suspect):
                 gone = monitor.member_gone(suspect, message, time.monotonic()) if suspect else None
@@ -301,9 +272,8 @@ class StageHost:
                 self._judge(monitor.worker_state(JobPhase.DONE))
 
     async def _fetch_fields(self, worker: WorkerProcess, names: Sequence[str]) -> None:
-        assert self._spec is not None and self._plan is not None, (
-            "a worker runs only with a plan and its manifest"
-        )
+        assert self._spec is not None
+        assert self._plan is not None
         fields = {field.name: field for field in self._spec.fields}
         try:
             unknown = [name for name in names if name not in fields]
@@ -323,75 +293,13 @@ class StageHost:
             if self._monitor is not None:
                 self._judge(self._monitor.worker_state(JobPhase.FAILED, f"data is missing: {error}"))
 
-    async def _piece_saved(self, saved: PieceSaved) -> None:
-        """Keep the piece and have others keep copies, so that it outlives this peer."""
-        folder = (self._deps.jobs_folder / self.job[:16]).resolve()
-        path = Path(saved.path).resolve()
-        if path.parent != folder or self._plan is None:
-            raise RemoteFault(f"the worker names a piece outside its folder: {saved.path}")
-        blob = await asyncio.to_thread(self._deps.files.store.put_file, path)
-        path.unlink(missing_ok=True)
-        piece = Piece(saved.lo, saved.hi, saved.batches_done, saved.version, blob, (self._deps.own,))
-        self.keep(piece)
-        if self._keep_task is None or self._keep_task.done():
-            self._keep_task = asyncio.create_task(self._spread(self._plan, piece))
-
-    def keep(self, piece: Piece) -> None:
-        """Pin a piece that lies in the store, and let those go that it makes superfluous."""
-        store = self._deps.files.store
-        store.pin(f"piece {piece.blob}", piece.blob)
-        for old in self._deps.book.add_piece(self.job, piece):
-            store.unpin(f"piece {old.blob}")
-
-    async def _spread(self, plan: JobPlan, piece: Piece) -> None:
-        """Ask the next members, or standbys, to copy the piece."""
-        members = [*plan.peers, *plan.standbys]
-        here = members.index(self._deps.own)
-        others = [p for p in (*plan.standbys, *members[here + 1 :], *members[:here]) if p != self._deps.own]
-        asked = plain(KeepAsked(job=self.job, piece=piece))
-        for peer in list(dict.fromkeys(others))[:COPIES]:
-            try:
-                await self._deps.rpc.call(peer, KEEP, asked, KEEP_TIMEOUT_S)
-            except RemoteFault as error:
-                log.debug("job %s: no copy of a piece at %s: %s", self.job[:8], peer, error)
-
-    async def _watch(self, plan: JobPlan, monitor: RunMonitor) -> None:
-        """Ask every co-member how it goes, once a period; pass on the nonces that its answers hold."""
-        others = [peer for peer in dict.fromkeys(plan.peers) if peer != self._deps.own]
-        while True:
-            started_s = time.monotonic()
-            await asyncio.gather(*(self._ask(peer, monitor) for peer in others))
-            self._judge(monitor.tick(time.monotonic()))
-            await self._send_nonces()
-            await asyncio.sleep(max(0.0, WATCH_PERIOD_S - (time.monotonic() - started_s)))
-
-    async def _ask(self, peer: PeerId, monitor: RunMonitor) -> None:
-        asked = plain(OverviewAsked(job=self.job))
-        try:
-            answer = parse(Overview, await self._deps.rpc.call(peer, OVERVIEW, asked, ASK_TIMEOUT_S))
-        except RemoteFault as error:
-            self._unanswered[peer] += 1
-            if self._unanswered[peer] >= GONE_AFTER_ASKS:
-                self._judge(monitor.member_gone(peer, str(error), time.monotonic()))
-            return
-        del self._unanswered[peer]
-        for view in answer.stages:
-            if view.job == self.job:
-                # A member that has heard everybody's end may have left the generation before we heard of its own.
-                ended = view.generation is None and view.phase is JobPhase.DONE
-                generation = monitor.generation if ended else view.generation
-                now_s = time.monotonic()
-                self._judge(monitor.member_heard(peer, generation, view.phase, view.reason, now_s))
-                if view.generation == monitor.generation and view.nonce:
-                    self._known_nonces[peer] = view.nonce
+    async def _nonces_known(self, nonces: dict[PeerId, str]) -> None:
+        if self._worker is not None and self._nonce and nonces:
+            await self._worker.send(Endpoints(nonces=nonces))
 
     def _judge(self, action: Action | None) -> None:
         if action is not None and self._outcome is not None and not self._outcome.done():
             self._outcome.set_result(action)
-
-    async def _send_nonces(self) -> None:
-        if self._worker is not None and self._nonce and self._known_nonces:
-            await self._worker.send(Endpoints(nonces=dict(self._known_nonces)))
 
     async def _end_run(self) -> None:
         task, self._run_task, self._monitor = self._run_task, None, None

@@ -92,7 +92,7 @@ def _cluster(
     current = {
         peer: view for peer, view in views.items() if plan is not None and view.generation == plan.generation
     }
-    stages = []
+    stages: list[dict[str, Any]] = []
     for s, place in enumerate(cluster.stages):
         view = current.get(place.peer)
         report = view.report if view is not None and view.report is not None else Report()

@@ -24,11 +24,8 @@ from ravnest_p2p.network.records import (
     PlanRecord,
     Sealed,
     TicketRecord,
-    cancels_key,
-    jobs_key,
-    plan_key,
-    tickets_key,
 )
+from ravnest_p2p.network.records_keys import cancels_key, jobs_key, plan_key, tickets_key
 
 log = logging.getLogger(__name__)
 

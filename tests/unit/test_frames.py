@@ -18,7 +18,6 @@ from ravnest_p2p.network.frames import (
     read_frame,
     unpack_map,
 )
-from ravnest_p2p.network.frames_tensors import describe, parse_specs, split_payload, tensor_bytes
 
 LIMITS = Limits(max_header_bytes=1000, max_payload_bytes=5000)
 
@@ -130,41 +129,3 @@ def test_read_frame_tells_an_end_from_a_truncation():
             await read_frame(reader, LIMITS)
 
     asyncio.run(run())
-
-
-def test_a_payload_is_cut_into_the_expected_tensors():
-    specs = [("float32", (2, 3)), ("int64", ()), ("bfloat16", (0, 4))]
-    assert [tensor_bytes(s) for s in specs] == [24, 8, 0]
-    parts = split_payload(describe(specs), bytes(range(32)), specs)
-    assert [len(p) for p in parts] == [24, 8, 0]
-    assert parts[1] == bytes(range(24, 32))
-
-
-@pytest.mark.parametrize(
-    ("described", "payload_bytes"),
-    [
-        ([["float32", [2, 3]]], 23),
-        ([["float32", [3, 2]]], 24),
-        ([["int32", [2, 3]]], 24),
-        ([["float32", [2, 3]], ["uint8", [1]]], 24),
-        ([["float32", [-2, -3]]], 24),
-        ([["float32", [2.0, 3]]], 24),
-        ([["float32", [True, 3]]], 24),
-        ([["object", [2, 3]]], 24),
-        ([[["float32"], [2, 3]]], 24),
-        ([["float32", [1 << 62, 1 << 62]]], 24),
-        ("float32", 24),
-        (None, 24),
-    ],
-)
-def test_other_tensors_than_expected_are_refused(described: object, payload_bytes: int):
-    with pytest.raises(FrameFormatError):
-        split_payload(described, bytes(payload_bytes), [("float32", (2, 3))])
-
-
-def test_described_tensors_are_bounded_in_all():
-    assert parse_specs([["uint8", [600]]], max_bytes=1000) == [("uint8", (600,))]
-    with pytest.raises(FrameFormatError):
-        parse_specs([["uint8", [600]], ["uint8", [600]]], max_bytes=1000)
-    with pytest.raises(FrameFormatError):
-        parse_specs([["uint8", [1] * 17]], max_bytes=1000)

@@ -1,1 +1,1 @@
-"""The worker: a child process that runs one stage, so that a crash or a hostile graph takes down only itself."""
+"""A child process that runs one stage, so that a crash or a hostile graph takes down only itself."""

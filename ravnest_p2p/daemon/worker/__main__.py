@@ -1,4 +1,4 @@
-"""Entry of the worker process: `python -m ravnest_p2p.daemon.worker --channel FD --parent PID --memory BYTES`."""
+"""Entry of the worker process: `python -m ravnest_p2p.daemon.worker --channel FD …`."""
 
 from __future__ import annotations
 

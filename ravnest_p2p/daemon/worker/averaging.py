@@ -113,8 +113,7 @@ class RingExchange:
         """Replace every segment by its weighted mean over the clusters; `weights` are those of the clusters.
 
         Raises:
-            ChunkMismatchError: a member sent what does not belong here (remote's fault); nothing of that segment
-                was changed.
+            ChunkMismatchError: a member sent what does not belong here; nothing of that segment was changed.
         """
         await asyncio.gather(*(self._average(ring, number, weights, compute) for ring in self._rings))
 

@@ -16,8 +16,8 @@ from ravnest_p2p.model import TensorSpec
 
 
 def pack(tensors: Sequence[Tensor]) -> list[memoryview]:
-    """Byte views of contiguous CPU tensors, in order."""
-    return [memoryview(t.detach().contiguous().cpu().flatten().view(torch.uint8).numpy()) for t in tensors]
+    """Byte views of the tensors in order; contiguous CPU ones are not copied."""
+    return [t.detach().contiguous().cpu().flatten().view(torch.uint8).numpy().data for t in tensors]
 
 
 def unpack(
