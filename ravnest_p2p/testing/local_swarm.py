@@ -1,7 +1,7 @@
 """A real swarm on this machine: one ravnestd process a peer, each with its own p2pd, identity and folder.
 
-Used by the demo and by the integration tests. All processes are children of the caller; `stop` ends them in good order,
-`kill` as a power cut would; either way nothing is left.
+Used by the demo and by the integration tests. All processes are children of the caller; `stop` ends them in
+good order, `kill` as a power cut would; either way nothing is left.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class PeerProcess:
     @property
     def address(self) -> str:
         """Its first TCP address on loopback."""
-        return next(a for a in self.local["addresses"] if "/tcp/" in a and "127.0.0.1" in a)
+        return next(str(a) for a in self.local["addresses"] if "/tcp/" in a and "127.0.0.1" in a)
 
     @property
     def log_path(self) -> Path:
