@@ -23,7 +23,7 @@ import ravnest_p2p as rn
 CONTEXT = 64
 WIDTH = 96
 HEADS = 4
-BLOCKS = 4
+BLOCKS = 3
 PASSES = 2
 MICROBATCH_SIZE = 8
 MICROBATCHES_PER_UPDATE = 4
@@ -122,11 +122,11 @@ class GPT(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.letters = nn.Embedding(len(ALPHABET), WIDTH)
-        self.places = nn.Parameter(0.02 * torch.randn(CONTEXT, WIDTH))
+        self.places = nn.Parameter(0.1 * torch.randn(CONTEXT, WIDTH))
         self.blocks = nn.Sequential(*(Block() for _ in range(BLOCKS)))
         self.norm = nn.LayerNorm(WIDTH)
         self.head = nn.Linear(WIDTH, len(ALPHABET))
-        nn.init.normal_(self.letters.weight, std=0.02)
+        nn.init.normal_(self.letters.weight, std=0.1)
 
     def forward(self, letters: Tensor) -> Tensor:
         x = self.letters(letters) + self.places[: letters.shape[1]]
@@ -200,7 +200,9 @@ def main() -> None:
         running = swarm.submit_request(job(), say=print)
         for progress in running.follow():
             nats = "–" if progress.loss is None else f"{progress.loss:.3f}"
-            print(f"{progress.phase.value}: {progress.batches_done}/{progress.total_batches} batches, loss {nats}")
+            print(
+                f"{progress.phase.value}: {progress.batches_done}/{progress.total_batches} batches, loss {nats}"
+            )
         model.load_state_dict(running.result())
     print(sample(model))
 

@@ -23,18 +23,19 @@ EXIT_OURS, EXIT_USER, EXIT_REMOTE, EXIT_INTERRUPTED = 1, 2, 3, 130
 Entry = dict[str, Any]
 
 _PEER_COLUMNS: tuple[tuple[str, str, Callable[[Any], str]], ...] = (
-    ("peer", "peer", str),
-    ("version", "version", str),
+    ("peer", "peer", short),
+    ("leader", "", lambda v: "leads" if v else ""),
+    ("answers", "", lambda v: "" if v else "silent"),
+    ("assignment", "cluster/stage", lambda v: f"{v['job'][:8]} {v['cluster']}/{v['stage']}"),
     ("devices", "devices", lambda v: ", ".join(str(device["kind"]) for device in v)),
     ("memory_bytes", "memory", bytes_text),
     ("flops", "GFLOP/s", lambda v: f"{v / 1e9:.1f}"),
     ("up_bps", "up Mbit/s", lambda v: f"{v / 1e6:.0f}"),
-    ("reachability", "reached", str),
     ("uptime_s", "up for", seconds_text),
-    ("assignment", "trains", lambda v: f"{v['job'][:8]} cluster {v['cluster']} stage {v['stage']}"),
-    ("leader", "", lambda v: "leads" if v else ""),
-    ("answers", "", lambda v: "" if v else "does not answer"),
+    ("reachability", "reached", str),
+    ("version", "version", str),
 )
+"""Key in a peer's map, title of the column, and how its value is shown; the last ones go where room is short."""
 
 
 def print_json(value: Any) -> None:
@@ -104,7 +105,7 @@ def fail(error: BaseException) -> int:
 def _table(*titles: str) -> Table:
     table = Table(box=None, padding=(0, 1), header_style="dim")
     for title in titles:
-        table.add_column(title, overflow="fold")
+        table.add_column(title, overflow="fold", no_wrap=title != "reason")
     return table
 
 
