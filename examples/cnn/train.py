@@ -88,7 +88,8 @@ def main() -> None:
         running = swarm.submit_request(job(), say=print)
         for progress in running.follow():
             loss = "–" if progress.loss is None else f"{progress.loss:.4f}"
-            print(f"{progress.phase.value}: {progress.batches_done}/{progress.total_batches} batches, loss {loss}")
+            done = f"{progress.batches_done}/{progress.total_batches} batches"
+            print(f"{progress.phase.value}: {done}, loss {loss}")
         model.load_state_dict(running.result())
     print(f"test accuracy: {accuracy(model):.4f}")
 

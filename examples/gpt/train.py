@@ -200,9 +200,8 @@ def main() -> None:
         running = swarm.submit_request(job(), say=print)
         for progress in running.follow():
             nats = "–" if progress.loss is None else f"{progress.loss:.3f}"
-            print(
-                f"{progress.phase.value}: {progress.batches_done}/{progress.total_batches} batches, loss {nats}"
-            )
+            done = f"{progress.batches_done}/{progress.total_batches} batches"
+            print(f"{progress.phase.value}: {done}, loss {nats}")
         model.load_state_dict(running.result())
     print(sample(model))
 

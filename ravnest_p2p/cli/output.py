@@ -35,7 +35,7 @@ _PEER_COLUMNS: tuple[tuple[str, str, Callable[[Any], str]], ...] = (
     ("reachability", "reached", str),
     ("version", "version", str),
 )
-"""Key in a peer's map, title of the column, and how its value is shown; the last ones go where room is short."""
+"""Key in a peer's map, title of the column, how its value is shown; the last go where room is short."""
 
 
 def print_json(value: Any) -> None:

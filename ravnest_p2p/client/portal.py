@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as WaitTimeoutError
 from typing import Any, TypeVar
@@ -133,7 +133,7 @@ class Portal:
 
 def _alone(error: BaseException) -> BaseException:
     """The one error inside the groups that trio's nurseries make of it."""
-    inside = getattr(error, "exceptions", ())
+    inside: Sequence[BaseException] = getattr(error, "exceptions", ())
     return _alone(inside[0]) if len(inside) == 1 else error
 
 
