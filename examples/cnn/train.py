@@ -4,7 +4,8 @@
     python examples/cnn/train.py /ip4/…/p2p/12D3…    # through any peer
     ravnest submit examples/cnn/train.py --follow    # only submit and watch
 
-The data is scikit-learn's: 1,797 digits of 8×8 pixels. Reaches about 98 % on the fifth that is kept for testing.
+The data is scikit-learn's: 1,797 digits of 8×8 pixels. Reaches about 98 % on the fifth that is kept for
+testing.
 """
 
 from __future__ import annotations

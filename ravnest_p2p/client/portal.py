@@ -48,8 +48,9 @@ class Portal:
 
     def call(self, function: Callable[..., Awaitable[T]], *args: Any) -> T:
         """Run `await function(*args)` in the trio thread and wait for it here."""
-        future = self._spawn(function, *args)
-        try:
+        future: Future[T] = Future()
+        try:  # Ctrl-C may come at any point from here on
+            self._spawn(future, function, *args)
             return _wait(future)
         except BaseException:
             future.cancel()
@@ -57,7 +58,9 @@ class Portal:
 
     async def acall(self, function: Callable[..., Awaitable[T]], *args: Any) -> T:
         """Run `await function(*args)` in the trio thread and await it in this asyncio loop."""
-        return await asyncio.wrap_future(self._spawn(function, *args))
+        future: Future[T] = Future()
+        self._spawn(future, function, *args)
+        return await asyncio.wrap_future(future)
 
     def close(self) -> None:
         """Cancel every call and `main`, and end the thread. May be called twice, and from any thread."""
@@ -70,8 +73,7 @@ class Portal:
         if threading.current_thread() is not self._thread:
             self._thread.join(_JOIN_S)
 
-    def _spawn(self, function: Callable[..., Awaitable[T]], *args: Any) -> Future[T]:
-        future: Future[T] = Future()
+    def _spawn(self, future: Future[T], function: Callable[..., Awaitable[T]], *args: Any) -> None:
         if self._closed:
             raise OurFault("this swarm connection is closed")
         self._pending.add(future)
@@ -80,7 +82,6 @@ class Portal:
             self._token.run_sync_soon(self._start, future, function, args)
         except trio.RunFinishedError:
             raise OurFault("this swarm connection is closed") from None
-        return future
 
     def _start(
         self, future: Future[Any], function: Callable[..., Awaitable[Any]], args: tuple[Any, ...]
