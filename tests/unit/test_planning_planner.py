@@ -50,6 +50,12 @@ def test_too_few_peers_wait_and_say_for_what() -> None:
     assert "start 1 more ravnestd, or submit with clusters=1" in job.reason
 
 
+def test_peers_that_lend_nothing_are_not_counted_as_there() -> None:
+    swarm = [*peers(3), peer("bootstrap", memory_mb=0)]
+    job = planned(swarm, {JOB: spec(stages=2, clusters=2)}).jobs[0]
+    assert "3 are online (p0 4.0 GB, p1 4.0 GB, p2 4.0 GB): start 1 more ravnestd" in job.reason
+
+
 def test_too_little_memory_waits_and_says_how_much() -> None:
     job = planned(peers(2, memory_mb=320), {JOB: spec(stages=2, clusters=1, param_mb=40)}).jobs[0]
     assert job.clusters == ()

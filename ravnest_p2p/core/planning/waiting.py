@@ -39,7 +39,8 @@ def malformed(spec: JobSpec) -> str:
 
 
 def for_peers(spec: JobSpec, free: Mapping[PeerId, Capability], online: Mapping[PeerId, Capability]) -> str:
-    """Why these free peers do not make the clusters that the job asks for."""
+    """Why these free peers do not make the clusters asked for; who lends nothing does not count."""
+    free, online = _lending(free), _lending(online)
     layers = len(spec.layers)
     if spec.stages > layers:
         return (
@@ -100,6 +101,10 @@ def smallest_peer_bytes(spec: JobSpec, stages: int) -> int:
                 if lowest is not None and (so_far is None or max(lowest, here) < so_far):
                     best[hi] = max(lowest, here)
     return best[-1] or 0
+
+
+def _lending(peers: Mapping[PeerId, Capability]) -> dict[PeerId, Capability]:
+    return {peer: capability for peer, capability in peers.items() if capability.memory_bytes}
 
 
 def _count(number: int, word: str) -> str:
