@@ -139,6 +139,15 @@ class LocalSwarm:
         for peer in self.peers:
             peer.wait_ready()
 
+    def add(self) -> PeerProcess:
+        """Start one more lending peer; returns when it listens."""
+        name = f"peer-{len(self.peers)}"
+        peer = PeerProcess(name, self.bootstrap.home.with_name(name), list(self.peers[0].arguments))
+        self.peers.append(peer)
+        peer.start()
+        peer.wait_ready()
+        return peer
+
     def stop(self, timeout_s: float = STOP_TIMEOUT_S) -> None:
         """End every peer as Ctrl+C does; those that take too long are killed."""
         deadline_s = time.monotonic() + timeout_s

@@ -1,0 +1,222 @@
+"""Whole swarms train: bit for bit as plain PyTorch, in the order of the closed form, every batch once."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import ravnest_p2p as rn
+from ravnest_p2p.client.swarm import Swarm
+from ravnest_p2p.core.ledger import DataOrder
+from ravnest_p2p.core.pipeline.schedule import closed_form
+from ravnest_p2p.core.types import JobPhase, OptimizerSpec
+from ravnest_p2p.testing.local_swarm import LocalSwarm, PeerProcess, wait_until
+from ravnest_p2p.training.tensorfile import open_tensors
+from tests.integration.swarms import (
+    TRAIN_S,
+    job_folder,
+    members,
+    saved_pieces,
+    small_data,
+    small_model,
+    small_request,
+    status,
+    wait_done,
+    wait_lending,
+)
+
+pytestmark = pytest.mark.timeout(240)
+
+LENDING = 4
+
+
+@pytest.fixture(scope="module")
+def swarm(tmp_path_factory: pytest.TempPathFactory, requester_home: Path) -> Iterator[LocalSwarm]:
+    with LocalSwarm(tmp_path_factory.mktemp("training"), LENDING) as swarm:
+        with rn.connect(swarm.bootstrap.address) as connection:
+            wait_lending(connection, swarm.peers)
+        yield swarm
+
+
+@pytest.fixture
+def connection(swarm: LocalSwarm) -> Iterator[Swarm]:
+    with rn.connect(swarm.peers[0].address, swarm.bootstrap.address) as connection:
+        yield connection
+
+
+def plain_pytorch(request: rn.JobRequest, updates: int) -> dict[str, Tensor]:
+    """The same batches, one after another, in one process."""
+    model = small_model().train()
+    inputs, labels = small_data()
+    spec, m = request.optimizer, request.microbatches_per_update
+    optimizer: torch.optim.Optimizer
+    if spec.name == "sgd":
+        optimizer = torch.optim.SGD(model.parameters(), lr=spec.lr, momentum=spec.momentum)
+    else:
+        optimizer = torch.optim.Adam(model.parameters(), lr=spec.lr, betas=spec.betas, eps=spec.eps)
+    order = DataOrder(len(labels), request.microbatch_size, m, seed=request.seed)
+    for batch in range(updates):
+        optimizer.zero_grad()
+        for k in range(m):
+            rows = order.microbatch(batch, k)
+            loss = torch.nn.functional.cross_entropy(model(inputs[rows]), labels[rows])
+            (loss / m).backward()
+        optimizer.step()
+    return dict(model.state_dict())
+
+
+@pytest.mark.parametrize(
+    ("stages", "staleness_bound", "optimizer"),
+    [(1, 8, rn.Adam(lr=3e-3)), (2, 0, rn.SGD(lr=0.05, momentum=0.9))],
+    ids=["one stage, Adam", "two synchronous stages, SGD"],
+)
+def test_training_without_staleness_is_plain_pytorch_bit_for_bit(
+    connection: Swarm, stages: int, staleness_bound: int, optimizer: OptimizerSpec
+) -> None:
+    request = small_request(stages=stages, staleness_bound=staleness_bound, optimizer=optimizer)
+    job = connection.submit_request(request)
+    found = wait_done(job)
+    assert found["total_batches"] >= 50
+    assert found["batches_done"] == found["total_batches"]
+    expected = plain_pytorch(request, found["total_batches"])
+    trained = job.result(timeout_s=30)
+    assert trained.keys() == expected.keys()
+    assert [name for name in expected if not torch.equal(trained[name], expected[name])] == []
+
+
+def stalenesses(connection: Swarm, swarm: LocalSwarm, job: str) -> list[tuple[PeerProcess, int]]:
+    """Each stage's peer and τ, as soon as the plan is known."""
+    found: dict[str, Any] = {}
+
+    def planned() -> bool:
+        found.update(status(connection, job))
+        return bool(found["clusters"]) or found["phase"] == JobPhase.DONE.value
+
+    wait_until(planned, TRAIN_S, "the job is planned")
+    (cluster,) = found["clusters"]
+    return [(swarm.of(s["peer"]), s["staleness_bound"]) for s in cluster["stages"]]
+
+
+@pytest.mark.parametrize(
+    ("stages", "staleness_bound", "m", "updates_per_round"),
+    [(2, 1, 2, 3), (2, 1, 1, 100), (3, 2, 4, 2), (3, 2, 2, 5)],
+)
+def test_every_stage_trains_in_the_order_of_the_closed_form(
+    connection: Swarm, swarm: LocalSwarm, stages: int, staleness_bound: int, m: int, updates_per_round: int
+) -> None:
+    """m = 2τ₀ and m = τ₀; rounds end in the midst of it, since the pipeline does not drain."""
+    request = small_request(
+        stages=stages,
+        staleness_bound=staleness_bound,
+        microbatches_per_update=m,
+        updates_per_round=updates_per_round,
+    )
+    job = connection.submit_request(request)
+    stage_peers = stalenesses(connection, swarm, job.id)
+    found = wait_done(job)
+    taus = [tau for _, tau in stage_peers]
+    assert taus[0] == staleness_bound
+    assert taus[-1] == 0
+    for peer, tau in stage_peers:
+        with (job_folder(peer, job.id) / "trace.csv").open() as file:
+            rows = [tuple(map(int, row)) for row in csv.reader(file)]
+        microbatches = found["total_batches"] * m
+        assert rows == [(i, *closed_form(i, tau, m)) for i in range(microbatches)], peer.name
+
+
+def test_two_clusters_average_to_one_model_and_the_requester_may_leave(swarm: LocalSwarm) -> None:
+    request = small_request(stages=2, clusters=2, passes=40, updates_per_round=7, optimizer=rn.AdamW(lr=3e-3))
+    with rn.connect(swarm.peers[0].address) as leaving:
+        job_id = leaving.submit_request(request).id
+    with rn.connect(swarm.peers[-1].address) as connection:
+        job = connection.job(job_id)
+        seen: dict[str, Any] = {}
+
+        def over() -> bool:
+            found = status(connection, job_id)
+            if found["clusters"] and found["bytes_sent"]:
+                seen.update(found)
+            return job.status().over
+
+        wait_until(over, TRAIN_S, "the job is over")
+        done = status(connection, job_id)
+        assert (done["phase"], done["reason"]) == ("done", "")
+        assert done["batches_done"] == done["total_batches"] == 40 * 256 // 16
+        assert done["samples"] == 40 * 256
+        assert [first for _, first in done["lineage"]] == [0]
+        assert seen["bytes_sent"] > 0
+        assert [len(cluster["stages"]) for cluster in seen["clusters"]] == [2, 2]
+        assert [s["phase"] for c in seen["clusters"] for s in c["stages"]] != []
+        result = job.result(timeout_s=30)
+    copies = final_tensors(members(swarm, seen), job_id, done["total_batches"])
+    averaged = {name for name, value in result.items() if value.is_floating_point()}
+    assert averaged == copies.keys()
+    for name, of_blobs in copies.items():
+        assert len(of_blobs) >= 2, f"{name}: both clusters saved it"
+        assert all(torch.equal(value, result[name]) for value in of_blobs.values()), name
+
+
+def final_tensors(peers: list[PeerProcess], job: str, batches: int) -> dict[str, dict[str, Tensor]]:
+    """What clusters average of the last saved round, by name and blob, from the peers' stores."""
+    found: dict[str, dict[str, Tensor]] = {}
+    for peer in peers:
+        for piece, path in saved_pieces(peer, job):
+            if piece["batches_done"] != batches:
+                continue
+            with open_tensors(path) as file:
+                for key in file.names:
+                    kind, _, name = key.partition("/")
+                    tensor = file.mapped(key, file.spec(key))
+                    if kind in ("param", "buffer") and tensor.is_floating_point():
+                        found.setdefault(name, {})[piece["blob"]] = tensor.clone()
+    return found
+
+
+def test_every_peer_lists_all_peers_and_runs_one_p2pd(swarm: LocalSwarm) -> None:
+    asking = {
+        peer.name: subprocess.Popen(
+            [sys.executable, "-m", "ravnest_p2p.cli.ravnest", "peers", "--json"],
+            env={**os.environ, "RAVNEST_HOME": str(peer.home)},
+            stdout=subprocess.PIPE,
+        )
+        for peer in swarm.all
+    }
+    answers = {name: process.communicate(timeout=60)[0] for name, process in asking.items()}
+    everybody = {peer.peer for peer in swarm.all}
+    assert len(everybody) == LENDING + 1
+    for name, answer in answers.items():
+        assert {entry["peer"] for entry in json.loads(answer)} == everybody, name
+    for peer in swarm.all:
+        assert len(peer.children("p2pd -")) == 1, peer.name
+
+
+def test_a_job_that_waits_says_for_what_and_starts_when_it_is_there(
+    swarm: LocalSwarm, connection: Swarm
+) -> None:
+    job = connection.submit_request(small_request(stages=LENDING + 1, passes=400))
+    waiting = wait_until(
+        lambda: (found := job.status()).phase is JobPhase.WAITING and "needs" in found.reason and found,
+        30.0,
+        "the job waits with its reason",
+    )
+    assert f"needs 1 cluster × {LENDING + 1} stages = {LENDING + 1} peers" in waiting.reason
+    assert f"{LENDING} are online" in waiting.reason
+    assert "start 1 more ravnestd" in waiting.reason
+    swarm.add()
+    wait_until(lambda: job.status().batches_done > 0, TRAIN_S, "the job trains")
+    job.cancel()
+    cancelled = wait_until(lambda: (found := job.status()).over and found, 10.0, "the job is cancelled")
+    assert (cancelled.phase, cancelled.reason) == (JobPhase.CANCELLED, "cancelled by its requester")
+    wait_until(
+        lambda: not any(peer.children("daemon.worker") for peer in swarm.all), 15.0, "the workers ended"
+    )
