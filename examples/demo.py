@@ -36,7 +36,9 @@ console = Console()
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--passes", type=int, default=cnn.PASSES, help="over the data (default: %(default)s)")
     options = parser.parse_args()
     torch.set_num_threads(1)

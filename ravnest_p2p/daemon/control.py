@@ -36,6 +36,7 @@ from ravnest_p2p.daemon.session import Session
 from ravnest_p2p.daemon.survey import ask_outcome
 from ravnest_p2p.daemon.view import SwarmView
 from ravnest_p2p.network.identity import Identity
+from ravnest_p2p.network.p2pd_waits import bounded
 from ravnest_p2p.network.records import PlanRecord, TicketRecord, make_ticket, seal, unseal
 
 log = logging.getLogger(__name__)
@@ -46,6 +47,8 @@ READ_PEERS_S = 4.0
 PUSH_TIMEOUT_S = 3.0
 TOLD_AT_ONCE = 16
 MAX_PUSHED = 16
+HEARD_S = 2.0
+"""Between two reasons to plan anew from one peer: planning costs a survey of the swarm."""
 FIRST_RETRY_S = 3.0
 LAST_RETRY_S = 300.0
 
@@ -81,6 +84,7 @@ class Control:
         self._pushed: deque[Plan] = deque(maxlen=MAX_PUSHED)
         self._poked = asyncio.Event()
         self._asked_reason = ""
+        self._heard_s: dict[PeerId, float] = {}
         self._retries: dict[JobId, tuple[float, float]] = {}
         self._planned_peers: frozenset[PeerId] = frozenset()
         self._ticket_ttl_s = 2 * config.epoch_s
@@ -100,7 +104,7 @@ class Control:
                 await self._guarded(self._read_epoch)
             await self._guarded(self._step)
             try:
-                await asyncio.wait_for(self._poked.wait(), TICK_S)
+                await bounded(self._poked.wait(), TICK_S)
             except asyncio.TimeoutError:
                 pass
             self._poked.clear()
@@ -121,8 +125,13 @@ class Control:
             return_exceptions=True,
         )
 
-    def stale(self, reason: str) -> None:
-        """Somebody says that the adopted plan no longer holds."""
+    def stale(self, reason: str, peer: PeerId | None = None) -> None:
+        """Somebody says that the adopted plan no longer holds; a peer is heard once in a while only."""
+        if peer is not None:
+            now_s = time.monotonic()
+            if peer not in self.view.capabilities or now_s - self._heard_s.get(peer, -HEARD_S) < HEARD_S:
+                return
+            self._heard_s[peer] = now_s
         self._asked_reason = reason
         self.poke()
 

@@ -29,6 +29,7 @@ from ravnest_p2p.core.errors import (
 from ravnest_p2p.core.types import BlobHash, JobId
 from ravnest_p2p.network import gateway as wire
 from ravnest_p2p.network.blobs import BlobStore
+from ravnest_p2p.network.p2pd_waits import bounded
 
 _log = logging.getLogger(__name__)
 MAX_STREAMS = 64
@@ -144,7 +145,7 @@ class Gateway:
                 await self._get_blob(stream, request)
             else:
                 try:
-                    reply = await asyncio.wait_for(self._answer(request), ANSWER_S)
+                    reply = await bounded(self._answer(request), ANSWER_S)
                 except asyncio.TimeoutError:
                     raise BusyError(f"no answer to {request.op} within {ANSWER_S:.0f} s") from None
                 await stream.send(wire.encode_reply(reply))
@@ -190,7 +191,7 @@ class Gateway:
         blob = BlobHash(request.hash)
         if not self._blobs.has(blob):
             try:
-                await asyncio.wait_for(self._backend.fetch(blob), ANSWER_S)
+                await bounded(self._backend.fetch(blob), ANSWER_S)
             except asyncio.TimeoutError:
                 raise BlobError(f"blob {blob} could not be brought here within {ANSWER_S:.0f} s") from None
         with await asyncio.to_thread(_open, self._blobs, blob, request.offset) as file:
@@ -221,7 +222,7 @@ class _Stream:
     async def next_request(self, idle_s: float) -> bytes | None:
         """Body of the next request; None when the requester has no more, or is idle for too long."""
         try:
-            first = await asyncio.wait_for(self._reader.read(1), idle_s)
+            first = await bounded(self._reader.read(1), idle_s)
         except asyncio.TimeoutError:
             return None
         return await self.read_message(wire.MAX_REQUEST_BYTES, first) if first else None
@@ -234,7 +235,7 @@ class _Stream:
             return await self._reader.readexactly(wire.body_length(header, limit))
 
         try:
-            return await asyncio.wait_for(read(), self._message_s)
+            return await bounded(read(), self._message_s)
         except asyncio.TimeoutError:
             raise PeerUnreachableError(f"no whole message within {self._message_s:.0f} s") from None
 
@@ -242,7 +243,7 @@ class _Stream:
         """Send, and wait until the requester has room for more."""
         self._writer.write(message)
         try:
-            await asyncio.wait_for(self._writer.drain(), self._message_s)
+            await bounded(self._writer.drain(), self._message_s)
         except asyncio.TimeoutError:
             raise PeerUnreachableError(f"nothing was taken for {self._message_s:.0f} s") from None
 

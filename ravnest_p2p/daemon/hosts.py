@@ -35,19 +35,11 @@ class Hosts:
             if asked.job is not None and job != asked.job:
                 continue
             host = self._hosts.get(job)
-            if host is not None and host.generation is not None:
+            if host is not None and (host.generation is not None or host.took_part):
                 views.append(host.view(losses=asked.losses))
-            elif host is not None or entry.pieces or entry.over:
-                losses = host.view(losses=asked.losses).losses if host is not None else ()
-                views.append(
-                    StageView(
-                        job=job,
-                        phase=entry.outcome or JobPhase.WAITING,
-                        reason=entry.reason,
-                        pieces=tuple(entry.pieces),
-                        losses=losses,
-                    )
-                )
+            elif entry.pieces or entry.over:
+                phase = entry.outcome or JobPhase.WAITING
+                views.append(StageView(job=job, phase=phase, reason=entry.reason, pieces=tuple(entry.pieces)))
         return Overview(addresses=self.addresses, stages=tuple(views[-MAX_VIEWS:]))
 
     def statuses(self) -> dict[JobId, JobStatus]:

@@ -79,13 +79,16 @@ class JobBook:
         self._load()
 
     def entry(self, job: JobId) -> JobEntry:
-        """The job's entry, made where it is new; the oldest job that is over makes room."""
-        if job not in self.jobs:
-            if len(self.jobs) >= MAX_JOBS:
-                oldest = next((j for j, entry in self.jobs.items() if entry.over), next(iter(self.jobs)))
-                del self.jobs[oldest]
-            self.jobs[job] = JobEntry()
-        return self.jobs[job]
+        """The job's entry, made where it is new."""
+        return self.jobs.setdefault(job, JobEntry())
+
+    def has_room(self) -> bool:
+        """Whether another job out of the directory may be taken in; the oldest that is over makes room."""
+        if len(self.jobs) >= MAX_JOBS:
+            over = next((job for job, entry in self.jobs.items() if entry.over), None)
+            if over is not None:
+                del self.jobs[over]
+        return len(self.jobs) < MAX_JOBS
 
     def add_piece(self, job: JobId, piece: Piece) -> list[Piece]:
         """Remember a saved piece; returns those it makes superfluous (older than the two newest rounds)."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable, Iterable
 
 from ravnest_p2p.core.errors import PlanError, RemoteFault
@@ -19,10 +20,13 @@ from ravnest_p2p.daemon.peer_messages import Overview, OverviewAsked
 from ravnest_p2p.daemon.session import Session
 from ravnest_p2p.daemon.survey import statuses, survey
 from ravnest_p2p.daemon.view import SwarmView
+from ravnest_p2p.network.p2pd_waits import bounded
 
 log = logging.getLogger(__name__)
 
-MANIFEST_TIMEOUT_S = 10.0
+MANIFEST_TIMEOUT_S = 3.0
+MANIFESTS_AT_ONCE, MANIFESTS_A_PLAN = 16, 64
+RETRY_S = 20.0
 SEED_BITS = 32
 
 
@@ -44,6 +48,7 @@ class Leader:
         self._view = view
         self._book = book
         self._overview = overview
+        self._failed_s: dict[JobId, float] = {}
 
     async def plan(self, fence: Fence, previous: Plan | None) -> Plan:
         """The plan for this fence, from facts asked for now.
@@ -90,23 +95,26 @@ class Leader:
         check_plan(plan, capabilities=capabilities, jobs=specs, own_statuses=own, previous=previous)
 
     async def _specs(self, jobs: Iterable[JobId], answers: Iterable[PeerId]) -> dict[JobId, JobSpec]:
-        """Manifests of the open jobs, in order of submission; one that nobody can give is left out."""
-        found: dict[JobId, JobSpec] = {}
-        for job in jobs:
-            entry = self._book.entry(job)
-            if entry.over:
-                continue
-            if entry.spec is None:
+        """Manifests of the open jobs, in order of submission; what nobody gives in time is left out."""
+        open_jobs = [job for job in jobs if not self._book.entry(job).over]
+        holders, places = list(answers), asyncio.Semaphore(MANIFESTS_AT_ONCE)
+
+        async def fetch(job: JobId) -> None:
+            async with places:
                 try:
-                    fetch = self._session.files.manifest(job, answers)
-                    entry.spec = await asyncio.wait_for(fetch, MANIFEST_TIMEOUT_S)
+                    fetching = self._session.files.manifest(job, holders)
+                    self._book.entry(job).spec = await bounded(fetching, MANIFEST_TIMEOUT_S)
                 except (RemoteFault, asyncio.TimeoutError) as error:
+                    self._failed_s[job] = time.monotonic()
                     log.info(
-                        "job %s cannot be planned yet: its manifest is not to be had: %s", job[:8], error
+                        "job %s cannot be planned yet, its manifest is not to be had: %s", job[:8], error
                     )
-                    continue
-            found[job] = entry.spec
-        return found
+
+        now_s = time.monotonic()
+        missing = [job for job in open_jobs if self._book.entry(job).spec is None]
+        due = [job for job in missing if now_s - self._failed_s.get(job, -RETRY_S) >= RETRY_S]
+        await asyncio.gather(*(fetch(job) for job in due[:MANIFESTS_A_PLAN]))
+        return {job: spec for job in open_jobs if (spec := self._book.entry(job).spec) is not None}
 
     def _note_outcome(self, job: JobId, status: JobStatus) -> None:
         entry = self._book.entry(job)

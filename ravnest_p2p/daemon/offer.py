@@ -24,6 +24,7 @@ from ravnest_p2p.core.errors import OurFault, RemoteFault
 from ravnest_p2p.core.types import Capability, Device, PeerId, Reachability
 from ravnest_p2p.daemon.config import DaemonConfig
 from ravnest_p2p.daemon.environment import thread_environment
+from ravnest_p2p.network.p2pd_waits import bounded
 from ravnest_p2p.network.probes import Prober
 
 log = logging.getLogger(__name__)
@@ -54,7 +55,7 @@ async def measure_device(threads: int) -> Device:
         env=thread_environment(threads),
     )
     try:
-        out, err = await asyncio.wait_for(process.communicate(), BENCHMARK_TIMEOUT_S)
+        out, err = await bounded(process.communicate(), BENCHMARK_TIMEOUT_S)
     except BaseException:
         process.kill()
         await process.wait()

@@ -47,10 +47,12 @@ from ravnest_p2p.daemon.peer_messages import (
 )
 from ravnest_p2p.daemon.session import Session
 from ravnest_p2p.network.blobs import BlobStore
+from ravnest_p2p.network.directory import Directory
 from ravnest_p2p.network.identity import Identity
 from ravnest_p2p.network.janitor import Janitor
 from ravnest_p2p.network.p2pd import P2PDaemon
 from ravnest_p2p.network.p2pd_config import P2PDConfig
+from ravnest_p2p.network.p2pd_waits import bounded
 from ravnest_p2p.network.records import CapabilityRecord
 
 log = logging.getLogger(__name__)
@@ -78,6 +80,7 @@ class Peer:
         self.ready = asyncio.Event()
         self.control: Control | None = None
         self._session: Session | None = None
+        self._directory: Directory | None = None
         self._gateway: Gateway | None = None
         self._hosts: Hosts | None = None
         self._deps: HostDeps | None = None
@@ -140,7 +143,9 @@ class Peer:
             bootstrap=c.bootstrap,
             store=self.store,
             client_mode=c.reachability == "private",
+            previous=self._directory,
         )
+        self._directory = session.directory
         hosts = self._stand_hosts(session)
         control = self.control = Control(
             identity=self.identity,
@@ -213,10 +218,10 @@ class Peer:
         self.control = None
         if gateway is not None:
             with contextlib.suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(gateway.stop(), GOODBYE_TIMEOUT_S)
+                await bounded(gateway.stop(), GOODBYE_TIMEOUT_S)
         if session is not None:
             with contextlib.suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(session.close(), GOODBYE_TIMEOUT_S)
+                await bounded(session.close(), GOODBYE_TIMEOUT_S)
 
     async def _close(self) -> None:
         (self.config.home / LOCAL_FILE).unlink(missing_ok=True)
@@ -235,9 +240,7 @@ class Peer:
         if self._session is not None:
             with contextlib.suppress(asyncio.TimeoutError, RavnestError, OSError):
                 record = CapabilityRecord(self.offer.capability(online=False), self.config.epoch_s)
-                await asyncio.wait_for(
-                    self._session.directory.publish(record, CAPABILITY_TTL_S), GOODBYE_TIMEOUT_S
-                )
+                await bounded(self._session.directory.publish(record, CAPABILITY_TTL_S), GOODBYE_TIMEOUT_S)
 
     async def _stale(self, reason: str) -> None:
         if self.control is not None:
@@ -292,7 +295,7 @@ class Peer:
             return {}
 
         async def replan(peer: PeerId, body: dict[str, Any]) -> dict[str, Any]:
-            control.stale(f"…{peer[-8:]} says: {parse(ReplanAsked, body).reason}")
+            control.stale(f"…{peer[-8:]} says: {parse(ReplanAsked, body).reason}", peer)
             return {}
 
         async def keep(peer: PeerId, body: dict[str, Any]) -> dict[str, Any]:

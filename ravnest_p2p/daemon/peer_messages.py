@@ -38,7 +38,8 @@ class StageView(Body):
     Attributes:
         nonce: where co-members dial its worker; empty until it listens.
         pieces: saved state that it can hand out, its own and copies of others.
-        losses: (batch, mean loss), thinned; only from the last stage.
+        loss: mean over the newest batches; only from the last stage, as `losses`.
+        losses: (batch, mean loss), thinned.
     """
 
     job: JobId
@@ -50,6 +51,7 @@ class StageView(Body):
     nonce: Annotated[str, Field(max_length=128)] = ""
     report: Report | None = None
     pieces: tuple[Piece, ...] = Field(default=(), max_length=64)
+    loss: float | None = None
     losses: tuple[tuple[int, float], ...] = Field(default=(), max_length=2000)
 
 

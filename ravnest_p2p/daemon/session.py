@@ -43,11 +43,17 @@ class Session:
         bootstrap: tuple[str, ...],
         store: BlobStore,
         client_mode: bool,
+        previous: Directory | None,
     ) -> Session:
-        """Stand on a fresh p2pd: calls, directory, blobs and probes."""
+        """Stand on a fresh p2pd: calls, directory (with the records of the one before), blobs and probes."""
         rpc = Rpc(p2p)
         directory = await Directory.start(
-            p2p, swarm=swarm, identity=identity, initial_peers=bootstrap, client_mode=client_mode
+            p2p,
+            swarm=swarm,
+            identity=identity,
+            initial_peers=bootstrap,
+            client_mode=client_mode,
+            previous=previous,
         )
         exchange = BlobExchange(p2p, store)
         await exchange.start()

@@ -43,6 +43,9 @@ log = logging.getLogger(__name__)
 SILENCE_S = 5.0
 START_UP_S = 60.0
 MAX_LOSSES = 20_000
+SHOWN_LOSSES = 1000
+RECENT_BATCHES = 20
+"""One batch's loss alone jumps about."""
 
 
 class StageHost:
@@ -72,6 +75,11 @@ class StageHost:
         return self._deps.jobs_folder / self.job[:16]
 
     @property
+    def took_part(self) -> bool:
+        """Whether it has trained in some generation since the daemon's start."""
+        return self._report is not None
+
+    @property
     def generation(self) -> Generation | None:
         return self._plan.generation if self._plan is not None else None
 
@@ -87,7 +95,8 @@ class StageHost:
             nonce=self._nonce,
             report=self._report.model_copy(update={"losses": ()}) if self._report else None,
             pieces=tuple(self._deps.book.entry(self.job).pieces),
-            losses=thinned(self.losses, 1000) if losses else (),
+            loss=recent_mean(self.losses),
+            losses=thinned(self.losses, SHOWN_LOSSES) if losses else (),
         )
 
     async def obey(self, plan: JobPlan) -> None:
@@ -320,6 +329,12 @@ class StageHost:
             await worker.end()
         if self._worker_task is not None:
             await asyncio.gather(self._worker_task, return_exceptions=True)
+
+
+def recent_mean(curve: dict[int, float]) -> float | None:
+    """Mean over the newest batches of a curve, None for an empty one."""
+    newest = [curve[batch] for batch in sorted(curve)[-RECENT_BATCHES:]]
+    return sum(newest) / len(newest) if newest else None
 
 
 def thinned(curve: dict[int, float], most: int) -> tuple[tuple[int, float], ...]:

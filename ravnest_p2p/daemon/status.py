@@ -6,7 +6,7 @@ The result is the plain map of the gateway protocol; `client.Progress` is its ty
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from ravnest_p2p.core.types import ClusterPlan, JobId, JobPhase, JobPlan, JobSpec, PeerId, Plan
@@ -15,7 +15,6 @@ from ravnest_p2p.daemon.messages import Report
 from ravnest_p2p.daemon.peer_messages import Overview, StageView
 
 LOSSES_SHOWN = 1000
-RECENT_BATCHES = 20
 
 
 def job_status(
@@ -53,8 +52,8 @@ def job_status(
         "batches_trained": _batches_trained(job_plan, clusters, done),
         "total_batches": spec.total_batches if spec is not None else 0,
         "samples": done * _batch_samples(spec),
-        "samples_per_s": sum(c["samples_per_s"] for c in clusters),
-        "loss": _recent(losses),
+        "samples_per_s": sum(c["samples_per_s"] for c in clusters) or _mean_rate(views.values()),
+        "loss": _mean([view.loss for view in views.values() if view.loss is not None]),
         "elapsed_s": max((r.training_s for r in reports), default=0.0),
         "bytes_sent": sum(r.bytes_sent for r in reports),
         "clusters": clusters,
@@ -120,7 +119,7 @@ def _cluster(
     rate = stages[-1]["samples"] / stages[-1]["training_s"] if stages[-1]["training_s"] else 0.0
     return {
         "cluster": number,
-        "loss": _recent([list(point) for point in last.losses]) if last is not None else None,
+        "loss": last.loss if last is not None else None,
         "updates": min(stage["updates"] for stage in stages),
         "updates_per_round": cluster.updates_per_round,
         "samples_per_s": rate,
@@ -133,10 +132,15 @@ def _losses(views: Iterable[StageView]) -> list[list[float]]:
     return [[batch, curve[batch]] for batch in sorted(curve)]
 
 
-def _recent(losses: list[list[float]]) -> float | None:
-    """Mean of the newest batches' losses: one batch alone jumps about."""
-    newest = [loss for _, loss in losses[-RECENT_BATCHES:]]
-    return sum(newest) / len(newest) if newest else None
+def _mean(values: Sequence[float]) -> float | None:
+    return sum(values) / len(values) if values else None
+
+
+def _mean_rate(views: Iterable[StageView]) -> float:
+    """Samples a second of a job that is over: what the first stages saw of its last generation."""
+    first = [view.report for view in views if view.report is not None and view.stage == 0]
+    seconds = max((report.training_s for report in first), default=0.0)
+    return sum(report.samples for report in first) / seconds if seconds else 0.0
 
 
 def _batches_done(views: Iterable[StageView], plan: JobPlan | None) -> int:

@@ -108,6 +108,9 @@ class SwarmView:
         for sealed in records:
             record = sealed.record
             assert isinstance(record, JobRecord)
+            if record.job not in self._book.jobs and not self._book.has_room():
+                log.warning("job %s is not taken in: too many jobs wait already", record.job[:8])
+                continue
             requesters.setdefault(record.job, sealed.peer)
             entry = self._book.entry(record.job)
             if not entry.sealed:

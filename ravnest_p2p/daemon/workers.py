@@ -20,6 +20,7 @@ from ravnest_p2p.core.errors import RemoteFault
 from ravnest_p2p.daemon.channel import Channel
 from ravnest_p2p.daemon.environment import thread_environment
 from ravnest_p2p.daemon.messages import REPORTS, Idle, LogLine, Message, Stopped, StopRun, WorkerReport
+from ravnest_p2p.network.p2pd_waits import bounded
 
 log = logging.getLogger(__name__)
 
@@ -84,7 +85,7 @@ class WorkerProcess:
         await self.end(STOP_TIMEOUT_S)
 
     async def wait_idle(self) -> None:
-        await asyncio.wait_for(self._idle.wait(), START_TIMEOUT_S)
+        await bounded(self._idle.wait(), START_TIMEOUT_S)
 
     async def stop_run(self) -> bool:
         """Ask the worker to give up its run; False where it did not within the deadline and was killed.
@@ -94,7 +95,7 @@ class WorkerProcess:
         self._idle.clear()
         await self.send(StopRun())
         try:
-            await asyncio.wait_for(self._idle.wait(), STOP_TIMEOUT_S)
+            await bounded(self._idle.wait(), STOP_TIMEOUT_S)
         except asyncio.TimeoutError:
             await self.end(0)
             return False
@@ -104,7 +105,7 @@ class WorkerProcess:
         """End the process, by its channel within `grace_s`, else by SIGKILL; returns the exit code."""
         self._channel.close()
         try:
-            await asyncio.wait_for(self._process.wait(), max(grace_s, 0.001))
+            await bounded(self._process.wait(), max(grace_s, 0.001))
         except asyncio.TimeoutError:
             with contextlib.suppress(ProcessLookupError):
                 self._process.kill()

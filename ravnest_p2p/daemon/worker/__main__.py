@@ -13,6 +13,7 @@ from ravnest_p2p.daemon.channel import Channel
 from ravnest_p2p.daemon.messages import COMMANDS
 from ravnest_p2p.daemon.worker import guard
 from ravnest_p2p.daemon.worker.service import WorkerService
+from ravnest_p2p.training import choose_device
 
 
 async def serve(channel_fd: int) -> None:
@@ -29,7 +30,7 @@ def main() -> None:
     options = parser.parse_args()
     guard.die_with_parent()
     guard.exit_if_orphan(options.parent)
-    guard.limit_resources(options.memory)
+    guard.limit_resources(options.memory if choose_device().type == "cpu" else 0)
     # Ctrl+C in a terminal reaches the whole process group; ravnestd alone decides when a worker ends.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(options.threads)

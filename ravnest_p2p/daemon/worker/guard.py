@@ -36,12 +36,16 @@ def exit_if_orphan(parent: int) -> None:
 
 
 def limit_resources(memory_bytes: int) -> None:
-    """Cap the address space at the peer's limit plus torch's own mappings; no core files; low priority."""
-    cap = memory_bytes + ADDRESS_SPACE_OVERHEAD_BYTES
+    """Cap the address space at the peer's limit plus torch's own mappings; no core files; low priority.
+
+    Args:
+        memory_bytes: 0 sets no cap: a GPU's driver maps many times what it uses.
+    """
     _, hard = resource.getrlimit(resource.RLIMIT_AS)
-    if hard != resource.RLIM_INFINITY:
-        cap = min(cap, hard)
-    resource.setrlimit(resource.RLIMIT_AS, (cap, hard))
+    if memory_bytes:
+        cap = memory_bytes + ADDRESS_SPACE_OVERHEAD_BYTES
+        cap = cap if hard == resource.RLIM_INFINITY else min(cap, hard)
+        resource.setrlimit(resource.RLIMIT_AS, (cap, hard))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     os.nice(5)
 

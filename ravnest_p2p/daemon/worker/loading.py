@@ -8,7 +8,7 @@ from pathlib import Path
 from ravnest_p2p.core.errors import PackageError
 from ravnest_p2p.daemon.messages import StartRun
 from ravnest_p2p.model import Program, StageComputation, StageProgram, load_tensors, stage_program
-from ravnest_p2p.training import StageTrainer, TensorSpec, load_pieces
+from ravnest_p2p.training import StageTrainer, TensorSpec, choose_device, load_pieces
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,10 +51,11 @@ def load_stage(start: StartRun) -> LoadedStage:
     else:
         wanted = {name: stage.tensor_spec(name) for name in (*stage.params, *stage.buffers)}
         weights = load_tensors(start.weights, wanted, partial=True)
+    device = choose_device()
     trainer = StageTrainer(
-        StageComputation(stage),
-        {name: weights[name] for name in stage.params},
-        {name: weights[name] for name in stage.buffers},
+        StageComputation(stage, device.type),
+        {name: weights[name].to(device) for name in stage.params},
+        {name: weights[name].to(device) for name in stage.buffers},
         optimizer=start.spec.optimizer,
         microbatches_per_update=start.spec.microbatches_per_update,
         staleness=place.staleness,

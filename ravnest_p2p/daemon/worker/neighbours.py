@@ -20,6 +20,7 @@ from ravnest_p2p.daemon.worker.wires import link_limits, lost
 from ravnest_p2p.model import StageProgram
 from ravnest_p2p.network.link_server import LinkServer
 from ravnest_p2p.network.links import Link
+from ravnest_p2p.network.p2pd_waits import bounded
 
 FLUSH_TIMEOUT_S = 10.0
 
@@ -99,9 +100,7 @@ class Neighbours:
 
     async def flush(self) -> None:
         """Wait until everything queued has been handed to the links."""
-        await asyncio.wait_for(
-            asyncio.gather(*(queue.join() for queue in self._outgoing.values())), FLUSH_TIMEOUT_S
-        )
+        await bounded(asyncio.gather(*(queue.join() for queue in self._outgoing.values())), FLUSH_TIMEOUT_S)
 
     async def close(self) -> None:
         await asyncio.gather(*(link.close() for link in self.links), return_exceptions=True)

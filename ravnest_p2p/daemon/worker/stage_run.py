@@ -22,6 +22,7 @@ from ravnest_p2p.daemon.worker.neighbours import Neighbours
 from ravnest_p2p.daemon.worker.stage_loop import StageLoop
 from ravnest_p2p.network.link_server import LinkServer
 from ravnest_p2p.network.p2pd import attach
+from ravnest_p2p.network.p2pd_waits import bounded
 from ravnest_p2p.training import FieldReader
 
 REPORT_PERIOD_S = 0.5
@@ -104,7 +105,7 @@ class StageRun:
         if not names:
             return {}
         await self._report(NeedFields(names=tuple(names)))
-        files = await asyncio.wait_for(self._files, FILES_TIMEOUT_S)
+        files = await bounded(self._files, FILES_TIMEOUT_S)
         specs = {field.name: field for field in self._start.spec.fields}
         return {name: FieldReader(specs[name], [Path(p) for p in files[name]]) for name in names}
 
@@ -138,7 +139,7 @@ class StageRun:
     async def _nonce_of(self, peer: PeerId) -> str:
         while peer not in self._nonces:
             self._nonces_changed.clear()
-            await asyncio.wait_for(self._nonces_changed.wait(), ENDPOINTS_TIMEOUT_S)
+            await bounded(self._nonces_changed.wait(), ENDPOINTS_TIMEOUT_S)
         return self._nonces[peer]
 
     async def _report_regularly(self, progress: Callable[[], Report]) -> None:
