@@ -1,9 +1,10 @@
 """The main job, on a swarm of six peers on this computer: `make demo`.
 
-Starts a bootstrap peer and five lending peers, each a real `ravnestd` with its own libp2p daemon and identity; submits
-the digits CNN to be trained by two clusters of two stages, the fifth peer being spare; shows how it goes; fetches the
-trained model; trains the same model in one plain PyTorch process on the same batches; and writes both results to
-`build/demo.json`. Whatever happens, Ctrl+C included, nothing is left running.
+Starts a bootstrap peer and five lending peers, each a real `ravnestd` with its own libp2p daemon and
+identity; submits the digits CNN to be trained by two clusters of two stages, the fifth peer being spare;
+shows how it goes; fetches the trained model; trains the same model in one plain PyTorch process on the same
+batches; and writes both results to `build/demo.json`. Whatever happens, Ctrl+C included, nothing is left
+running.
 """
 
 from __future__ import annotations
@@ -72,9 +73,8 @@ def run(folder: Path, passes: int) -> dict[str, Any]:
         swarm.start()
         for peer in swarm.all:
             console.print(f"  {peer.name:10} {peer.peer}")
-        console.print(
-            f"while it runs, try in another terminal:  RAVNEST_HOME={swarm.peers[0].home} .venv/bin/ravnest peers"
-        )
+        console.print("while it runs, try in another terminal:")
+        console.print(f"  RAVNEST_HOME={swarm.peers[0].home} .venv/bin/ravnest peers", soft_wrap=True)
         with rn.connect(*(peer.address for peer in swarm.peers)) as connection:
             wait_for_peers(connection)
             job = connection.submit_request(request, say=console.print)

@@ -89,18 +89,24 @@ def parser() -> argparse.ArgumentParser:
     )
     joining.add_argument("--port-mapping", action="store_true", help="ask the router for a port (UPnP)")
     lending = made.add_argument_group("lending")
-    lending.add_argument("--memory", default="", metavar="SIZE",
-                         help="what training may use, such as 4GB (default: half of what is free)")  # fmt: skip
+    lending.add_argument(
+        "--memory", default="", metavar="SIZE",
+        help="what training may use, such as 4GB (default: half of what is free)",
+    )  # fmt: skip
     lending.add_argument("--threads", type=int, default=1, help="threads of a worker (default: %(default)s)")
     lending.add_argument(
         "--disk", default="20GB", metavar="SIZE", help="room for blobs (default: %(default)s)"
     )
     lending.add_argument("--no-lend", action="store_true", help="serve the directory only; train nothing")
     files = made.add_argument_group("files")
-    files.add_argument("--home", type=Path, default=None,
-                       help="folder of this peer's state (default: $RAVNEST_HOME, else ~/.ravnest)")  # fmt: skip
-    files.add_argument("--identity", type=Path, default=None,
-                       help="key file, made on the first start (default: HOME/identity.key)")  # fmt: skip
+    files.add_argument(
+        "--home", type=Path, default=None,
+        help="folder of this peer's state (default: $RAVNEST_HOME, else ~/.ravnest)",
+    )  # fmt: skip
+    files.add_argument(
+        "--identity", type=Path, default=None,
+        help="key file, made on the first start (default: HOME/identity.key)",
+    )  # fmt: skip
     output = made.add_argument_group("output")
     output.add_argument("--json", action="store_true", help="log lines as JSON objects")
     output.add_argument("-v", "--verbose", action="store_true", help="log more")

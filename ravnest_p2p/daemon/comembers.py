@@ -64,9 +64,11 @@ class CoMembers:
         except RemoteFault as error:
             self._unanswered[peer] += 1
             if self._unanswered[peer] >= GONE_AFTER_ASKS:
+                self._deps.reachable(peer, False)
                 self._judge(self._monitor.member_gone(peer, str(error), time.monotonic()))
             return
         del self._unanswered[peer]
+        self._deps.reachable(peer, True)
         for view in answer.stages:
             if view.job == self._plan.job:
                 # A member that heard of everybody's end may have left before we heard of its own.

@@ -66,6 +66,7 @@ class Control:
         book: JobBook,
         hosts: Hosts,
         eligible: bool,
+        plan: Plan | None,
     ) -> None:
         self._identity = identity
         self._own: PeerId = identity.peer_id
@@ -77,7 +78,7 @@ class Control:
         self.leader = Leader(self._own, swarm, session, self.view, book, hosts.overview)
         now_s = session.directory.now_s()
         self.election = Election(self._own, config, now_s, adopted=book.adopted, eligible=eligible)
-        self.plan: Plan | None = None
+        self.plan = plan
         self._ticket: TicketRecord | None = None
         self._recent = {""}
         self._epoch_read = -1
@@ -135,6 +136,14 @@ class Control:
         self._asked_reason = reason
         self.poke()
 
+    def reachable(self, peer: PeerId, answers: bool) -> None:
+        """A co-member has been silent for long, or speaks again: a dead one is not waited for as a leader."""
+        if answers:
+            self.election.peer_back(peer)
+        else:
+            self.election.peer_gone(peer)
+            self.poke()
+
     async def plan_pushed(self, data: bytes) -> None:
         """A plan came straight from its leader, ahead of the directory.
 
@@ -155,6 +164,8 @@ class Control:
             log.warning("%s", error)
         except (OSError, asyncio.TimeoutError) as error:
             log.warning("the control loop goes on after: %r", error)
+        except Exception:
+            log.exception("the control loop goes on after an error of its own")
 
     async def _read_swarm(self) -> None:
         await asyncio.gather(self.view.read_peers(), self.view.read_jobs())
@@ -176,11 +187,9 @@ class Control:
     async def _consider(self, plan: Plan) -> None:
         """Judge a published plan, unless it is below what we obey already."""
         adopted = self.election.adopted
-        if adopted is not None and plan.fence <= adopted.fence:
+        if adopted is not None and plan.fence < adopted.fence:
             return
-        digest = plan_hash(plan)
-        verdict = self.leader.verdict(plan, self.plan, self._hosts.statuses())
-        header = PlanHeader(plan.fence, plan.leader, digest, verdict)
+        header = self.leader.judged(plan, self._previous, self._hosts.statuses())
         await self._act(self.election.plan_seen(header, self._session.directory.now_s()))
 
     async def _step(self) -> None:
@@ -217,7 +226,7 @@ class Control:
     async def _lead(self, fence: Fence, why: str) -> None:
         log.info("epoch %d term %d: this peer leads (%s)", *fence, why)
         try:
-            plan = await self.leader.plan(fence, self.plan)
+            plan = await self.leader.plan(fence, self._previous)
         except RavnestError as error:
             await self._act(self.election.plan_failed(fence, str(error)))
             return
@@ -225,9 +234,18 @@ class Control:
         header = PlanHeader(fence, self._own, plan_hash(plan))
         actions = self.election.plan_seen(header, self._session.directory.now_s())
         if any(isinstance(action, Adopt) for action in actions):
+            # On disk before anybody sees it: after a crash this peer must not lead the same fence again.
+            self._take_up(plan)
             await self._session.directory.publish(PlanRecord(plan), self._ticket_ttl_s)
             await self._push(plan)
         await self._act(actions)
+
+    @property
+    def _previous(self) -> Plan | None:
+        """The plan before: the one obeyed, else (after a restart) the newest that was published."""
+        if self.plan is not None:
+            return self.plan
+        return max(self.view.plans.values(), key=lambda plan: plan.fence, default=None)
 
     async def _push(self, plan: Plan) -> None:
         """Hand the plan to everybody that it concerns, and to a few more."""
@@ -247,6 +265,12 @@ class Control:
         if plan is None:
             log.error("epoch %d term %d: the adopted plan is not at hand", *fence)
             return
+        self._take_up(plan)
+        await self._hosts.obey(plan)
+        await self._learn_outcomes(plan)
+
+    def _take_up(self, plan: Plan) -> None:
+        """Remember the adopted plan, first of all on disk."""
         self.plan = plan
         self._book.adopted = self.election.adopted
         self._planned_peers = frozenset(self.view.capabilities)
@@ -254,8 +278,6 @@ class Control:
         for job_plan in plan.jobs:
             self._note_lineage(job_plan)
         self._book.save()
-        await self._hosts.obey(plan)
-        await self._learn_outcomes(plan)
 
     def _note_lineage(self, plan: JobPlan) -> None:
         lineage = self._book.entry(plan.job).lineage

@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from ravnest_p2p.core.types import PeerId
+from ravnest_p2p.core.types import Fence, PeerId
 from ravnest_p2p.daemon.files import JobFiles
 from ravnest_p2p.daemon.jobbook import JobBook
 from ravnest_p2p.network.janitor import Janitor
@@ -20,6 +20,8 @@ class HostDeps:
     Attributes:
         memory_bytes: what the worker may use.
         janitor: ends workers that outlive this process.
+        floor: highest fence obeyed before this daemon started; it has lost the workers of that one too.
+        reachable: tells whether a co-member answers.
         stale: tells those who may lead that the adopted plan no longer holds, and why.
     """
 
@@ -32,5 +34,7 @@ class HostDeps:
     jobs_folder: Path
     memory_bytes: Callable[[], int]
     threads: int
+    reachable: Callable[[PeerId, bool], None]
     stale: Callable[[str], Awaitable[None]]
     janitor: Janitor
+    floor: Fence | None

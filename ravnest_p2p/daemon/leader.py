@@ -11,8 +11,10 @@ import logging
 import time
 from collections.abc import Callable, Iterable
 
-from ravnest_p2p.core.errors import PlanError, RemoteFault
+from ravnest_p2p.core.election import PlanHeader
+from ravnest_p2p.core.errors import NeedlessMoveError, PlanError, RemoteFault
 from ravnest_p2p.core.planning.check import check_plan
+from ravnest_p2p.core.planning.identity import plan_hash
 from ravnest_p2p.core.planning.planner import make_plan
 from ravnest_p2p.core.types import Fence, JobId, JobPhase, JobSpec, JobStatus, PeerId, Plan
 from ravnest_p2p.daemon.jobbook import JobBook
@@ -81,13 +83,16 @@ class Leader:
         self.check(made, previous, {})
         return made
 
-    def verdict(self, plan: Plan, previous: Plan | None, own: dict[JobId, JobStatus]) -> str:
-        """Why this peer will not obey the plan; empty if it will."""
+    def judged(self, plan: Plan, previous: Plan | None, own: dict[JobId, JobStatus]) -> PlanHeader:
+        """The plan's header with this peer's verdict on its content, or its doubt."""
+        verdict = doubt = ""
         try:
             self.check(plan, previous, own)
+        except NeedlessMoveError as error:
+            doubt = str(error)
         except PlanError as error:
-            return str(error)
-        return ""
+            verdict = str(error)
+        return PlanHeader(plan.fence, plan.leader, plan_hash(plan), verdict, doubt)
 
     def check(self, plan: Plan, previous: Plan | None, own: dict[JobId, JobStatus]) -> None:
         specs = {job: entry.spec for job, entry in self._book.jobs.items() if entry.spec and not entry.over}

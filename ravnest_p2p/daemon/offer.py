@@ -20,7 +20,7 @@ import psutil
 
 from ravnest_p2p import __version__
 from ravnest_p2p.core import coordinates
-from ravnest_p2p.core.errors import OurFault, RemoteFault
+from ravnest_p2p.core.errors import OurFault
 from ravnest_p2p.core.types import Capability, Device, PeerId, Reachability
 from ravnest_p2p.daemon.config import DaemonConfig
 from ravnest_p2p.daemon.environment import thread_environment
@@ -117,20 +117,20 @@ class Offer:
         )
 
     async def probe(self, prober: Prober, others: Sequence[Capability]) -> None:
-        """Measure the link to one other peer, those not measured lately first."""
+        """Measure the link to one other peer, those not measured lately first.
+
+        Raises:
+            RemoteFault: it did not answer, or not as a peer should.
+        """
         fresh = [c for c in others if c.peer != self._own and c.peer not in self._probed]
         choice = fresh or [c for c in others if c.peer != self._own]
         if not choice:
             return
         other = random.choice(choice)
         self._probed.append(other.peer)
-        try:
-            measured = await prober.measure(other.peer)
-            self._coordinate = coordinates.update(
-                self._coordinate, other.coordinate, measured.rtt_s, tie=f"{self._own}{other.peer}"
-            )
-        except RemoteFault as error:
-            log.debug("the link to …%s could not be measured: %s", other.peer[-8:], error)
-            return
+        measured = await prober.measure(other.peer)
+        self._coordinate = coordinates.update(
+            self._coordinate, other.coordinate, measured.rtt_s, tie=f"{self._own}{other.peer}"
+        )
         self._up.append(measured.up_bps)
         self._down.append(measured.down_bps)

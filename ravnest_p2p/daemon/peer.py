@@ -20,7 +20,7 @@ from hivemind.p2p import P2P
 
 from ravnest_p2p.core.election import ElectionConfig
 from ravnest_p2p.core.errors import RavnestError
-from ravnest_p2p.core.types import PeerId
+from ravnest_p2p.core.types import PeerId, Plan
 from ravnest_p2p.daemon.backend import Backend
 from ravnest_p2p.daemon.config import DaemonConfig
 from ravnest_p2p.daemon.control import Control
@@ -81,6 +81,7 @@ class Peer:
         self.control: Control | None = None
         self._session: Session | None = None
         self._directory: Directory | None = None
+        self._plan: Plan | None = None
         self._gateway: Gateway | None = None
         self._hosts: Hosts | None = None
         self._deps: HostDeps | None = None
@@ -157,6 +158,7 @@ class Peer:
             book=self.book,
             hosts=hosts,
             eligible=c.lend and c.reachability != "private",
+            plan=self._plan,
         )
         backend = Backend(
             self.peer_id, c.swarm, session, control, hosts, self.book, self.logbook, self.addresses
@@ -192,8 +194,10 @@ class Peer:
                 jobs_folder=self.config.home / "jobs",
                 memory_bytes=lambda: self.offer.memory_bytes,
                 threads=self.config.threads,
+                reachable=self._reachable,
                 stale=self._stale,
                 janitor=self._janitor,
+                floor=self.book.adopted.fence if self.book.adopted is not None else None,
             )
             self._hosts = Hosts(self._deps)
         assert self._hosts is not None
@@ -215,7 +219,8 @@ class Peer:
         await asyncio.gather(*tasks, return_exceptions=True)
         gateway, self._gateway = self._gateway, None
         session, self._session = self._session, None
-        self.control = None
+        if self.control is not None:
+            self._plan, self.control = self.control.plan, None
         if gateway is not None:
             with contextlib.suppress(asyncio.TimeoutError):
                 await bounded(gateway.stop(), GOODBYE_TIMEOUT_S)
@@ -241,6 +246,10 @@ class Peer:
             with contextlib.suppress(asyncio.TimeoutError, RavnestError, OSError):
                 record = CapabilityRecord(self.offer.capability(online=False), self.config.epoch_s)
                 await bounded(self._session.directory.publish(record, CAPABILITY_TTL_S), GOODBYE_TIMEOUT_S)
+
+    def _reachable(self, peer: PeerId, answers: bool) -> None:
+        if self.control is not None:
+            self.control.reachable(peer, answers)
 
     async def _stale(self, reason: str) -> None:
         if self.control is not None:
@@ -282,7 +291,10 @@ class Peer:
         while True:
             await asyncio.sleep(pause_s)
             pause_s = min(2 * pause_s, self.config.probe_s)
-            await self.offer.probe(session.prober, list(control.view.capabilities.values()))
+            try:
+                await self.offer.probe(session.prober, list(control.view.capabilities.values()))
+            except RavnestError as error:
+                log.debug("a link could not be measured: %s", error)
 
     async def _serve_calls(self, session: Session, hosts: Hosts, control: Control) -> None:
         keeper = Keeper(session, hosts, control, self.book)

@@ -56,7 +56,7 @@ class StageHost:
         self.losses: dict[int, float] = {}
         self.pieces = Pieces(job, deps)
         self._deps = deps
-        self._obedience = Obedience()
+        self._obedience = Obedience(deps.floor)
         self._plan: JobPlan | None = None
         self._place = (0, 0)
         self._nonce = ""

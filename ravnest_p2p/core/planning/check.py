@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from itertools import pairwise
 
-from ravnest_p2p.core.errors import PlanError
+from ravnest_p2p.core.errors import NeedlessMoveError, PlanError
 from ravnest_p2p.core.planning.cost import stage_need_bytes, staleness_limit
 from ravnest_p2p.core.planning.cuts import LayerTable
 from ravnest_p2p.core.planning.identity import generation_tag
@@ -51,7 +51,8 @@ def check_plan(
         own_statuses: for each job that we take part in, our own view of its generation.
         previous: the plan that we obeyed last.
     Raises:
-        PlanError: the message names the job and the broken constraint.
+        PlanError: the message names the job and the broken constraint; `NeedlessMoveError` where nothing else
+            is wrong with it.
     """
     known = {capability.peer: capability for capability in capabilities}
     _no_duplicates((job.job for job in plan.jobs), "job {} is planned twice")
@@ -195,7 +196,9 @@ def _check_moves(
             continue
         job = planned.get(job_id)
         if job is None or job.generation != status.generation:
-            raise PlanError(f"job {job_id[:8]}: moves generation {status.generation}, which runs well here")
+            raise NeedlessMoveError(
+                f"job {job_id[:8]}: moves generation {status.generation}, which runs well here"
+            )
         before = old.get(job_id)
         if before is not None and before.generation == job.generation and before != job:
             raise PlanError(f"job {job_id[:8]}: changes generation {status.generation} while it runs")
