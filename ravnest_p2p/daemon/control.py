@@ -293,7 +293,7 @@ class Control:
                 continue
             outcome = await ask_outcome(self._session.rpc, plan.leader, job)
             if outcome is not None:
-                entry.outcome = outcome
+                entry.outcome, entry.reason = outcome
                 self._book.save()
 
     def _stale_reason(self) -> str:

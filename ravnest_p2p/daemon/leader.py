@@ -9,14 +9,15 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 
 from ravnest_p2p.core.election import PlanHeader
 from ravnest_p2p.core.errors import NeedlessMoveError, PlanError, RemoteFault
 from ravnest_p2p.core.planning.check import check_plan
 from ravnest_p2p.core.planning.identity import plan_hash
 from ravnest_p2p.core.planning.planner import make_plan
-from ravnest_p2p.core.types import Fence, JobId, JobPhase, JobSpec, JobStatus, PeerId, Plan
+from ravnest_p2p.core.types import Fence, Generation, JobId, JobPhase, JobSpec, JobStatus, PeerId, Plan
 from ravnest_p2p.daemon.jobbook import JobBook
 from ravnest_p2p.daemon.peer_messages import Overview, OverviewAsked
 from ravnest_p2p.daemon.session import Session
@@ -29,7 +30,22 @@ log = logging.getLogger(__name__)
 MANIFEST_TIMEOUT_S = 3.0
 MANIFESTS_AT_ONCE, MANIFESTS_A_PLAN = 16, 64
 RETRY_S = 20.0
+MAX_ATTEMPTS = 6
 SEED_BITS = 32
+
+
+def given_up(status: JobStatus, lineage: Sequence[tuple[Generation, int]]) -> JobStatus:
+    """A job that breaks again and again without saving a round has failed: its own fault, or no peer's.
+
+    Args:
+        lineage: the job's generations so far, each with the batches done where it began.
+    """
+    if status.phase is not JobPhase.BROKEN or len(lineage) < MAX_ATTEMPTS:
+        return status
+    if len({first for _, first in lineage[-MAX_ATTEMPTS:]}) > 1:
+        return status
+    reason = f"{MAX_ATTEMPTS} generations broke before they saved a round; the last because: {status.reason}"
+    return replace(status, phase=JobPhase.FAILED, reason=reason)
 
 
 class Leader:
@@ -66,7 +82,10 @@ class Leader:
             self._view.capabilities[peer] for peer in sorted(answers) if peer in self._view.capabilities
         ]
         specs = await self._specs(self._view.submitted, answers)
-        known = statuses(specs, answers, previous)
+        known = {
+            job: given_up(status, self._book.entry(job).lineage)
+            for job, status in statuses(specs, answers, previous).items()
+        }
         for job, status in known.items():
             self._note_outcome(job, status)
         made = await asyncio.to_thread(

@@ -51,15 +51,14 @@ async def survey(
     return dict(answer for answer in answers if answer is not None)
 
 
-async def ask_outcome(rpc: Rpc, peer: PeerId, job: JobId) -> JobPhase | None:
-    """How the job ended, as far as the peer knows; None if it did not, or the peer does not answer."""
+async def ask_outcome(rpc: Rpc, peer: PeerId, job: JobId) -> tuple[JobPhase, str] | None:
+    """How the job ended and why, as far as the peer knows; None if it did not, or the peer is silent."""
     try:
         answer = parse(Overview, await rpc.call(peer, OVERVIEW, plain(OverviewAsked(job=job)), ASK_TIMEOUT_S))
     except RemoteFault:
         return None
-    return next(
-        (v.phase for v in answer.stages if v.job == job and v.generation is None and v.phase in _OVER), None
-    )
+    ended = (v for v in answer.stages if v.job == job and v.generation is None and v.phase in _OVER)
+    return next(((view.phase, view.reason) for view in ended), None)
 
 
 def statuses(

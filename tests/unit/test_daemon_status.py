@@ -1,0 +1,186 @@
+"""A job's phase and figures are put together from what its peers say, whoever is missing."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from ravnest_p2p.core.types import (
+    BlobHash,
+    ClusterPlan,
+    Fence,
+    FieldSpec,
+    Generation,
+    JobId,
+    JobPhase,
+    JobPlan,
+    JobSpec,
+    JobStatus,
+    LayerCost,
+    OptimizerSpec,
+    PeerId,
+    Piece,
+    Plan,
+    StageAssignment,
+)
+from ravnest_p2p.daemon.jobbook import JobEntry
+from ravnest_p2p.daemon.leader import MAX_ATTEMPTS, given_up
+from ravnest_p2p.daemon.messages import Report
+from ravnest_p2p.daemon.peer_messages import Overview, StageView, parse, plain
+from ravnest_p2p.daemon.stage_host import recent_mean, thinned
+from ravnest_p2p.daemon.status import job_status
+from ravnest_p2p.daemon.survey import merged_pieces, statuses
+
+JOB = JobId("a" * 64)
+GENERATION = Generation(5, 1, "tag")
+PEERS = [PeerId(f"peer-{n}") for n in range(4)]
+BLOB = BlobHash("b" * 64)
+SPEC = JobSpec(
+    name="job",
+    program=BLOB,
+    weights=(BLOB,),
+    fields=(FieldSpec("x0", "input", "float32", (2,), ((BLOB, 100),)),),
+    samples=100,
+    layers=(LayerCost(1.0, 1, 1, 1),) * 2,
+    microbatch_size=5,
+    microbatches_per_update=2,
+    updates_per_round=2,
+    total_batches=40,
+    seed=0,
+    optimizer=OptimizerSpec("sgd", 0.1),
+)
+JOB_PLAN = JobPlan(
+    JOB,
+    GENERATION,
+    tuple(
+        ClusterPlan((StageAssignment(a, 0, 1, 1), StageAssignment(b, 1, 2, 0)), 2)
+        for a, b in ((PEERS[0], PEERS[1]), (PEERS[2], PEERS[3]))
+    ),
+)
+PLAN = Plan("swarm", Fence(5, 1), PEERS[0], 1, "", "", (JOB_PLAN,))
+
+
+def views(phase: JobPhase = JobPhase.RUNNING, **changes: object) -> dict[PeerId, StageView]:
+    return {
+        peer: StageView(job=JOB, generation=GENERATION, cluster=n // 2, stage=n % 2, phase=phase, **changes)
+        for n, peer in enumerate(PEERS)
+    }
+
+
+def overviews(found: dict[PeerId, StageView]) -> dict[PeerId, Overview]:
+    return {peer: Overview(stages=(view,)) for peer, view in found.items()}
+
+
+def planner_phase(found: dict[PeerId, StageView], plan: Plan | None = PLAN) -> JobPhase:
+    return statuses({JOB: SPEC}, overviews(found), plan)[JOB].phase
+
+
+def test_running_while_every_member_answers_and_none_is_broken() -> None:
+    assert planner_phase(views()) is JobPhase.RUNNING
+    assert planner_phase(views(JobPhase.WAITING)) is JobPhase.RUNNING, "workers are starting"
+
+
+def test_a_silent_member_breaks_the_generation_for_the_planner() -> None:
+    found = views()
+    del found[PEERS[3]]
+    assert planner_phase(found) is JobPhase.BROKEN
+
+
+def test_one_member_that_reports_it_broken_is_enough() -> None:
+    found = views()
+    found[PEERS[1]] = found[PEERS[1]].model_copy(update={"phase": JobPhase.BROKEN, "reason": "gone"})
+    status = statuses({JOB: SPEC}, overviews(found), PLAN)[JOB]
+    assert (status.phase, status.reason) == (JobPhase.BROKEN, "gone")
+
+
+def test_a_job_without_a_plan_waits() -> None:
+    assert planner_phase({}, None) is JobPhase.WAITING
+
+
+def test_done_needs_the_final_round_in_full_and_nobody_at_work() -> None:
+    last = tuple(Piece(s, s + 1, 40, 20, BlobHash(f"{s:064x}"), ()) for s in range(2))
+    all_done = views(JobPhase.DONE, pieces=last)
+    assert planner_phase(all_done) is JobPhase.DONE
+    half = views(JobPhase.DONE, pieces=last[:1])
+    assert planner_phase(half) is not JobPhase.DONE, "a layer of the final round is held by nobody"
+    early = views(JobPhase.DONE, pieces=tuple(replace(p, batches_done=38) for p in last))
+    assert planner_phase(early) is not JobPhase.DONE, "not the final round"
+    at_work = views(JobPhase.DONE, pieces=last)
+    at_work[PEERS[2]] = at_work[PEERS[2]].model_copy(update={"phase": JobPhase.RUNNING})
+    assert planner_phase(at_work) is JobPhase.RUNNING, "one member still averages"
+
+
+def test_a_job_that_only_breaks_is_given_up() -> None:
+    broken = JobStatus(JOB, JobPhase.BROKEN, GENERATION, "loss is NaN")
+    stuck = [(Generation(5, term, "tag"), 8) for term in range(MAX_ATTEMPTS)]
+    assert given_up(broken, stuck[1:]) == broken, "not yet"
+    assert given_up(broken, [(GENERATION, 0), *stuck[1:]]) == broken, "one of them saved a round"
+    failed = given_up(broken, stuck)
+    assert failed.phase is JobPhase.FAILED
+    assert "loss is NaN" in failed.reason
+    running = replace(broken, phase=JobPhase.RUNNING)
+    assert given_up(running, stuck) == running
+
+
+def test_holders_of_one_piece_are_merged() -> None:
+    same = Piece(0, 1, 10, 5, BLOB, (PeerId("claimed"),))
+    found = {peer: StageView(job=JOB, pieces=(same,)) for peer in PEERS[:3]}
+    (merged,) = merged_pieces(found)
+    assert merged.holders == tuple(PEERS[:3]), "a peer speaks for itself only"
+
+
+def test_figures_add_up() -> None:
+    report = Report(samples=100, training_s=4.0, bytes_sent=10, updates=10, version=12)
+    status = job_status(
+        JOB, JobEntry(spec=SPEC), PLAN, overviews(views(report=report, loss=0.5)), [*PEERS, PeerId("spare")]
+    )
+    assert status["phase"] == "running"
+    assert status["generation"] == "5.1.tag"
+    assert status["samples_per_s"] == pytest.approx(2 * 100 / 4.0), "two clusters"
+    assert status["bytes_sent"] == 40
+    assert status["loss"] == 0.5
+    assert status["spares"] == ["spare"]
+    assert [len(c["stages"]) for c in status["clusters"]] == [2, 2]
+    assert status["clusters"][0]["stages"][0]["staleness_bound"] == 1
+
+
+def test_samples_count_what_is_saved_not_what_is_under_way() -> None:
+    found = views(pieces=(Piece(0, 2, 8, 4, BLOB, ()),), report=Report(updates=30, samples=900))
+    status = job_status(JOB, JobEntry(spec=SPEC), PLAN, overviews(found), PEERS)
+    assert status["batches_done"] == 8
+    assert status["samples"] == 8 * 10
+
+
+def test_a_waiting_job_gives_the_plans_reason() -> None:
+    waiting = Plan(
+        "swarm", Fence(5, 1), PEERS[0], 1, "", "", (replace(JOB_PLAN, clusters=(), reason="4 peers"),)
+    )
+    status = job_status(JOB, JobEntry(spec=SPEC), waiting, {}, PEERS)
+    assert (status["phase"], status["reason"]) == ("waiting", "4 peers")
+
+
+def test_a_job_that_is_over_keeps_its_figures() -> None:
+    report = Report(samples=100, training_s=4.0, bytes_sent=10)
+    found = {
+        p: v.model_copy(update={"generation": None}) for p, v in views(JobPhase.DONE, report=report).items()
+    }
+    status = job_status(JOB, JobEntry(spec=SPEC, outcome=JobPhase.DONE), None, overviews(found), PEERS)
+    assert status["phase"] == "done"
+    assert status["samples_per_s"] == pytest.approx(50.0)
+    assert status["elapsed_s"] == 4.0
+
+
+def test_an_overview_survives_the_wire() -> None:
+    overview = Overview(stages=tuple(views(report=Report(losses=((1, 0.5),))).values()))
+    assert parse(Overview, plain(overview)) == overview
+
+
+def test_curves_are_thinned_evenly_and_keep_the_newest_point() -> None:
+    curve = {batch: float(batch) for batch in range(1001)}
+    points = thinned(curve, 100)
+    assert len(points) <= 100
+    assert points[-1] == (1000, 1000.0)
+    assert recent_mean(curve) == pytest.approx(990.5)
+    assert recent_mean({}) is None
+    assert thinned({}, 100) == ()
