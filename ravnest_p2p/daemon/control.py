@@ -87,7 +87,7 @@ class Control:
         self._asked_reason = ""
         self._heard_s: dict[PeerId, float] = {}
         self._retries: dict[JobId, tuple[float, float]] = {}
-        self._planned_peers: frozenset[PeerId] = frozenset()
+        self._planned_lending: frozenset[tuple[PeerId, int]] = frozenset()
         self._ticket_ttl_s = 2 * config.epoch_s
         if book.adopted is not None:
             self._recent.add(book.adopted.plan_hash)
@@ -273,7 +273,7 @@ class Control:
         """Remember the adopted plan, first of all on disk."""
         self.plan = plan
         self._book.adopted = self.election.adopted
-        self._planned_peers = frozenset(self.view.capabilities)
+        self._planned_lending = self.view.lending
         self._asked_reason = ""
         for job_plan in plan.jobs:
             self._note_lineage(job_plan)
@@ -310,10 +310,10 @@ class Control:
         for job in self.view.submitted:
             if job not in planned and not self._book.entry(job).over and self._retry_due(job):
                 return f"job {job[:8]} is not planned yet"
-        newcomers = frozenset(self.view.capabilities) - self._planned_peers
+        newcomers = self.view.lending - self._planned_lending
         waiting = [job for job, plan in planned.items() if not plan.clusters]
         if waiting and newcomers:
-            return f"{len(newcomers)} new peers, while job {waiting[0][:8]} waits"
+            return f"new lending peers ({len(newcomers)}), while job {waiting[0][:8]} waits"
         return self._asked_reason
 
     def _retry_due(self, job: JobId) -> bool:

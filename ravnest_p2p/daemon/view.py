@@ -41,6 +41,7 @@ class SwarmView:
         tickets: of the epoch asked for: (peer, ticket value, hash of the plan before).
         plans: published plans by hash, the newest few.
         submitted: jobs in order of submission.
+        lending: peers that lend compute, each with how often it was seen to start anew.
     """
 
     def __init__(self, directory: Directory, swarm: str, book: JobBook) -> None:
@@ -52,6 +53,8 @@ class SwarmView:
         self.tickets: list[tuple[PeerId, int, str]] = []
         self.plans: OrderedDict[str, Plan] = OrderedDict()
         self.submitted: list[JobId] = []
+        self.lending: frozenset[tuple[PeerId, int]] = frozenset()
+        self._starts: dict[PeerId, tuple[float, int]] = {}
 
     async def read_epoch(self, epoch: int) -> list[Plan]:
         """Read tickets and plans of the epoch; returns the plans."""
@@ -94,6 +97,13 @@ class SwarmView:
                 if capability.online:
                     found[sealed.peer] = capability
         self.capabilities = found
+        self._starts = {peer: self._start(peer, offer.uptime_s) for peer, offer in found.items()}
+        self.lending = frozenset((p, self._starts[p][1]) for p, offer in found.items() if offer.memory_bytes)
+
+    def _start(self, peer: PeerId, uptime_s: float) -> tuple[float, int]:
+        """Its uptime, and how often that fell: a killed peer may be back before its record has expired."""
+        before_s, starts = self._starts.get(peer, (0.0, 0))
+        return uptime_s, starts + (uptime_s < before_s)
 
     async def read_jobs(self) -> None:
         """Read submitted and cancelled jobs, and remember the new ones."""
