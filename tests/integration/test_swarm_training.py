@@ -42,7 +42,8 @@ LENDING = 4
 
 @pytest.fixture(scope="module")
 def swarm(tmp_path_factory: pytest.TempPathFactory, requester_home: Path) -> Iterator[LocalSwarm]:
-    with LocalSwarm(tmp_path_factory.mktemp("training"), LENDING) as swarm:
+    # A long epoch, since the next one would plan anew whether or not a newcomer was noticed.
+    with LocalSwarm(tmp_path_factory.mktemp("training"), LENDING, more=["--epoch", "900"]) as swarm:
         with rn.connect(swarm.bootstrap.address) as connection:
             wait_lending(connection, swarm.peers)
         yield swarm
