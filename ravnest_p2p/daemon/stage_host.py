@@ -84,17 +84,19 @@ class StageHost:
         return self._plan.generation if self._plan is not None else None
 
     def view(self, *, losses: bool = False) -> StageView:
-        """What others may know of this part."""
+        """What others may know of this part; of a job that is over, how it ended."""
+        entry = self._deps.book.entry(self.job)
+        ended = entry.outcome if self._plan is None else None
         return StageView(
             job=self.job,
             generation=self.generation,
             cluster=self._place[0],
             stage=self._place[1],
-            phase=self.phase,
-            reason=self.reason[:2000],
+            phase=ended or self.phase,
+            reason=(entry.reason if ended else self.reason)[:2000],
             nonce=self._nonce,
             report=self._report.model_copy(update={"losses": ()}) if self._report else None,
-            pieces=tuple(self._deps.book.entry(self.job).pieces),
+            pieces=tuple(entry.pieces),
             loss=recent_mean(self.losses),
             losses=thinned(self.losses, SHOWN_LOSSES) if losses else (),
         )

@@ -39,12 +39,19 @@ def gather(params: Mapping[str, Tensor], buffers: Mapping[str, Tensor], names: S
     for name, tensor in found:
         part = flat[offset : offset + tensor.numel()]
         part.copy_(tensor.detach().reshape(-1))
-        if not torch.isfinite(part).all():
-            raise JobError(
-                f"training diverged: {name!r} is not finite; lower the learning rate or clip gradients"
-            )
+        _refuse_diverged(name, part)
         offset += tensor.numel()
     return flat
+
+
+def check_finite(params: Mapping[str, Tensor], buffers: Mapping[str, Tensor], names: Sequence[str]) -> None:
+    """As `gather` checks, for a segment that no other cluster holds.
+
+    Raises:
+        JobError: one of our own tensors is not finite; the message names it.
+    """
+    for name, tensor in _averaged(params, buffers, names):
+        _refuse_diverged(name, tensor.detach())
 
 
 @torch.no_grad()
@@ -113,6 +120,13 @@ def replace(chunk: Tensor, payload: Payload, dtype: str = "float32") -> None:
     theirs = _received(chunk, payload, dtype)
     _refuse_non_finite(theirs)
     chunk.numpy()[:] = theirs
+
+
+def _refuse_diverged(name: str, values: Tensor) -> None:
+    if not torch.isfinite(values).all():
+        raise JobError(
+            f"training diverged: {name!r} is not finite; lower the learning rate or clip gradients"
+        )
 
 
 def _averaged(

@@ -52,6 +52,15 @@ def test_our_own_divergence_is_named() -> None:
         averaging.gather(params, buffers, ["w", "mean"])
 
 
+def test_a_diverged_tensor_is_named_also_where_nobody_else_holds_the_segment() -> None:
+    params = {"weight": torch.ones(3)}
+    averaging.check_finite(params, {"count": torch.zeros((), dtype=torch.int64)}, ["weight", "count"])
+    params["weight"][1] = torch.inf
+    with pytest.raises(JobError, match="'weight'"):
+        averaging.check_finite(params, {}, ["weight"])
+
+
+
 def test_chunks_share_memory() -> None:
     flat = torch.arange(5.0)
     chunks = averaging.cut(flat, 3)

@@ -124,6 +124,7 @@ class RingExchange:
         of_members = [weights[member.cluster] for member in ring.segment.members]
         round_ = RingRound(ring.rank, ring.size, of_members)
         if round_.unchanged:
+            await compute(lambda: averaging.check_finite(self._params, self._buffers, ring.names))
             return
         flat: Tensor = await compute(
             lambda: averaging.weighted(
