@@ -1,7 +1,7 @@
 """Watching the co-members of one generation: do they live, how do they go, where are their workers dialled.
 
 Each is asked once a period. Its answer goes to the monitor (`core.failover`), its worker's nonce to our
-worker; several silences in a row count as its death, so that a death is known long before the directory
+worker. Whether silence is death already is `core.membership`'s to say; it says so long before the directory
 forgets the peer.
 """
 
@@ -9,18 +9,19 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 
 from ravnest_p2p.core.errors import RemoteFault
 from ravnest_p2p.core.failover import Action, RunMonitor
+from ravnest_p2p.core.membership import Changed, Membership, PeerState
 from ravnest_p2p.core.types import JobPhase, JobPlan, PeerId
 from ravnest_p2p.daemon.host_deps import HostDeps
 from ravnest_p2p.daemon.peer_messages import OVERVIEW, Overview, OverviewAsked, parse, plain
 
 WATCH_PERIOD_S = 1.0
 ASK_TIMEOUT_S = 2.0
-GONE_AFTER_ASKS = 3
+SUSPECT_AFTER_S = 2.0
+GONE_AFTER_S = 4.0
 
 
 class CoMembers:
@@ -45,14 +46,17 @@ class CoMembers:
         self._judge = judge
         self._nonces_known = nonces_known
         self._nonces: dict[PeerId, str] = {}
-        self._unanswered: Counter[PeerId] = Counter()
+        self._others = [peer for peer in dict.fromkeys(plan.peers) if peer != deps.own]
+        self._membership = Membership(SUSPECT_AFTER_S, GONE_AFTER_S, max_peers=len(self._others) + 1)
 
     async def watch(self) -> None:
         """Until cancelled."""
-        others = [peer for peer in dict.fromkeys(self._plan.peers) if peer != self._deps.own]
+        for peer in self._others:
+            self._membership.heard(peer, time.monotonic())
         while True:
             started_s = time.monotonic()
-            await asyncio.gather(*(self._ask(peer) for peer in others))
+            await asyncio.gather(*(self._ask(peer) for peer in self._others))
+            self._note(self._membership.tick(time.monotonic()), "it does not answer")
             self._judge(self._monitor.tick(time.monotonic()))
             await self._nonces_known(dict(self._nonces))
             await asyncio.sleep(max(0.0, WATCH_PERIOD_S - (time.monotonic() - started_s)))
@@ -62,13 +66,9 @@ class CoMembers:
         try:
             answer = parse(Overview, await self._deps.rpc.call(peer, OVERVIEW, asked, ASK_TIMEOUT_S))
         except RemoteFault as error:
-            self._unanswered[peer] += 1
-            if self._unanswered[peer] >= GONE_AFTER_ASKS:
-                self._deps.reachable(peer, False)
-                self._judge(self._monitor.member_gone(peer, str(error), time.monotonic()))
+            self._note(self._membership.silent(peer, time.monotonic()), str(error))
             return
-        del self._unanswered[peer]
-        self._deps.reachable(peer, True)
+        self._note(self._membership.heard(peer, time.monotonic()), "it answers")
         for view in answer.stages:
             if view.job == self._plan.job:
                 # A member that heard of everybody's end may have left before we heard of its own.
@@ -78,3 +78,11 @@ class CoMembers:
                 self._judge(self._monitor.member_heard(peer, generation, view.phase, view.reason, now_s))
                 if view.generation == self._monitor.generation and view.nonce:
                     self._nonces[peer] = view.nonce
+
+    def _note(self, changes: Sequence[Changed], why: str) -> None:
+        for change in changes:
+            if change.new is PeerState.GONE:
+                self._deps.reachable(change.peer, False)
+                self._judge(self._monitor.member_gone(change.peer, why, time.monotonic()))
+            elif change.old is PeerState.GONE:
+                self._deps.reachable(change.peer, True)
