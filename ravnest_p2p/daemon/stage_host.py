@@ -205,8 +205,8 @@ class StageHost:
         except BaseException:
             worker.cancel()
             raise
-        self._folder.mkdir(parents=True, exist_ok=True)
-        await (await worker).send(
+        ready = await worker
+        await ready.send(
             StartRun(
                 job=self.job,
                 spec=spec,
@@ -218,7 +218,7 @@ class StageHost:
                 pieces=tuple(map(str, pieces)),
                 folder=str(self._folder),
                 control_socket=deps.control_socket,
-                runtime_folder=str(deps.runtime_folder),
+                runtime_folder=str(ready.sockets_folder),
             )
         )
 
@@ -226,9 +226,15 @@ class StageHost:
         """An idle worker: the one of the generation before, if it lives, else a new one."""
         if self._worker is None or not self._worker.alive:
             self._deps.jobs_folder.mkdir(parents=True, exist_ok=True)
+            store = self._deps.files.store
             worker = self._worker = await WorkerProcess.spawn(
                 memory_bytes=self._deps.memory_bytes(),
+                disk_bytes=store.capacity_bytes,
                 threads=self._deps.threads,
+                blobs_folder=store.folder,
+                job_folder=self._folder,
+                runtime_folder=self._deps.runtime_folder,
+                control_socket=self._deps.control_socket,
                 log_path=self._deps.jobs_folder / f"worker-{self.job[:16]}.log",
             )
             self._deps.janitor.watch(worker.pid)

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import logging
 import os
+import shutil
 import socket
 import sys
 from collections.abc import AsyncIterator
@@ -20,42 +22,85 @@ from ravnest_p2p.core.errors import RemoteFault
 from ravnest_p2p.daemon.channel import Channel
 from ravnest_p2p.daemon.environment import thread_environment
 from ravnest_p2p.daemon.messages import REPORTS, Idle, LogLine, Message, Stopped, StopRun, WorkerReport
+from ravnest_p2p.daemon.worker.sandbox_door import Doorkeeper
+from ravnest_p2p.daemon.worker.sandbox_rules import Rooms, environment
 from ravnest_p2p.network.p2pd_waits import bounded
 
 log = logging.getLogger(__name__)
 
 START_TIMEOUT_S = 60.0
 STOP_TIMEOUT_S = 3.0
+_numbers = itertools.count()
+"""Of workers' folders: short, since a socket's path may be about 100 characters long."""
 
 
 class WorkerProcess:
-    """One child process; use `spawn`, iterate `reports`, and always `end`."""
+    """One child process; use `spawn`, iterate `reports`, and always `end`.
 
-    def __init__(self, process: asyncio.subprocess.Process, channel: Channel[WorkerReport]) -> None:
+    Attributes:
+        sockets_folder: where its sockets go.
+    """
+
+    def __init__(
+        self,
+        process: asyncio.subprocess.Process,
+        channel: Channel[WorkerReport],
+        doorkeeper: Doorkeeper,
+        sockets_folder: Path,
+    ) -> None:
+        self.sockets_folder = sockets_folder
         self._process = process
         self._channel = channel
+        self._doorkeeper = doorkeeper
         self._idle = asyncio.Event()
 
     @classmethod
-    async def spawn(cls, *, memory_bytes: int, threads: int, log_path: Path) -> WorkerProcess:
-        """Start a worker; it reports `Idle` once torch is loaded."""
+    async def spawn(
+        cls,
+        *,
+        memory_bytes: int,
+        disk_bytes: int,
+        threads: int,
+        blobs_folder: Path,
+        job_folder: Path,
+        runtime_folder: Path,
+        control_socket: str,
+        log_path: Path,
+    ) -> WorkerProcess:
+        """Start a worker; it reports `Idle` once torch is loaded and its walls stand (`worker.sandbox`).
+
+        Args:
+            disk_bytes: of each file that it may write.
+            blobs_folder, job_folder: what it may read, and what it may write.
+            runtime_folder: gets a folder with the worker's sockets.
+            control_socket: p2pd's, the only one to which it gets connections.
+        """
+        rooms = Rooms(blobs_folder, job_folder, runtime_folder / f"w{next(_numbers)}")
+        for folder in (rooms.job, rooms.sockets):
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        doorkeeper = Doorkeeper(control_socket)
         ours, theirs = socket.socketpair()
-        with theirs, log_path.open("ab") as output:
+        with theirs, doorkeeper.theirs as door, log_path.open("ab") as output:
             process = await asyncio.create_subprocess_exec(
                 sys.executable,
                 "-m",
                 "ravnest_p2p.daemon.worker",
                 f"--channel={theirs.fileno()}",
+                f"--door={door.fileno()}",
                 f"--parent={os.getpid()}",
                 f"--memory={memory_bytes}",
+                f"--disk={disk_bytes}",
+                f"--blobs={rooms.blobs}",
+                f"--job={rooms.job}",
+                f"--sockets={rooms.sockets}",
                 f"--threads={threads}",
-                pass_fds=[theirs.fileno()],
+                pass_fds=[theirs.fileno(), door.fileno()],
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
-                env=thread_environment(threads),
+                env=environment(thread_environment(threads), rooms),
             )
-        return cls(process, await Channel.over(ours, REPORTS))
+        return cls(process, await Channel.over(ours, REPORTS), doorkeeper, rooms.sockets)
 
     @property
     def pid(self) -> int:
@@ -109,4 +154,7 @@ class WorkerProcess:
         except asyncio.TimeoutError:
             with contextlib.suppress(ProcessLookupError):
                 self._process.kill()
-        return await self._process.wait()
+        code = await self._process.wait()
+        await self._doorkeeper.close()
+        shutil.rmtree(self.sockets_folder, ignore_errors=True)
+        return code

@@ -67,6 +67,16 @@ class BlobStore:
             self._sizes[BlobHash(name)] = stat.st_size
 
     @property
+    def folder(self) -> Path:
+        """Where the blobs lie."""
+        return self._folder
+
+    @property
+    def capacity_bytes(self) -> int:
+        """Of all blobs and writes in progress."""
+        return self._capacity_bytes
+
+    @property
     def used_bytes(self) -> int:
         """Bytes of blobs and of writes in progress."""
         with self._lock:

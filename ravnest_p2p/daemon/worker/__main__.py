@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import argparse
+import faulthandler
+import os
 import signal
 import socket
+import sys
+from pathlib import Path
 
 import torch
 import uvloop
 
 from ravnest_p2p.daemon.channel import Channel
 from ravnest_p2p.daemon.messages import COMMANDS
-from ravnest_p2p.daemon.worker import guard
+from ravnest_p2p.daemon.worker import guard, sandbox
+from ravnest_p2p.daemon.worker.sandbox_door import Door, DoorLoop
 from ravnest_p2p.daemon.worker.service import WorkerService
 from ravnest_p2p.training import choose_device
 
@@ -24,18 +29,28 @@ async def serve(channel_fd: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description="A stage's worker; started by ravnestd, never by hand.")
     parser.add_argument("--channel", type=int, required=True, help="inherited socket to ravnestd")
+    parser.add_argument("--door", type=int, required=True, help="inherited socket for connections to p2pd")
     parser.add_argument("--parent", type=int, required=True, help="ravnestd's process id")
     parser.add_argument("--memory", type=int, required=True, help="bytes that the stage may use")
+    parser.add_argument("--disk", type=int, required=True, help="bytes that a file may have")
+    parser.add_argument("--blobs", type=Path, required=True, help="folder to read")
+    parser.add_argument("--job", type=Path, required=True, help="folder to write")
+    parser.add_argument("--sockets", type=Path, required=True, help="folder for sockets")
     parser.add_argument("--threads", type=int, default=1, help="threads of torch")
     options = parser.parse_args()
     guard.die_with_parent()
     guard.exit_if_orphan(options.parent)
-    guard.limit_resources(options.memory if choose_device().type == "cpu" else 0)
+    guard.give_up_privileges()
+    faulthandler.enable()
+    files = sandbox.confine_files(sandbox.Rooms(options.blobs, options.job, options.sockets))
+    guard.limit_resources(options.memory if choose_device().type == "cpu" else 0, options.disk)
+    calls = sandbox.confine_calls()
+    print(f"worker {os.getpid()}: {files}; {calls}", file=sys.stderr)
     # Ctrl+C in a terminal reaches the whole process group; ravnestd alone decides when a worker ends.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(options.threads)
     torch.set_num_interop_threads(1)
-    uvloop.run(serve(options.channel))
+    uvloop.run(serve(options.channel), loop_factory=lambda: DoorLoop.through(Door(options.door)))
 
 
 if __name__ == "__main__":

@@ -1,20 +1,26 @@
-"""The walls around a worker: it dies with its parent, keeps to its memory, and opens no privileged door.
+"""The limits of a worker: it dies with its parent, keeps to its memory and disk, and has no privileges.
 
-Problem: a worker executes a graph that a stranger sent. The package loader is the first wall; this is the
-second. Solution: the kernel kills the worker when ravnestd dies (linux), address space is capped, core dumps
-(which would write tensors to disk) and new privileges are off, and the worker yields to the owner's own work.
+Problem: a worker executes a graph that a stranger sent, on a computer that its owner uses. Solution: the
+kernel kills the worker when ravnestd dies (linux); address space and files are capped, and the worker itself
+cannot raise the caps; core dumps, which would write tensors to disk, are off; the rights of a superuser, as
+in most containers, are given up; the worker yields to the owner's own work. The walls are in `sandbox`.
 """
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import resource
 import signal
 import sys
 
+from ravnest_p2p.daemon.worker.sandbox_syscalls import UnavailableError, call
+
 PR_SET_PDEATHSIG = 1
-PR_SET_NO_NEW_PRIVS = 38
+CAPABILITIES_VERSION = 0x20080522
+ANY_FILE_BY_MODE = 1 << 1
+"""CAP_DAC_OVERRIDE: in a container, the peer's folder may belong to somebody else; Landlock still holds."""
 ADDRESS_SPACE_OVERHEAD_BYTES = 12 * 1024**3
 """What an idle torch process maps (not uses) beside its tensors: libraries, thread stacks, arenas."""
 
@@ -26,7 +32,6 @@ def die_with_parent() -> None:
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) != 0:
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG)")
-    libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
 
 
 def exit_if_orphan(parent: int) -> None:
@@ -35,19 +40,36 @@ def exit_if_orphan(parent: int) -> None:
         os._exit(1)
 
 
-def limit_resources(memory_bytes: int) -> None:
+def give_up_privileges() -> None:
+    """Keep one capability of a superuser's at most; ordinary users have none."""
+    header = (ctypes.c_uint32 * 2)(CAPABILITIES_VERSION, 0)
+    # Effective, permitted, inheritable: the low 32 capabilities, then the high ones.
+    sets = (ctypes.c_uint32 * 6)()
+    with contextlib.suppress(UnavailableError):
+        call("capget", ctypes.byref(header), ctypes.byref(sets))
+        kept = sets[1] & ANY_FILE_BY_MODE
+        sets[:] = [kept, kept, 0, 0, 0, 0]
+        call("capset", ctypes.byref(header), ctypes.byref(sets))
+
+
+def limit_resources(memory_bytes: int, file_bytes: int) -> None:
     """Cap the address space at the peer's limit plus torch's own mappings; no core files; low priority.
 
     Args:
         memory_bytes: 0 sets no cap: a GPU's driver maps many times what it uses.
+        file_bytes: of one file; what the peer could not store, the worker need not write.
     """
-    _, hard = resource.getrlimit(resource.RLIMIT_AS)
     if memory_bytes:
-        cap = memory_bytes + ADDRESS_SPACE_OVERHEAD_BYTES
-        cap = cap if hard == resource.RLIM_INFINITY else min(cap, hard)
-        resource.setrlimit(resource.RLIMIT_AS, (cap, hard))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        _cap(resource.RLIMIT_AS, memory_bytes + ADDRESS_SPACE_OVERHEAD_BYTES)
+    _cap(resource.RLIMIT_FSIZE, file_bytes)
+    _cap(resource.RLIMIT_CORE, 0)
     os.nice(5)
+
+
+def _cap(limit: int, value: int) -> None:
+    _, hard = resource.getrlimit(limit)
+    value = value if hard == resource.RLIM_INFINITY else min(value, hard)
+    resource.setrlimit(limit, (value, value))
 
 
 def peak_memory_bytes() -> int:

@@ -1,0 +1,172 @@
+"""What a worker may do, as data: files it may touch, system calls it may not make.
+
+The lists name what torch, Python and p2pd's client were seen to need and the ways out of a process that linux
+has. A file right that is missing here ends in a clear `PermissionError` in the worker's log; a way out that
+is missing here is a hole. So grants are few, refusals many.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import site
+import socket
+import sys
+import sysconfig
+from collections.abc import Mapping
+from glob import glob
+from pathlib import Path
+from typing import NamedTuple
+
+import ravnest_p2p
+from ravnest_p2p.daemon.worker.sandbox_landlock import Access, Grant
+from ravnest_p2p.daemon.worker.sandbox_seccomp import Condition
+
+
+class Rooms(NamedTuple):
+    """Folders of one worker.
+
+    Attributes:
+        blobs: the peer's blob store; read.
+        job: pieces and traces of the worker's job; read and written.
+        sockets: where p2pd finds this worker's own sockets.
+    """
+
+    blobs: Path
+    job: Path
+    sockets: Path
+
+
+READ = Access.READ_FILE | Access.READ_DIR
+FOLDERS = Access.MAKE_DIR | Access.REMOVE_DIR
+WRITE = READ | Access.WRITE_FILE | Access.TRUNCATE | Access.MAKE_REG | Access.REMOVE_FILE | FOLDERS
+"""Torch keeps caches in a folder among the temporary files; links and pipes are for nothing good."""
+SERVE = Access.MAKE_SOCK | Access.REMOVE_FILE
+DRIVE = READ | Access.WRITE_FILE | Access.IOCTL_DEV
+
+LIBRARIES = (
+    "/lib /lib32 /lib64 /usr/lib /usr/lib32 /usr/lib64 /usr/local/lib /usr/local/cuda /opt/rocm /nix/store "
+    "/gnu/store /etc/ld.so.cache /etc/localtime /usr/share/zoneinfo"
+)
+ABOUT_THE_COMPUTER = "/proc/self /proc/cpuinfo /proc/meminfo /proc/stat /sys/devices/system"
+RANDOM_AND_ZERO = "/dev/urandom /dev/random /dev/zero"
+GPU_DEVICES = "/dev/nvidia* /dev/dri /dev/kfd"
+ABOUT_GPUS = "/sys /proc/driver /proc/devices"
+
+ENVIRONMENT = (
+    "PATH HOME USER LOGNAME LANG LC_ TZ PYTHON VIRTUAL_ENV CONDA_PREFIX LD_ DYLD_ OMP_ MKL_ KMP_ GOMP_ "
+    "OPENBLAS_ TORCH PYTORCH_ CUDA_ CUBLAS_ NVIDIA_ HIP_ HSA_ ROCR_ ROCM_ MALLOC_"
+)
+"""Beginnings of the names that a worker's environment keeps; tokens and passwords of the owner stay out."""
+
+
+def grants(rooms: Rooms) -> tuple[Grant, ...]:
+    """Everything of the file system that a worker gets."""
+    gpus = [path for pattern in GPU_DEVICES.split() for path in glob(pattern)]
+    return (
+        Grant(READ, (*_code(rooms), *_paths(LIBRARIES), *_paths(ABOUT_THE_COMPUTER))),
+        Grant(Access.READ_FILE, _paths(RANDOM_AND_ZERO)),
+        Grant(Access.READ_FILE | Access.WRITE_FILE, _paths("/dev/null")),
+        Grant(DRIVE, tuple(map(Path, gpus))),
+        Grant(READ, _paths(ABOUT_GPUS) if gpus else ()),
+        Grant(READ, (rooms.blobs,)),
+        Grant(WRITE, (rooms.job,)),
+        Grant(SERVE, (rooms.sockets,)),
+    )
+
+
+def _code(rooms: Rooms) -> list[Path]:
+    """Folders with Python and packages, less those in which somebody's home lies, such as a repository's root
+    in `PYTHONPATH`."""
+    prefixes = [Path(prefix) / "lib" for prefix in (sys.prefix, sys.base_prefix)]
+    named = [sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")]
+    if site.ENABLE_USER_SITE:
+        named.append(site.getusersitepackages())
+    for variable in ("PYTHONPATH", "LD_LIBRARY_PATH"):
+        named += [entry for entry in os.environ.get(variable, "").split(":") if os.path.isabs(entry)]
+    homes = (Path(os.path.expanduser("~")).resolve(), rooms.job.resolve())
+    found = [*prefixes, *map(Path, named), *map(Path, ravnest_p2p.__path__)]
+    return [path for path in found if not any(home.is_relative_to(path.resolve()) for home in homes)]
+
+
+def _paths(text: str) -> tuple[Path, ...]:
+    return tuple(map(Path, text.split()))
+
+
+WAYS_OUT = {
+    "other programs": "execve execveat fork vfork",
+    "other processes": (
+        "ptrace process_vm_readv process_vm_writev process_madvise process_mrelease kcmp pidfd_getfd "
+        "pidfd_send_signal tkill rt_sigqueueinfo rt_tgsigqueueinfo migrate_pages move_pages setpriority "
+        "ioprio_set sched_setscheduler sched_setparam sched_setattr"
+    ),
+    "connections, but those that ravnestd hands over": "connect",
+    "what Landlock does not see": (
+        "chmod fchmod fchmodat fchmodat2 chown fchown lchown fchownat setxattr lsetxattr fsetxattr "
+        "setxattrat removexattr lremovexattr fremovexattr removexattrat file_setattr utime utimes futimesat "
+        "utimensat truncate inotify_init inotify_init1 inotify_add_watch fanotify_init open_by_handle_at "
+        "mq_open mq_unlink"
+    ),
+    "other views of the file system": (
+        "mount umount2 pivot_root chroot fsopen fsconfig fsmount fspick move_mount mount_setattr open_tree "
+        "open_tree_attr unshare setns swapon swapoff quotactl quotactl_fd acct mknod mknodat"
+    ),
+    "memory that the limit does not count, or that others share": (
+        "memfd_create memfd_secret shmget shmat shmctl semget semop semtimedop semctl msgget msgsnd msgrcv "
+        "msgctl"
+    ),
+    "limits": "setrlimit",
+    "much-attacked parts of the kernel": (
+        "bpf perf_event_open userfaultfd io_uring_setup io_uring_enter io_uring_register keyctl add_key "
+        "request_key modify_ldt personality"
+    ),
+    "the computer itself": (
+        "kexec_load kexec_file_load init_module finit_module delete_module reboot syslog iopl ioperm vhangup "
+        "settimeofday clock_settime clock_adjtime adjtimex sethostname setdomainname"
+    ),
+}
+# The C library then starts threads by `clone`, whose flags a filter can see.
+UNKNOWN_CALLS = ("clone3",)
+
+NEW_THREAD = 0x00010000
+SOCKET_KIND = 0xF
+SET_OWNER, SET_SIGNAL, SET_OWNER_EX = 8, 10, 15
+TERMINAL_INPUT, TERMINAL_SELECTION, SOCKET_OWNER, SOCKET_GROUP = 0x5412, 0x541C, 0x8901, 0x8902
+
+
+def refused() -> dict[str, int]:
+    """Error number by system call."""
+    calls = {call: errno.EPERM for names in WAYS_OUT.values() for call in names.split()}
+    return calls | dict.fromkeys(UNKNOWN_CALLS, errno.ENOSYS)
+
+
+def conditions(pid: int) -> tuple[Condition, ...]:
+    """Calls that are refused for some arguments; `pid` is this process, the only one it may signal."""
+    streams = (socket.SOCK_STREAM, socket.SOCK_SEQPACKET)
+    return (
+        Condition("clone", 0, (NEW_THREAD,), mask=NEW_THREAD),
+        Condition("kill", 0, (pid,)),
+        Condition("tgkill", 0, (pid,)),
+        # Reading limits goes through the same call as setting them.
+        Condition("prlimit64", 2, (0,)),
+        Condition("prlimit64", 2, (0,), word=1),
+        Condition("socket", 0, (socket.AF_UNIX,)),
+        Condition("socketpair", 0, (socket.AF_UNIX,)),
+        # Datagrams carry their address with them, past `connect`.
+        Condition("socket", 1, streams, mask=SOCKET_KIND),
+        Condition("socketpair", 1, streams, mask=SOCKET_KIND),
+        # Have the kernel send a signal of one's choice to a process of one's choice.
+        Condition("fcntl", 1, (SET_OWNER, SET_SIGNAL, SET_OWNER_EX), refuse=True),
+        Condition("ioctl", 1, (TERMINAL_INPUT, TERMINAL_SELECTION, SOCKET_OWNER, SOCKET_GROUP), refuse=True),
+    )
+
+
+def environment(of: Mapping[str, str], rooms: Rooms) -> dict[str, str]:
+    """The variables that a worker gets of those of ravnestd.
+
+    Temporary files go into the job's folder. numpy's BLAS starts no threads: it would when it is loaded,
+    before files are confined, which older kernels do for the calling thread only; torch has its own.
+    """
+    beginnings = tuple(ENVIRONMENT.split())
+    kept = {name: value for name, value in of.items() if name.startswith(beginnings)}
+    return kept | {"TMPDIR": str(rooms.job), "OPENBLAS_NUM_THREADS": "1"}
