@@ -6,11 +6,13 @@ import argparse
 import asyncio
 import json
 import logging
+import os
 import re
 import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn
 
 from ravnest_p2p import __version__
 from ravnest_p2p.core.errors import ConfigError, RavnestError, UserFault
@@ -48,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         logging.getLogger().handlers = [_handler(options.json)]
         logging.getLogger("ravnest_p2p").setLevel(logging.DEBUG if options.verbose else logging.INFO)
         logging.getLogger().setLevel(logging.WARNING)
-        return run(config)
+        run(config)
     except UserFault as error:
         print(f"ravnestd: {error}", file=sys.stderr)
         return EXIT_USER_FAULT
@@ -158,8 +160,8 @@ def parse_size(text: str) -> int:
     return int(float(match[1]) * UNITS[match[2].upper()])
 
 
-def run(config: DaemonConfig) -> int:
-    """Serve until a signal; a second one ends at once."""
+def run(config: DaemonConfig) -> NoReturn:
+    """Serve until a signal; a second one ends at once. Ends the process."""
     # Imported late: hivemind brings torch along, and `--help` should not wait for it.
     import uvloop
 
@@ -189,7 +191,10 @@ def run(config: DaemonConfig) -> int:
             raise serving.exception()  # type: ignore[misc]
 
     uvloop.run(serve())
-    return 0
+    # Everything is closed by now; taking torch down in good order would hold up the prompt for seconds.
+    logging.shutdown()
+    sys.stdout.flush()
+    os._exit(0)
 
 
 class _Lines(logging.Formatter):

@@ -51,6 +51,8 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     torch.set_num_interop_threads(1)
     uvloop.run(serve(options.channel), loop_factory=lambda: DoorLoop.through(Door(options.door)))
+    # Nothing here outlives the process, and taking torch down in good order takes a second or more.
+    os._exit(0)
 
 
 if __name__ == "__main__":

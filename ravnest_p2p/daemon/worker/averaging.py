@@ -117,9 +117,6 @@ class RingExchange:
         """
         await asyncio.gather(*(self._average(ring, number, weights, compute) for ring in self._rings))
 
-    async def close(self) -> None:
-        await asyncio.gather(*(link.close() for link in self.links), return_exceptions=True)
-
     async def _average(self, ring: Ring, number: int, weights: Sequence[float], compute: Compute) -> None:
         of_members = [weights[member.cluster] for member in ring.segment.members]
         round_ = RingRound(ring.rank, ring.size, of_members)

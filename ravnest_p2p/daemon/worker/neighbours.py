@@ -102,9 +102,6 @@ class Neighbours:
         """Wait until everything queued has been handed to the links."""
         await bounded(asyncio.gather(*(queue.join() for queue in self._outgoing.values())), FLUSH_TIMEOUT_S)
 
-    async def close(self) -> None:
-        await asyncio.gather(*(link.close() for link in self.links), return_exceptions=True)
-
     async def _send(self, link: Link, queue: asyncio.Queue[tuple[int, list[memoryview]]]) -> None:
         while True:
             microbatch, buffers = await queue.get()

@@ -80,7 +80,11 @@ class StageRun:
             loop.close()
 
     async def close(self) -> None:
-        """End every task, link and thread of the run; never raises for what is already gone."""
+        """End every task, link and thread of the run; never raises for what is already gone.
+
+        Links are left without waiting for receipts: a run that is stopped has no use for them, and one that
+        is done is stopped only once every member is done.
+        """
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -119,7 +123,6 @@ class StageRun:
         nonce = await server.start()
         cluster, trainer = start.plan.clusters[start.cluster], stage.trainer
         neighbours = Neighbours(server, cluster, start.cluster, start.stage, stage.program)
-        self._closing.append(neighbours.close)
         rings = RingExchange(
             server,
             start.plan,
@@ -129,7 +132,6 @@ class StageRun:
             trainer.params,
             trainer.buffers,
         )
-        self._closing.append(rings.close)
         neighbours.expect()
         rings.expect()
         await self._report(Listening(nonce=nonce))
