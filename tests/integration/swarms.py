@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 from torch import Tensor, nn
 
 import ravnest_p2p as rn
 from ravnest_p2p.client.swarm import Job, Swarm
+from ravnest_p2p.core.errors import OurFault
 from ravnest_p2p.core.types import JobPhase
 from ravnest_p2p.network import gateway
 from ravnest_p2p.testing.local_swarm import LocalSwarm, PeerProcess, wait_until
@@ -95,3 +98,82 @@ def saved_pieces(peer: PeerProcess, job: str) -> list[tuple[dict[str, Any], Path
     """What the peer's own book says of saved pieces, each with its file."""
     book = json.loads((peer.home / "state.json").read_text())["jobs"].get(job, {"pieces": []})
     return [(p, peer.home / "blobs" / p["blob"][:2] / p["blob"]) for p in book["pieces"]]
+
+
+class Remnants:
+    """Processes, sockets and runtime files of a swarm, to see that none of them stays.
+
+    Args:
+        folder: of the homes; every process that names it, and each of its descendants, belongs to the swarm.
+        runtime: where all of them were told to make their runtime folders.
+    """
+
+    def __init__(self, folder: Path, runtime: Path) -> None:
+        self._names = (str(folder), str(runtime))
+        self._runtime = runtime
+        self._known: set[tuple[int, float]] = set()
+        self._ports: set[int] = set()
+
+    def note(self) -> None:
+        """Take in what there is now."""
+        for process in self._named():
+            for one in (process, *_descendants(process)):
+                try:
+                    self._known.add((one.pid, one.create_time()))
+                    self._ports |= {c.laddr.port for c in one.net_connections("inet") if c.status == "LISTEN"}
+                except psutil.Error:
+                    continue
+
+    @property
+    def noted(self) -> tuple[int, int]:
+        """Processes and listening ports known."""
+        return len(self._known), len(self._ports)
+
+    def left(self) -> list[str]:
+        """What is still there, for people."""
+        known = [process for pid, born_s in self._known if (process := _alive(pid, born_s)) is not None]
+        listening = {c.laddr.port for c in psutil.net_connections("inet") if c.status == "LISTEN"}
+        return [
+            *(f"process {_line(process)}" for process in {*known, *self._named()}),
+            *(f"port {port}" for port in self._ports & listening),
+            *(f"file {path}" for path in self._runtime.glob("ravnest-*")),
+        ]
+
+    def wait_gone(self, timeout_s: float) -> None:
+        """Until nothing is left; names what is, if it takes too long."""
+        try:
+            wait_until(lambda: not self.left(), timeout_s, "nothing is left")
+        except OurFault as error:
+            raise AssertionError(f"{error}: {self.left()}") from None
+
+    def _named(self) -> list[psutil.Process]:
+        found = []
+        for process in psutil.process_iter(["cmdline", "status"]):
+            line = " ".join(process.info["cmdline"] or ())
+            alive = process.pid != os.getpid() and process.info["status"] != psutil.STATUS_ZOMBIE
+            if alive and any(name in line for name in self._names):
+                found.append(process)
+        return found
+
+
+def _descendants(process: psutil.Process) -> list[psutil.Process]:
+    try:
+        return process.children(recursive=True)
+    except psutil.NoSuchProcess:
+        return []
+
+
+def _line(process: psutil.Process) -> str:
+    try:
+        return f"{process.pid}: {' '.join(process.cmdline())[:200]}"
+    except psutil.Error:
+        return f"{process.pid}, which has just ended"
+
+
+def _alive(pid: int, born_s: float) -> psutil.Process | None:
+    try:
+        process = psutil.Process(pid)
+        ours = process.create_time() == born_s and process.status() != psutil.STATUS_ZOMBIE
+        return process if ours else None
+    except psutil.NoSuchProcess:
+        return None
