@@ -137,14 +137,12 @@ def restrict(grants: Iterable[Grant], abi: int) -> None:
 
 
 def _add(ruleset: int, path: Path, access: int) -> None:
+    """Grant; the path stays open, for what proc forgets and makes anew would no longer be the granted one."""
     try:
         opened = os.open(path, os.O_PATH | os.O_CLOEXEC)
     except OSError:
         return
-    try:
-        if not stat.S_ISDIR(os.fstat(opened).st_mode):
-            access &= OF_FILES
-        rule = _PathBeneath(access, opened)
-        call("landlock_add_rule", ruleset, RULE_PATH_BENEATH, ctypes.byref(rule), 0)
-    finally:
-        os.close(opened)
+    if not stat.S_ISDIR(os.fstat(opened).st_mode):
+        access &= OF_FILES
+    rule = _PathBeneath(access, opened)
+    call("landlock_add_rule", ruleset, RULE_PATH_BENEATH, ctypes.byref(rule), 0)

@@ -139,6 +139,7 @@ TABLE = """
     utime                   132       -
     utimensat               280      88
     utimes                  235       -
+    vfork                    58       -
     vhangup                 153      58
 """
 NEWEST = 469

@@ -1,0 +1,176 @@
+"""The lists of the sandbox name what exists, and the filter made of them decides so on both machines."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+from pathlib import Path
+
+import pytest
+
+from ravnest_p2p.daemon.worker import sandbox, sandbox_landlock, sandbox_seccomp
+from ravnest_p2p.daemon.worker.sandbox_rules import Rooms, conditions, environment, grants, refused
+from ravnest_p2p.daemon.worker.sandbox_seccomp import ALLOW, AUDIT_MACHINES, ERROR, INSTRUCTION, KILL_PROCESS
+from ravnest_p2p.daemon.worker.sandbox_syscalls import MACHINES, NEWEST, UnavailableError, numbers
+
+PID = 4711
+PARENT = 4242
+OPENAT = {"x86_64": 257, "aarch64": 56}
+
+
+def run(program: bytes, number: int, arguments: tuple[int, ...] = (), machine: int = 0) -> int:
+    """The kernel's verdict on a call: an interpreter of the few instructions that a filter uses."""
+    words = [number, machine, 0, 0]
+    for argument in (*arguments, *([0] * (6 - len(arguments)))):
+        words += [argument & 0xFFFFFFFF, argument >> 32 & 0xFFFFFFFF]
+    code = list(INSTRUCTION.iter_unpack(program))
+    at = accumulator = 0
+    while True:
+        operation, if_true, if_false, value = code[at]
+        at += 1
+        match operation:
+            case 0x20:
+                accumulator = words[value // 4]
+            case 0x54:
+                accumulator &= value
+            case 0x05:
+                at += value
+            case 0x15:
+                at += if_true if accumulator == value else if_false
+            case 0x25:
+                at += if_true if accumulator > value else if_false
+            case 0x06:
+                return value
+
+
+@pytest.fixture(params=MACHINES)
+def machine(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+def verdict(machine: str, name: str | int, *arguments: int) -> int:
+    program = sandbox_seccomp.program(machine, refused(), conditions(PID))
+    number = name if isinstance(name, int) else numbers(machine)[name]
+    return run(program, number, arguments, AUDIT_MACHINES[machine])
+
+
+REFUSED = ERROR | errno.EPERM
+STREAM = socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "expected"),
+    [
+        ("socket", (socket.AF_UNIX, STREAM), ALLOW),
+        ("socket", (socket.AF_UNIX, socket.SOCK_DGRAM), REFUSED),
+        ("socket", (socket.AF_INET, STREAM), REFUSED),
+        ("socket", (socket.AF_INET6, STREAM), REFUSED),
+        ("socket", (1 << 32 | socket.AF_INET, STREAM), REFUSED),
+        ("socketpair", (socket.AF_UNIX, STREAM), ALLOW),
+        ("socketpair", (socket.AF_UNIX, socket.SOCK_DGRAM), REFUSED),
+        ("clone", (0x3D0F00,), ALLOW),
+        ("clone", (17,), REFUSED),
+        ("clone3", (), ERROR | errno.ENOSYS),
+        ("kill", (PID, 9), ALLOW),
+        ("kill", (PARENT, 9), REFUSED),
+        ("kill", (0, 9), REFUSED),
+        ("kill", (2**32 - 1, 9), REFUSED),
+        ("tgkill", (PID, PID, 9), ALLOW),
+        ("tgkill", (PARENT, PARENT, 9), REFUSED),
+        ("prlimit64", (0, 7, 0, 0x7FFF12345678), ALLOW),
+        ("prlimit64", (0, 7, 0x7FFF12345678, 0), REFUSED),
+        ("prlimit64", (0, 7, 0x7FFF00000000, 0), REFUSED),
+        ("fcntl", (3, 4), ALLOW),
+        ("fcntl", (3, 8, PARENT), REFUSED),
+        ("fcntl", (3, 10, 9), REFUSED),
+        ("fcntl", (3, 15, 0), REFUSED),
+        ("ioctl", (3, 0x5421), ALLOW),
+        ("ioctl", (0, 0x5412), REFUSED),
+        ("ioctl", (3, 0x8902), REFUSED),
+        ("connect", (3, 0, 0), REFUSED),
+        ("execve", (), REFUSED),
+        ("truncate", (), REFUSED),
+        (NEWEST + 1, (), ERROR | errno.ENOSYS),
+        (0x40000000 + 59, (), ERROR | errno.ENOSYS),
+    ],
+)
+def test_the_filter_decides(machine: str, name: str | int, arguments: tuple[int, ...], expected: int) -> None:
+    assert verdict(machine, name, *arguments) == expected
+
+
+def test_the_filter_lets_other_calls_pass(machine: str) -> None:
+    known = set(numbers(machine).values())
+    for number in set(range(NEWEST + 1)) - known:
+        assert verdict(machine, number) == ALLOW
+    assert verdict(machine, OPENAT[machine]) == ALLOW
+
+
+def test_every_refused_call_is_refused(machine: str) -> None:
+    known = numbers(machine)
+    program = sandbox_seccomp.program(machine, refused(), conditions(PID))
+    for name, error in refused().items():
+        if name in known:
+            assert run(program, known[name], (), AUDIT_MACHINES[machine]) == ERROR | error, name
+
+
+def test_calls_by_another_machines_numbers_end_the_process(machine: str) -> None:
+    program = sandbox_seccomp.program(machine, refused(), conditions(PID))
+    assert run(program, 1, (), 0x40000003) == KILL_PROCESS
+
+
+def test_the_lists_name_calls_of_the_table() -> None:
+    named = {*refused(), *(condition.call for condition in conditions(PID))}
+    assert named <= set(numbers("x86_64"))
+    for machine in MACHINES:
+        of_machine = list(numbers(machine).values())
+        assert len(set(of_machine)) == len(of_machine)
+
+
+def test_an_unknown_processor_has_no_filter() -> None:
+    with pytest.raises(UnavailableError, match="riscv64"):
+        sandbox_seccomp.program("riscv64", {}, ())
+
+
+def test_a_wall_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def missing(*_: object) -> int:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    monkeypatch.setattr(sandbox_landlock, "call", missing)
+    monkeypatch.setattr(sandbox_seccomp, "call", missing)
+    monkeypatch.setattr(sandbox_seccomp, "forbid_new_privileges", lambda: None)
+    assert "no Landlock in this kernel" in sandbox.confine_files(Rooms(tmp_path, tmp_path, tmp_path))
+    assert "no seccomp filters in this kernel" in sandbox.confine_calls()
+
+
+def test_other_systems_have_no_walls(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("sys.platform", "darwin")
+    assert sandbox.confine_files(Rooms(tmp_path, tmp_path, tmp_path)) == "files open (none on darwin)"
+    assert sandbox.confine_calls() == "system calls open (none on darwin)"
+
+
+def test_a_folder_with_a_home_in_it_is_not_granted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    rooms = Rooms(tmp_path / "peer" / "blobs", tmp_path / "peer" / "jobs" / "a", tmp_path / "run")
+    code = tmp_path / "code"
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{code}::relative")
+    readable = {path for grant in grants(rooms) for path in grant.paths}
+    assert code in readable
+    assert tmp_path not in readable
+    assert not any(Path.home().is_relative_to(path) for path in readable)
+
+
+def test_a_worker_gets_none_of_the_owners_secrets(tmp_path: Path) -> None:
+    given = {
+        "PATH": "/bin",
+        "OMP_NUM_THREADS": "2",
+        "AWS_SECRET_ACCESS_KEY": "s",
+        "SSH_AUTH_SOCK": "/s",
+        "HF_TOKEN": "t",
+    }
+    kept = environment(given, Rooms(tmp_path, tmp_path / "job", tmp_path))
+    assert kept == {
+        "PATH": "/bin",
+        "OMP_NUM_THREADS": "2",
+        "TMPDIR": str(tmp_path / "job"),
+        "OPENBLAS_NUM_THREADS": "1",
+    }
