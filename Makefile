@@ -3,26 +3,35 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
-.PHONY: help setup demo test test-slow lint types layers clean
+.PHONY: help setup lock demo test test-slow lint clean
 
 help:
 	@echo "make demo       set up, then train the digits CNN on a local swarm of six peers"
 	@echo "make test       set up, then check the code and run the tests (under 15 minutes on 2 cores)"
 	@echo "make test-slow  the long simulations: 1,000 seeds with 200 peers and more"
+	@echo "make lock       pin the newest versions of everything beside torch"
 	@echo "make setup      only set up: a virtual environment in .venv with pinned versions"
 	@echo "make lint       only ruff, mypy and the layer check"
 	@echo "make clean      remove what the other targets made"
 
 setup: $(READY)
 
-$(READY): pyproject.toml constraints.txt
+$(READY): pyproject.toml constraints.txt requirements.lock
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or newer is needed")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,examples]'
+	@echo "setting up $(VENV): torch and some 100 packages, one to five minutes the first time …"
+	$(PIP) torch
+	$(PIP) --no-deps -r requirements.lock
+	$(PIP) --no-deps --no-build-isolation -e .
 	@touch $(READY)
+
+lock:
+	$(PIP) uv
+	$(BIN)/uv pip compile --universal --python-version 3.10 --extra dev --extra examples --override overrides.txt \
+		--no-header --no-annotate pyproject.toml | grep -v "'never'" > requirements.lock
 
 demo: $(READY)
 	@OMP_NUM_THREADS=1 $(BIN)/python examples/demo.py

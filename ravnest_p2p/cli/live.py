@@ -41,7 +41,7 @@ def render(status: dict[str, Any] | Progress) -> RenderableType:
     if progress.clusters:
         parts.append(_stages(progress.clusters))
     if progress.spares:
-        parts.append(Text.assemble(("standing by: ", "dim"), ", ".join(map(short, progress.spares))))
+        parts.append(Text.assemble(("spare: ", "dim"), ", ".join(map(short, progress.spares))))
     title = Text.assemble((progress.name or "job", "bold"), f"  {progress.job[:12]}")
     return Panel(Group(*parts), title=title, border_style=_STYLES[progress.phase])
 

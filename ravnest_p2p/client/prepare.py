@@ -99,7 +99,7 @@ def prepare(request: JobRequest, folder: Path, say: Say) -> tuple[Prepared, Prog
         optimizer=optimizer,
         stages=request.stages,
         clusters=request.clusters,
-        staleness_bound=request.staleness_bound,
+        staleness_bound=_staleness_bound(request),
     )
     try:
         manifest = manifest_bytes(spec)
@@ -168,7 +168,7 @@ def _total_batches(request: JobRequest, samples: int) -> int:
     for name, value in {"stages": request.stages, "clusters": request.clusters, "seed": request.seed}.items():
         if value < 0:
             raise ConfigError(f"{name} must not be negative, but is {value}")
-    if request.staleness_bound < 0:
+    if request.staleness_bound is not None and request.staleness_bound < 0:
         raise ConfigError(f"staleness_bound must not be negative, but is {request.staleness_bound}")
     if samples < request.microbatch_size:
         raise ConfigError(f"{samples} samples do not fill one micro-batch of {request.microbatch_size}")
@@ -198,3 +198,9 @@ def _shards(column: Tensor, folder: Path) -> list[tuple[BlobHash, Path, int]]:
     row_bytes = max(1, column[0].numel() * column.element_size())
     shards = write_shards(column, folder, max(1, _SHARD_BYTES // row_bytes))
     return [(sha256_of(path), path, rows) for path, rows in shards]
+
+
+def _staleness_bound(request: JobRequest) -> int:
+    if request.staleness_bound is not None:
+        return request.staleness_bound
+    return max(1, request.microbatches_per_update // 2)

@@ -53,7 +53,10 @@ class Progress(_View):
     """A job at one moment.
 
     Attributes:
-        batches_done: batches (of m micro-batches) trained, of `total_batches`.
+        batches_done: batches (of m micro-batches) trained and saved, of `total_batches`; `batches_trained`
+            counts those too that the next averaging will save.
+        spares: lending peers without a stage of this job; of these, `standbys` keep copies of its state.
+        lineage: (generation, batches done where it began), the first one first.
         loss: smoothed mean over the clusters, None before the first.
         losses: (batch, loss) from the start on, thinned out.
         reason: why it waits, was cancelled or failed.
@@ -68,6 +71,7 @@ class Progress(_View):
     term: int | None = None
     leader: str | None = None
     batches_done: int = 0
+    batches_trained: int = 0
     total_batches: int = 0
     samples: int = 0
     samples_per_s: float = 0.0
@@ -76,6 +80,8 @@ class Progress(_View):
     bytes_sent: int = 0
     clusters: tuple[ClusterProgress, ...] = ()
     spares: tuple[str, ...] = ()
+    standbys: tuple[str, ...] = ()
+    lineage: tuple[tuple[str, int], ...] = ()
     losses: tuple[tuple[int, float], ...] = ()
 
     @property

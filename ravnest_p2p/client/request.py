@@ -112,7 +112,8 @@ class JobRequest:
         microbatch_size: samples in a micro-batch.
         microbatches_per_update: m; at least twice the pipeline's staleness trains best.
         updates_per_round: κ, updates between two averagings of the clusters.
-        staleness_bound: upper bound on any stage's staleness; 0 is synchronous training.
+        staleness_bound: upper bound on any stage's staleness τ; 0 is synchronous training, None stands for
+            half of m, beyond which training needs more samples for the same loss.
         name: shown to people.
         stages, clusters: wanted numbers; 0 lets the planner choose.
         seed: of the order of the samples, and of dropout.
@@ -127,7 +128,7 @@ class JobRequest:
     microbatch_size: int = 16
     microbatches_per_update: int = 4
     updates_per_round: int = 10
-    staleness_bound: int = 8
+    staleness_bound: int | None = None
     name: str = ""
     stages: int = 0
     clusters: int = 0

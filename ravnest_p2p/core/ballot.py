@@ -147,3 +147,8 @@ TRANSITIONS: dict[tuple[Phase, Turn], tuple[Phase, int]] = {
     (Phase.LED, Turn.STALE): (Phase.OPEN, 1),
 }
 """(phase, turn) → (phase, terms to add)."""
+
+
+def fence_text(fence: Fence) -> str:
+    """The fence as people read it."""
+    return f"{fence.epoch}.{fence.term}"

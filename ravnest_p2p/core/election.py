@@ -35,10 +35,12 @@ from .ballot import (
     PublishTicket,
     Refuse,
     Turn,
+    fence_text,
 )
 from .obedience import Obedience, fence_of
 from .tickets import TICKET_SPACE, TicketBook
 from .types import Fence, PeerId
+from .wording import peer_text
 
 __all__ = [
     "Action",
@@ -170,7 +172,7 @@ class Election:
         if fence == Fence(self._epoch, self._term) and self._phase is Phase.OPEN:
             self._refused.add((fence, self._peer))
             self._wake_s = -inf
-        return [Explain(f"no plan for {_text(fence)}: {why}")]
+        return [Explain(f"no plan for {fence_text(fence)}: {why}")]
 
     def plan_seen(self, header: PlanHeader, now_s: float) -> list[Action]:
         """Judge a published plan, or the own one before it is published; again with every reading, at will.
@@ -266,25 +268,26 @@ class Election:
             if not why:
                 return []
         elif leader is not None and (here, leader) in self._refused:
-            turn, why = Turn.REFUSED, f"the plan of {leader} was refused"
+            turn, why = Turn.REFUSED, f"the plan of {peer_text(leader)} was refused"
         elif leader is not None and leader in self._gone and leader != self._peer:
-            turn, why = Turn.SILENT, f"{leader} is gone"
+            turn, why = Turn.SILENT, f"{peer_text(leader)} is gone"
         elif age_s >= self._config.term_s:
-            turn, why = Turn.SILENT, f"{leader or 'nobody with a ticket'} published no plan in {age_s:.0f} s"
+            turn, why = Turn.SILENT, f"{peer_text(leader)} published no plan" if leader else ""
         else:
             return []
         if self._term + 1 >= self._config.max_terms:
-            told, self._last_told = self._last_told, True
-            return (
-                []
-                if told
-                else [Explain(f"term {_text(here)} was the last of its epoch ({why}): waiting for the next")]
-            )
+            if self._last_told:
+                return []
+            self._last_told = True
+            return [Explain(f"term {fence_text(here)} was the last of its epoch: waiting for the next")]
         if turn is Turn.SILENT:
             self._silences = min(self._silences + 1, 64)
         self._move(turn, now_s)
-        following = self._tickets.leader(self._term) or "nobody yet"
-        return [*self._ticket_due(), Explain(f"term {_text(here)} is over: {why}; next is {following}")]
+        following = self._tickets.leader(self._term)
+        if not why or following is None:
+            return self._ticket_due()
+        over = f"term {fence_text(here)} is over: {why}; {peer_text(following)} is next"
+        return [*self._ticket_due(), Explain(over)]
 
     def _plan_due(self) -> list[Action]:
         fence = Fence(self._epoch, self._term)
@@ -295,17 +298,16 @@ class Election:
         if self._adopted is not None and fence <= self._adopted.fence:
             return []
         self._made = fence
-        why = (
-            self._split or self._stale or ("first plan of the epoch" if self._term == 0 else "no plan before")
-        )
-        return [Explain(f"leading {_text(fence)}: {why}"), MakePlan(fence, why)]
+        reason = "first plan of the epoch" if self._term == 0 else "no plan before"
+        why = self._split or self._stale or reason
+        return [Explain(f"leading {fence_text(fence)}: {why}"), MakePlan(fence, why)]
 
     def _judge(self, header: PlanHeader, now_s: float) -> list[Action]:
         fence, adopted = header.fence, self._adopted
         if adopted is not None and fence == adopted.fence:
             return self._judge_again(header, adopted)
         if adopted is not None and fence < adopted.fence:
-            return self._refuse(header, f"{_text(adopted.fence)} is obeyed, which is higher")
+            return self._refuse(header, f"{fence_text(adopted.fence)} is obeyed, which is higher")
         if fence.epoch < self._epoch:
             return self._refuse(header, f"its epoch is over, this is {self._epoch}")
         if fence.epoch > self._epoch:
@@ -345,13 +347,13 @@ class Election:
             if not self._restored or header.verdict or header.fence.epoch != self._epoch:
                 return []
             self._restored = False
-            why = f"taking up {_text(header.fence)} by {header.leader} again after a restart"
+            why = f"taking up {fence_text(header.fence)} by {peer_text(header.leader)} again after a restart"
             return [Adopt(header.fence, header.leader, header.plan_hash), Explain(why)]
         entitled = self._tickets.entitles(header.leader, header.fence.term)
         if header.fence.epoch == self._epoch and entitled and not header.verdict and not self._split:
-            self._split = f"two plans for {_text(header.fence)}, by {adopted.leader} and {header.leader}"
+            self._split = f"two plans for {fence_text(header.fence)}"
             self._wake_s = -inf
-        return self._refuse(header, f"the plan of {adopted.leader} is obeyed for {_text(header.fence)}")
+        return self._refuse(header, f"that of {peer_text(adopted.leader)} is obeyed")
 
     def _adopt(self, header: PlanHeader, now_s: float) -> list[Action]:
         self._adopted = Adopted(header.fence, header.leader, header.plan_hash)
@@ -361,7 +363,7 @@ class Election:
         self._term = header.fence.term
         self._wake_s = -inf
         doubt = f", although {header.doubt}: nobody had a better one" if header.doubt else ""
-        text = f"adopting {_text(header.fence)} by {header.leader}{doubt}"
+        text = f"adopting {fence_text(header.fence)} by {peer_text(header.leader)}{doubt}"
         return [Adopt(header.fence, header.leader, header.plan_hash), Explain(text)]
 
     def _refuse(self, header: PlanHeader, why: str) -> list[Action]:
@@ -370,7 +372,7 @@ class Election:
         if key in self._told or len(self._told) >= MAX_TOLD:
             return []
         self._told.add(key)
-        text = f"refusing {_text(header.fence)} by {header.leader}: {why}"
+        text = f"refusing {fence_text(header.fence)} by {peer_text(header.leader)}: {why}"
         return [Refuse(header.fence, header.leader, why), Explain(text)]
 
     def _hold(self, header: PlanHeader) -> None:
@@ -394,7 +396,3 @@ class Election:
             latest_s = self._since_s + rules.term_s
             due_s = min(due_s, earliest_s if now_s < earliest_s else latest_s if now_s < latest_s else inf)
         return min(due_s, (self._epoch + 1) * rules.epoch_s)
-
-
-def _text(fence: Fence) -> str:
-    return f"{fence.epoch}.{fence.term}"

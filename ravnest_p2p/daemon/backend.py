@@ -163,8 +163,11 @@ class Backend:
             raise JobError(f"no job {opened.record.job} is known to the swarm; `ravnest jobs` lists them")
         await self.session.directory.republish(sealed)
         await self.control.view.read_jobs()
-        if self.book.entry(opened.record.job).outcome is not JobPhase.CANCELLED:
-            raise JobError("the job is over already, or was submitted by another requester")
+        outcome = self.book.entry(opened.record.job).outcome
+        if outcome is None:
+            raise JobError("only the requester who submitted the job can cancel it")
+        if outcome is not JobPhase.CANCELLED:
+            raise JobError(f"the job is over already: {outcome.value}")
         await self.control.tell_stale(f"job {opened.record.job[:8]} is cancelled")
 
     async def result(self, job: JobId) -> dict[str, Any]:

@@ -56,7 +56,7 @@ class CoMembers:
         while True:
             started_s = time.monotonic()
             await asyncio.gather(*(self._ask(peer) for peer in self._others))
-            self._note(self._membership.tick(time.monotonic()), "it does not answer")
+            self._note(self._membership.tick(time.monotonic()))
             self._judge(self._monitor.tick(time.monotonic()))
             await self._nonces_known(dict(self._nonces))
             await asyncio.sleep(max(0.0, WATCH_PERIOD_S - (time.monotonic() - started_s)))
@@ -65,10 +65,10 @@ class CoMembers:
         asked = plain(OverviewAsked(job=self._plan.job))
         try:
             answer = parse(Overview, await self._deps.rpc.call(peer, OVERVIEW, asked, ASK_TIMEOUT_S))
-        except RemoteFault as error:
-            self._note(self._membership.silent(peer, time.monotonic()), str(error))
+        except RemoteFault:
+            self._note(self._membership.silent(peer, time.monotonic()))
             return
-        self._note(self._membership.heard(peer, time.monotonic()), "it answers")
+        self._note(self._membership.heard(peer, time.monotonic()))
         for view in answer.stages:
             if view.job == self._plan.job:
                 # A member that heard of everybody's end may have left before we heard of its own.
@@ -79,10 +79,10 @@ class CoMembers:
                 if view.generation == self._monitor.generation and view.nonce:
                     self._nonces[peer] = view.nonce
 
-    def _note(self, changes: Sequence[Changed], why: str) -> None:
+    def _note(self, changes: Sequence[Changed]) -> None:
         for change in changes:
             if change.new is PeerState.GONE:
                 self._deps.reachable(change.peer, False)
-                self._judge(self._monitor.member_gone(change.peer, why, time.monotonic()))
+                self._judge(self._monitor.member_gone(change.peer, "it does not answer", time.monotonic()))
             elif change.old is PeerState.GONE:
                 self._deps.reachable(change.peer, True)

@@ -214,17 +214,16 @@ class Control:
                 if self._ticket is not None:
                     await self._session.directory.publish(self._ticket, self._ticket_ttl_s)
                     self.election.ticket_seen(self._ticket.epoch, self._own, int(self._ticket.ticket, 16))
-            case MakePlan(fence=fence, why=why):
-                await self._lead(fence, why)
+            case MakePlan(fence=fence):
+                await self._lead(fence)
             case Adopt(fence=fence, plan_hash=digest):
                 await self._adopt(fence, digest)
-            case Refuse(fence=fence, leader=leader, why=why):
-                log.warning("epoch %d term %d: the plan of …%s is refused: %s", *fence, leader[-8:], why)
             case Explain(text=text):
                 log.info("%s", text)
+            case Refuse():
+                pass  # an `Explain` comes with it
 
-    async def _lead(self, fence: Fence, why: str) -> None:
-        log.info("epoch %d term %d: this peer leads (%s)", *fence, why)
+    async def _lead(self, fence: Fence) -> None:
         try:
             plan = await self.leader.plan(fence, self._previous)
         except RavnestError as error:

@@ -64,13 +64,17 @@ class Hosts:
     async def obey(self, plan: Plan) -> None:
         """Start, replace and end parts as the plan says."""
         ours = {job.job: job for job in plan.jobs if self._deps.own in job.peers}
+        standing_by = {job.job for job in plan.jobs if self._deps.own in job.standbys}
         for job, host in list(self._hosts.items()):
-            if job not in ours:
+            if job not in ours and (job not in standing_by or host.generation is not None):
                 await host.leave(_why_left(plan, job))
         for job, job_plan in ours.items():
             if job not in self._hosts:
                 self._hosts[job] = StageHost(job, self._deps)
             await self._hosts[job].obey(job_plan)
+        for job_plan in plan.jobs:
+            if self._deps.own in job_plan.standbys:
+                self._hosts.setdefault(job_plan.job, StageHost(job_plan.job, self._deps)).stand_by()
 
     def keep(self, job: JobId, piece: Piece) -> None:
         """Hold a copy of a piece that lies in the store."""

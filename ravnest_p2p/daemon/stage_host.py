@@ -66,6 +66,8 @@ class StageHost:
         self._worker: WorkerProcess | None = None
         self._worker_task: asyncio.Task[None] | None = None
         self._run_task: asyncio.Task[None] | None = None
+        self._warming: asyncio.Task[None] | None = None
+        self._spawning = asyncio.Lock()
         self._fetches: set[asyncio.Task[None]] = set()
         self._spec: JobSpec | None = None
 
@@ -132,6 +134,11 @@ class StageHost:
             self.phase, self.reason = JobPhase.WAITING, reason
         self._plan = None
         await self._end_worker()
+
+    def stand_by(self) -> None:
+        """Have a worker ready, so that taking over a stage does not wait for torch to be imported."""
+        if self._plan is None and (self._warming is None or self._warming.done()):
+            self._warming = asyncio.create_task(self._warm())
 
     def interrupt(self, reason: str) -> None:
         """What the run stands on is gone: break it."""
@@ -222,8 +229,16 @@ class StageHost:
             )
         )
 
+    async def _warm(self) -> None:
+        with contextlib.suppress(asyncio.TimeoutError, OSError):
+            await self._ready_worker()
+
     async def _ready_worker(self) -> WorkerProcess:
         """An idle worker: the one of the generation before, if it lives, else a new one."""
+        async with self._spawning:
+            return await self._living_worker()
+
+    async def _living_worker(self) -> WorkerProcess:
         if self._worker is None or not self._worker.alive:
             self._deps.jobs_folder.mkdir(parents=True, exist_ok=True)
             store = self._deps.files.store
@@ -332,6 +347,8 @@ class StageHost:
             await self._worker.stop_run()
 
     async def _end_worker(self) -> None:
+        if self._warming is not None:
+            self._warming.cancel()
         worker, self._worker = self._worker, None
         if worker is not None:
             await worker.end()

@@ -22,11 +22,11 @@ EXAMPLE_LISTEN = "/ip4/0.0.0.0/tcp/4001"
 MAX_ADDRESS_CHARS = 512
 
 
-def parse(text: str) -> Multiaddr:
+def parse(text: str, example: str = EXAMPLE_PEER) -> Multiaddr:
     """The multiaddr in the text.
 
     Raises:
-        ConfigError: it is none; the message gives an example.
+        ConfigError: it is none; the message gives the example.
     """
     text = text.strip()
     try:
@@ -35,7 +35,7 @@ def parse(text: str) -> Multiaddr:
         address = Multiaddr(text)
         address.to_bytes()
     except (MultiaddrError, ValueError, LookupError, TypeError) as error:
-        raise ConfigError(f"{text[:200]!r} is not an address; write it like {EXAMPLE_PEER}") from error
+        raise ConfigError(f"{text[:200]!r} is not an address; write it like {example}") from error
     return address
 
 
@@ -60,7 +60,7 @@ def parse_listen(text: str) -> str:
     Raises:
         ConfigError: anything else.
     """
-    spelled = str(parse(text))
+    spelled = str(parse(text, EXAMPLE_LISTEN))
     if "/p2p" in spelled or _host(spelled) is None or _port(spelled) is None:
         raise ConfigError(f"{spelled} is not an address to listen on; write it like {EXAMPLE_LISTEN}")
     return spelled

@@ -27,7 +27,13 @@ from hivemind.p2p.p2p_daemon_bindings.utils import (
 )
 from hivemind.proto import p2pd_pb2
 
-from ravnest_p2p.core.errors import FrameTruncatedError, LocalDaemonError, PeerUnreachableError, RemoteFault
+from ravnest_p2p.core.errors import (
+    BusyError,
+    FrameTruncatedError,
+    LocalDaemonError,
+    PeerUnreachableError,
+    RemoteFault,
+)
 from ravnest_p2p.core.types import PeerId
 from ravnest_p2p.network.frames import Buffer, Frame, FrameKind, Limits, Packed, pack, read_frame
 from ravnest_p2p.network.p2pd_waits import bounded
@@ -211,6 +217,8 @@ class StreamService:
             return
         if isinstance(error, RemoteFault):
             self.refused[type(error).__name__] += 1
-            logger.info("stream %s of %s refused: %s", self.protocol, peer, error)
+            # Being asked for more than we give is everyday life, not news.
+            level = logging.DEBUG if isinstance(error, BusyError) else logging.INFO
+            logger.log(level, "stream %s of %s refused: %s", self.protocol, peer, error)
         else:
             logger.error("stream %s of %s failed", self.protocol, peer, exc_info=error)

@@ -75,7 +75,7 @@ def drawn(status: dict[str, Any] | Progress) -> str:
 def test_the_picture_says_everything_that_is_known() -> None:
     text = drawn(STATUS)
     wanted = ["digits [bold]", "running", "120/400 batches", "loss 0.4100", "312.2 samples/s", "1:02:05"]
-    wanted += ["123.5 MB sent", "…xjVNtXSA", "4–8", "87 %", "1 ≤ 2", "0 ≤ 1", "61", "standing by", "█"]
+    wanted += ["123.5 MB sent", "…xjVNtXSA", "4–8", "87 %", "1 ≤ 2", "0 ≤ 1", "61", "spare", "█"]
     for part in wanted:
         assert part in text, part
     assert drawn(Progress.of(STATUS)) == text

@@ -60,7 +60,6 @@ def test_a_diverged_tensor_is_named_also_where_nobody_else_holds_the_segment() -
         averaging.check_finite(params, {}, ["weight"])
 
 
-
 def test_chunks_share_memory() -> None:
     flat = torch.arange(5.0)
     chunks = averaging.cut(flat, 3)
