@@ -217,7 +217,7 @@ def main() -> None:
         sandbox_landlock.offered = lambda: options.abi
     guard.give_up_privileges()
     walls = [sandbox.confine_files(rooms)]
-    guard.limit_resources(0, 10**8)
+    guard.limit_resources(None, 10**8)
     by_files = outcomes(of_files(home, rooms.job))
     walls.append(sandbox.confine_calls())
     if options.crash == "raise":

@@ -43,7 +43,7 @@ def main() -> None:
     guard.give_up_privileges()
     faulthandler.enable()
     files = sandbox.confine_files(sandbox.Rooms(options.blobs, options.job, options.sockets))
-    guard.limit_resources(options.memory if choose_device().type == "cpu" else 0, options.disk)
+    guard.limit_resources(options.memory if choose_device().type == "cpu" else None, options.disk)
     calls = sandbox.confine_calls()
     print(f"worker {os.getpid()}: {files}; {calls}", file=sys.stderr)
     # Ctrl+C in a terminal reaches the whole process group; ravnestd alone decides when a worker ends.

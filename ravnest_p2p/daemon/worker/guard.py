@@ -52,14 +52,14 @@ def give_up_privileges() -> None:
         call("capset", ctypes.byref(header), ctypes.byref(sets))
 
 
-def limit_resources(memory_bytes: int, file_bytes: int) -> None:
+def limit_resources(memory_bytes: int | None, file_bytes: int) -> None:
     """Cap the address space at the peer's limit plus torch's own mappings; no core files; low priority.
 
     Args:
-        memory_bytes: 0 sets no cap: a GPU's driver maps many times what it uses.
+        memory_bytes: None sets no cap: a GPU's driver maps many times what it uses.
         file_bytes: of one file; what the peer could not store, the worker need not write.
     """
-    if memory_bytes:
+    if memory_bytes is not None:
         _cap(resource.RLIMIT_AS, memory_bytes + ADDRESS_SPACE_OVERHEAD_BYTES)
     _cap(resource.RLIMIT_FSIZE, file_bytes)
     _cap(resource.RLIMIT_CORE, 0)
