@@ -190,6 +190,9 @@ class Control:
         if adopted is not None and plan.fence < adopted.fence:
             return
         header = self.leader.judged(plan, self._previous, self._hosts.statuses())
+        if header.doubt and not await self._hosts.confirm(plan):
+            # The leader knew of a break before we did.
+            header = self.leader.judged(plan, self._previous, {})
         await self._act(self.election.plan_seen(header, self._session.directory.now_s()))
 
     async def _step(self) -> None:

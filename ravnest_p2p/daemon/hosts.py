@@ -45,10 +45,21 @@ class Hosts:
     def statuses(self) -> dict[JobId, JobStatus]:
         """Our own view of each generation that we take part in."""
         return {
-            job: JobStatus(job, host.phase, host.generation, host.reason)
+            job: JobStatus(
+                job,
+                JobPhase.BROKEN if host.phase is JobPhase.RUNNING and not host.runs_well else host.phase,
+                host.generation,
+                host.reason,
+            )
             for job, host in self._hosts.items()
             if host.generation is not None
         }
+
+    async def confirm(self, plan: Plan) -> bool:
+        """Whether all our generations that the plan moves still run well, by what co-members say now."""
+        planned = {job.job: job.generation for job in plan.jobs}
+        moved = [host for job, host in self._hosts.items() if host.generation not in (None, planned.get(job))]
+        return all(await asyncio.gather(*(host.confirm() for host in moved)))
 
     def broken(self, plan: Plan) -> str:
         """Why a generation of the plan, in which we take part, is over; empty if none is."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from ravnest_p2p.core.election import PlanHeader
@@ -72,12 +72,13 @@ class Leader:
         """The plan for this fence, from facts asked for now.
 
         Raises:
-            PlanError: our own check refuses it (our fault, but it must not be published).
+            PlanError: we know too little to lead, or our own check refuses the plan.
         """
         await asyncio.gather(self._view.read_peers(), self._view.read_jobs())
         answers = await survey(
             self._session.rpc, self._own, self._overview(), self._view.capabilities, OverviewAsked()
         )
+        self._check_knowledge(answers, previous)
         capabilities = [
             self._view.capabilities[peer] for peer in sorted(answers) if peer in self._view.capabilities
         ]
@@ -101,6 +102,20 @@ class Leader:
         )
         self.check(made, previous, {})
         return made
+
+    def _check_knowledge(self, answers: Mapping[PeerId, Overview], previous: Plan | None) -> None:
+        """Refuse to plan on from a plan that peers have left behind for a newer published one.
+
+        Raises:
+            PlanError: as said; the next leader may know it.
+        """
+        published = {plan.fence for plan in self._view.plans.values()}
+        known = previous.fence if previous is not None else (-1, -1)
+        for peer, overview in answers.items():
+            for view in overview.stages:
+                fence = view.generation[:2] if view.generation is not None else (-1, -1)
+                if fence > known and fence in published:
+                    raise PlanError(f"…{peer[-8:]} obeys a newer plan than the one obeyed here")
 
     def judged(self, plan: Plan, previous: Plan | None, own: dict[JobId, JobStatus]) -> PlanHeader:
         """The plan's header with this peer's verdict on its content, or its doubt."""

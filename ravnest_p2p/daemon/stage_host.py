@@ -42,6 +42,8 @@ log = logging.getLogger(__name__)
 
 SILENCE_S = 5.0
 START_UP_S = 60.0
+EXPLAIN_S = 1.5
+"""A little more than co-members need to ask one another."""
 MAX_LOSSES = 20_000
 SHOWN_LOSSES = 1000
 RECENT_BATCHES = 20
@@ -62,11 +64,13 @@ class StageHost:
         self._nonce = ""
         self._report: Report | None = None
         self._monitor: RunMonitor | None = None
+        self._members: CoMembers | None = None
         self._outcome: asyncio.Future[Action] | None = None
         self._worker: WorkerProcess | None = None
         self._worker_task: asyncio.Task[None] | None = None
         self._run_task: asyncio.Task[None] | None = None
         self._warming: asyncio.Task[None] | None = None
+        self._explaining: asyncio.Task[None] | None = None
         self._spawning = asyncio.Lock()
         self._fetches: set[asyncio.Task[None]] = set()
         self._spec: JobSpec | None = None
@@ -135,6 +139,20 @@ class StageHost:
         self._plan = None
         await self._end_worker()
 
+    @property
+    def runs_well(self) -> bool:
+        """Whether nothing speaks against the generation, as far as is known here."""
+        explaining = self._explaining is not None and not self._explaining.done()
+        return self.phase is JobPhase.RUNNING and not explaining
+
+    async def confirm(self) -> bool:
+        """Ask the co-members whether the generation that seems to run well here still does."""
+        monitor, members = self._monitor, self._members
+        if monitor is None or members is None or not self.runs_well:
+            return False
+        answered = await members.ask_all()
+        return answered and monitor.outcome is None and self.runs_well
+
     def stand_by(self) -> None:
         """Have a worker ready, so that taking over a stage does not wait for torch to be imported."""
         if self._plan is None and (self._warming is None or self._warming.done()):
@@ -152,7 +170,7 @@ class StageHost:
         await self._end_worker()
 
     async def _run(self, plan: JobPlan, monitor: RunMonitor, outcome: asyncio.Future[Action]) -> None:
-        members = CoMembers(plan, self._deps, monitor, self._judge, self._nonces_known)
+        members = self._members = CoMembers(plan, self._deps, monitor, self._judge, self._nonces_known)
         tasks: list[asyncio.Task[Any]] = [
             asyncio.create_task(self._start(plan)),
             asyncio.create_task(members.watch()),
@@ -297,11 +315,19 @@ class StageHost:
                 await self.pieces.saved(self._plan, report, self._folder)
                 monitor.piece_saved(report.batches_done)
             case RunFailed(message=message, suspect=suspect):
-                gone = monitor.member_gone(suspect, message, time.monotonic()) if suspect else None
-                self._judge(gone or monitor.worker_state(JobPhase.FAILED, message))
+                if suspect is None:
+                    self._judge(monitor.worker_state(JobPhase.FAILED, message))
+                else:
+                    self._explaining = asyncio.create_task(self._explain_later(monitor, suspect, message))
             case RunDone():
                 self.phase = JobPhase.DONE
                 self._judge(monitor.worker_state(JobPhase.DONE))
+
+    async def _explain_later(self, monitor: RunMonitor, suspect: PeerId, message: str) -> None:
+        """A lost link is often the echo of a break elsewhere: the co-members may say the cause first."""
+        await asyncio.sleep(EXPLAIN_S)
+        gone = monitor.member_gone(suspect, message, time.monotonic())
+        self._judge(gone or monitor.worker_state(JobPhase.FAILED, message))
 
     async def _fetch_fields(self, worker: WorkerProcess, names: Sequence[str]) -> None:
         assert self._spec is not None
@@ -334,6 +360,8 @@ class StageHost:
             self._outcome.set_result(action)
 
     async def _end_run(self) -> None:
+        if self._explaining is not None:
+            self._explaining.cancel()
         task, self._run_task, self._monitor = self._run_task, None, None
         if task is not None:
             task.cancel()
