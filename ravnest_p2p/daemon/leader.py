@@ -48,6 +48,22 @@ def given_up(status: JobStatus, lineage: Sequence[tuple[Generation, int]]) -> Jo
     return replace(status, phase=JobPhase.FAILED, reason=reason)
 
 
+def ahead_of(
+    previous: Plan | None, published: Iterable[Plan], answers: Mapping[PeerId, Overview]
+) -> PeerId | None:
+    """A peer that obeys a published plan above the one that we would plan on from, if there is one.
+
+    Whoever led then would move jobs that run well; and a generation that no published plan has formed is only
+    somebody's claim.
+    """
+    known = previous.fence if previous is not None else Fence(-1, -1)
+    newer = {plan.fence for plan in published if plan.fence > known}
+    for peer, overview in answers.items():
+        if any(view.generation is not None and view.generation[:2] in newer for view in overview.stages):
+            return peer
+    return None
+
+
 class Leader:
     """One peer's planning, as leader and as follower."""
 
@@ -78,7 +94,9 @@ class Leader:
         answers = await survey(
             self._session.rpc, self._own, self._overview(), self._view.capabilities, OverviewAsked()
         )
-        self._check_knowledge(answers, previous)
+        ahead = ahead_of(previous, self._view.plans.values(), answers)
+        if ahead is not None:
+            raise PlanError(f"…{ahead[-8:]} obeys a newer plan than the one known here")
         capabilities = [
             self._view.capabilities[peer] for peer in sorted(answers) if peer in self._view.capabilities
         ]
@@ -102,20 +120,6 @@ class Leader:
         )
         self.check(made, previous, {})
         return made
-
-    def _check_knowledge(self, answers: Mapping[PeerId, Overview], previous: Plan | None) -> None:
-        """Refuse to plan on from a plan that peers have left behind for a newer published one.
-
-        Raises:
-            PlanError: as said; the next leader may know it.
-        """
-        published = {plan.fence for plan in self._view.plans.values()}
-        known = previous.fence if previous is not None else (-1, -1)
-        for peer, overview in answers.items():
-            for view in overview.stages:
-                fence = view.generation[:2] if view.generation is not None else (-1, -1)
-                if fence > known and fence in published:
-                    raise PlanError(f"…{peer[-8:]} obeys a newer plan than the one obeyed here")
 
     def judged(self, plan: Plan, previous: Plan | None, own: dict[JobId, JobStatus]) -> PlanHeader:
         """The plan's header with this peer's verdict on its content, or its doubt."""

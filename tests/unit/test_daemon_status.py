@@ -25,7 +25,7 @@ from ravnest_p2p.core.types import (
     StageAssignment,
 )
 from ravnest_p2p.daemon.jobbook import JobEntry
-from ravnest_p2p.daemon.leader import MAX_ATTEMPTS, given_up
+from ravnest_p2p.daemon.leader import MAX_ATTEMPTS, ahead_of, given_up
 from ravnest_p2p.daemon.messages import Report
 from ravnest_p2p.daemon.peer_messages import Overview, StageView, parse, plain
 from ravnest_p2p.daemon.stage_host import recent_mean, thinned
@@ -121,6 +121,19 @@ def test_a_job_that_only_breaks_is_given_up() -> None:
     assert "loss is NaN" in failed.reason
     running = replace(broken, phase=JobPhase.RUNNING)
     assert given_up(running, stuck) == running
+
+
+def test_nobody_leads_from_a_plan_that_others_have_left_behind() -> None:
+    newer = replace(PLAN, fence=Fence(5, 2))
+    old, new = overviews(views()), overviews(views())
+    new[PEERS[2]] = Overview(
+        stages=(StageView(job=JOB, generation=Generation(5, 2, "t"), phase=JobPhase.WAITING),)
+    )
+    assert ahead_of(PLAN, [PLAN, newer], old) is None
+    assert ahead_of(PLAN, [PLAN, newer], new) == PEERS[2]
+    assert ahead_of(newer, [PLAN, newer], new) is None
+    assert ahead_of(PLAN, [PLAN], new) is None, "no such plan was published: only a claim"
+    assert ahead_of(None, [PLAN], old) is not None, "a newcomer leaves running jobs to those who know them"
 
 
 def test_holders_of_one_piece_are_merged() -> None:
