@@ -20,12 +20,12 @@ help:
 setup: $(READY)
 
 $(READY): pyproject.toml constraints.txt requirements.lock
-	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or newer is needed")'
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or newer is needed")'
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "setting up $(VENV): torch and some 100 packages, one to five minutes the first time …"
-	$(PIP) torch
-	$(PIP) --no-deps -r requirements.lock
-	$(PIP) --no-deps --no-build-isolation -e .
+	@$(PIP) torch
+	@$(PIP) --no-deps -r requirements.lock
+	@$(PIP) --no-deps --no-build-isolation -e .
 	@touch $(READY)
 
 lock:
