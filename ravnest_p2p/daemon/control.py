@@ -81,7 +81,6 @@ class Control:
         self.plan = plan
         self._ticket: TicketRecord | None = None
         self._recent = {""}
-        self._epoch_read = -1
         self._pushed: deque[Plan] = deque(maxlen=MAX_PUSHED)
         self._poked = asyncio.Event()
         self._asked_reason = ""
@@ -174,15 +173,18 @@ class Control:
     async def _read_epoch(self) -> None:
         epoch = self.election.epoch
         plans = await self.view.read_epoch(epoch)
-        if epoch != self._epoch_read:
-            # Tickets name the plan before them, which was published in the epoch before.
+        if not all(self._knows(previous) for _, _, previous in self.view.tickets):
+            # Tickets name the plan before them, of the epoch before. Whoever has just started may have to ask
+            # more than once, since the directory answers little until it has found its neighbours.
             await self.view.read_plans(epoch - 1)
-            self._epoch_read = epoch
         for peer, value, previous in self.view.tickets:
-            if previous in self._recent or previous in self.view.plans or peer == self._own:
+            if self._knows(previous) or peer == self._own:
                 self.election.ticket_seen(epoch, peer, value)
         for plan in sorted(plans, key=lambda p: p.fence):
             await self._consider(plan)
+
+    def _knows(self, plan_hash: str) -> bool:
+        return plan_hash in self._recent or plan_hash in self.view.plans
 
     async def _consider(self, plan: Plan) -> None:
         """Judge a published plan, unless it is below what we obey already."""
