@@ -31,6 +31,8 @@ pytestmark = pytest.mark.timeout(300)
 LENDING = 5
 RECOVERY_S = 30.0
 """From a death until more is trained and saved than before."""
+OBEYS_S = 25.0
+"""From a peer's return until it obeys the swarm's plan; less than an epoch, whose turn mends all."""
 
 
 class Watched:
@@ -140,21 +142,17 @@ def kill_p2pd(peer: PeerProcess) -> None:
 
 
 @pytest.mark.parametrize("kill", [kill_worker, kill_p2pd, PeerProcess.kill])
-def test_training_survives_the_death_of(
-    kill: Any, swarm: LocalSwarm, connection: Swarm, watched: Watched
-) -> None:
+def test_training_survives_the_death_of(kill: Any, swarm: LocalSwarm, watched: Watched) -> None:
     before = watched.wait_training()
     victim = members(swarm, before)[1]
     killed_s = time.monotonic()
     kill(victim)
     watched.wait_recovered(before, killed_s)
     watched.check_ledger()
-    revive(swarm, connection)
+    revive(swarm, watched)
 
 
-def test_training_survives_the_death_of_the_leader(
-    swarm: LocalSwarm, connection: Swarm, watched: Watched
-) -> None:
+def test_training_survives_the_death_of_the_leader(swarm: LocalSwarm, watched: Watched) -> None:
     before = watched.wait_training()
     leader = swarm.of(before["leader"])
     training = members(swarm, before)
@@ -165,17 +163,23 @@ def test_training_survives_the_death_of_the_leader(
     after = watched.wait_recovered(before, killed_s)
     assert after["leader"] != before["leader"]
     watched.check_ledger()
-    revive(swarm, connection)
+    revive(swarm, watched)
 
 
-def revive(swarm: LocalSwarm, connection: Swarm) -> None:
-    """Start what is dead again, at the same home, and wait until everybody lends."""
+def revive(swarm: LocalSwarm, watched: Watched) -> None:
+    """Start what is dead again, at the same home, and wait until everybody lends and obeys the same plan."""
     dead = [peer for peer in swarm.peers if peer.ended]
     for peer in dead:
         peer.start()
     for peer in dead:
         peer.wait_ready()
-    wait_lending(connection, swarm.peers)
+        with rn.connect(peer.address) as own:
+            wait_until(
+                lambda own=own: own.jobs() and status(own, watched.job.id)["term"] == watched.look()["term"],
+                OBEYS_S,
+                f"{peer.name} obeys the plan that the others obey",
+            )
+    wait_lending(watched.connection, swarm.peers)
 
 
 def test_a_job_that_was_hit_ends_exactly_and_has_a_result(
