@@ -31,7 +31,7 @@ BUILD = Path(__file__).resolve().parents[1] / "build"
 PEERS, CLUSTERS, STAGES = 5, 2, 2
 FIND_EACH_OTHER_S = 60.0
 TRAIN_S = 600.0
-STOP_S = 4.0
+STOP_S = 3.0
 
 console = Console()
 
@@ -76,11 +76,15 @@ def run(folder: Path, passes: int) -> dict[str, Any]:
         console.print("while it runs, try in another terminal:")
         console.print(f"  RAVNEST_HOME={swarm.peers[0].home} .venv/bin/ravnest peers", soft_wrap=True)
         with rn.connect(*(peer.address for peer in swarm.peers)) as connection:
-            wait_for_peers(connection)
-            job = connection.submit_request(request, say=console.print)
-            progress, seconds = follow(job)
-            state = job.result(timeout_s=60)
-            peers = connection.peers()
+            try:
+                wait_for_peers(connection)
+                job = connection.submit_request(request, say=console.print)
+                progress, seconds = follow(job)
+                state = job.result(timeout_s=60)
+                peers = connection.peers()
+            except BaseException:
+                swarm.interrupt()  # at once: closing the connection may take a moment
+                raise
     finally:
         swarm.stop(STOP_S)
     trained = cnn.build_model()

@@ -10,16 +10,16 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from ravnest_p2p import __version__
 from ravnest_p2p.core.errors import ConfigError, RavnestError, UserFault
 from ravnest_p2p.daemon.config import DEFAULT_LISTEN, DEFAULT_SWARM, DaemonConfig, default_home
 from ravnest_p2p.network.addresses import parse_listen, parse_peer
 
-EXIT_OUR_FAULT, EXIT_USER_FAULT = 1, 2
+EXIT_OUR_FAULT, EXIT_USER_FAULT, EXIT_INTERRUPTED = 1, 2, 130
 SIZE = re.compile(r"\A(\d+(?:\.\d+)?)\s*([KMGT]?)i?B?\Z", re.IGNORECASE)
 UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 
@@ -51,6 +51,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         logging.getLogger("ravnest_p2p").setLevel(logging.DEBUG if options.verbose else logging.INFO)
         logging.getLogger().setLevel(logging.WARNING)
         run(config)
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
     except UserFault as error:
         print(f"ravnestd: {error}", file=sys.stderr)
         return EXIT_USER_FAULT
@@ -170,31 +172,34 @@ def run(config: DaemonConfig) -> NoReturn:
     async def serve() -> None:
         peer = Peer(config)
         serving = asyncio.create_task(peer.run())
-        told = asyncio.Event()
-        loop = asyncio.get_running_loop()
+        told, hurry = asyncio.Event(), asyncio.Event()
 
         def end() -> None:
-            if told.is_set():
-                serving.cancel()
-            told.set()
+            hurry.set() if told.is_set() else told.set()
 
         for number in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(number, end)
-        waiting = asyncio.create_task(told.wait())
-        await asyncio.wait({serving, waiting}, return_when=asyncio.FIRST_COMPLETED)
+            asyncio.get_running_loop().add_signal_handler(number, end)
+        await _first(serving, told.wait())
         if not serving.done():
-            await peer.say_goodbye()
+            await _first(asyncio.create_task(peer.say_goodbye()), hurry.wait())
             serving.cancel()
-        waiting.cancel()
         await asyncio.gather(serving, return_exceptions=True)
-        if not serving.cancelled() and serving.exception() is not None:
-            raise serving.exception()  # type: ignore[misc]
+        error = None if serving.cancelled() else serving.exception()
+        if error is not None:
+            raise error
 
     uvloop.run(serve())
     # Everything is closed by now; taking torch down in good order would hold up the prompt for seconds.
     logging.shutdown()
     sys.stdout.flush()
     os._exit(0)
+
+
+async def _first(task: asyncio.Task[None], other: Coroutine[Any, Any, object]) -> None:
+    """Until either is done."""
+    waiting = asyncio.ensure_future(other)
+    await asyncio.wait({task, waiting}, return_when=asyncio.FIRST_COMPLETED)
+    waiting.cancel()
 
 
 class _Lines(logging.Formatter):

@@ -6,6 +6,7 @@ good order, `kill` as a power cut would; either way nothing is left.
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import signal
@@ -59,6 +60,7 @@ class PeerProcess:
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
+                preexec_fn=_end_with_caller,
                 env={**os.environ, "OMP_NUM_THREADS": "1"},
             )
 
@@ -148,11 +150,15 @@ class LocalSwarm:
         peer.wait_ready()
         return peer
 
+    def interrupt(self) -> None:
+        """Tell every peer to end, without waiting for it."""
+        for peer in self.all:
+            peer.interrupt()
+
     def stop(self, timeout_s: float = STOP_TIMEOUT_S) -> None:
         """End every peer as Ctrl+C does; those that take too long are killed."""
         deadline_s = time.monotonic() + timeout_s
-        for peer in self.all:
-            peer.interrupt()
+        self.interrupt()
         for peer in self.all:
             peer.wait_ended(deadline_s)
 
@@ -170,6 +176,17 @@ class LocalSwarm:
 
     def __exit__(self, *_: object) -> None:
         self.stop()
+
+
+_PR_SET_PDEATHSIG = 1
+_libc = ctypes.CDLL(None) if sys.platform.startswith("linux") else None
+"""Loaded before any fork: a child between fork and exec may not import or allocate much."""
+
+
+def _end_with_caller() -> None:
+    """In the child: be told to end when the caller dies, also by SIGKILL (linux)."""
+    if _libc is not None:
+        _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
 
 
 def wait_until(condition: Callable[[], object], timeout_s: float, what: str) -> Any:
