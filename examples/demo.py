@@ -14,6 +14,7 @@ import dataclasses
 import json
 import os
 import shutil
+import signal
 import sys
 import time
 from contextlib import nullcontext
@@ -43,6 +44,9 @@ def main() -> int:
     parser.add_argument("--passes", type=int, default=cnn.PASSES, help="over the data (default: %(default)s)")
     options = parser.parse_args()
     torch.set_num_threads(1)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        # Said explicitly: a background job of a shell starts with Ctrl+C ignored.
+        signal.signal(number, signal.default_int_handler)
     folder = BUILD / "demo"
     shutil.rmtree(folder, ignore_errors=True)
     os.environ["RAVNEST_HOME"] = str(folder / "requester")
