@@ -21,7 +21,16 @@ from pathlib import Path
 from ravnest_p2p.core.errors import RemoteFault
 from ravnest_p2p.daemon.channel import Channel
 from ravnest_p2p.daemon.environment import thread_environment
-from ravnest_p2p.daemon.messages import REPORTS, Idle, LogLine, Message, Stopped, StopRun, WorkerReport
+from ravnest_p2p.daemon.messages import (
+    REPORTS,
+    Idle,
+    LogLine,
+    Message,
+    StartRun,
+    Stopped,
+    StopRun,
+    WorkerReport,
+)
 from ravnest_p2p.daemon.worker.sandbox_door import Doorkeeper
 from ravnest_p2p.daemon.worker.sandbox_rules import Rooms, environment
 from ravnest_p2p.network.p2pd_waits import bounded
@@ -53,6 +62,7 @@ class WorkerProcess:
         self._channel = channel
         self._doorkeeper = doorkeeper
         self._idle = asyncio.Event()
+        self._has_run = False
 
     @classmethod
     async def spawn(
@@ -112,6 +122,7 @@ class WorkerProcess:
 
     async def send(self, command: Message) -> None:
         """Hand over a command; a worker that has just died is noticed by the end of `reports`."""
+        self._has_run |= isinstance(command, StartRun)
         with contextlib.suppress(ConnectionError):
             await self._channel.send(command)
 
@@ -135,8 +146,11 @@ class WorkerProcess:
     async def stop_run(self) -> bool:
         """Ask the worker to give up its run; False where it did not within the deadline and was killed.
 
+        One that has no run is left in peace: it may still be loading torch, and would not answer in time.
         `reports` must be iterated meanwhile, or its answer is not seen.
         """
+        if not self._has_run:
+            return self.alive
         self._idle.clear()
         await self.send(StopRun())
         try:
@@ -144,6 +158,7 @@ class WorkerProcess:
         except asyncio.TimeoutError:
             await self.end(0)
             return False
+        self._has_run = False
         return self.alive
 
     async def end(self, grace_s: float = STOP_TIMEOUT_S) -> int:
