@@ -42,7 +42,8 @@ def given_up(status: JobStatus, lineage: Sequence[tuple[Generation, int]]) -> Jo
     """
     if status.phase is not JobPhase.BROKEN or len(lineage) < MAX_ATTEMPTS:
         return status
-    if len({first for _, first in lineage[-MAX_ATTEMPTS:]}) > 1:
+    saved = max((piece.batches_done for piece in status.pieces), default=0)
+    if len({first for _, first in lineage[-MAX_ATTEMPTS:]}) > 1 or saved > lineage[-1][1]:
         return status
     reason = f"{MAX_ATTEMPTS} generations broke before they saved a round; the last because: {status.reason}"
     return replace(status, phase=JobPhase.FAILED, reason=reason)

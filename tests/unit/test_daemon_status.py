@@ -116,6 +116,8 @@ def test_a_job_that_only_breaks_is_given_up() -> None:
     stuck = [(Generation(5, term, "tag"), 8) for term in range(MAX_ATTEMPTS)]
     assert given_up(broken, stuck[1:]) == broken, "not yet"
     assert given_up(broken, [(GENERATION, 0), *stuck[1:]]) == broken, "one of them saved a round"
+    progressed = replace(broken, pieces=(Piece(0, 1, 9, 5, BLOB, (PEERS[0],)),))
+    assert given_up(progressed, stuck) == progressed, "the last one saved a round before it broke"
     failed = given_up(broken, stuck)
     assert failed.phase is JobPhase.FAILED
     assert "loss is NaN" in failed.reason
