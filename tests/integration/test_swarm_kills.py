@@ -186,13 +186,14 @@ def test_a_job_that_was_hit_ends_exactly_and_has_a_result(
     swarm: LocalSwarm, connection: Swarm, watched: Watched
 ) -> None:
     watched.job.cancel()
-    job = connection.submit_request(small_request(stages=2, clusters=2, passes=60, updates_per_round=10))
+    job = connection.submit_request(small_request(stages=2, clusters=2, passes=40, updates_per_round=10))
     short = Watched(connection, job)
     before = short.wait_training()
     kill_worker(members(swarm, before)[-1])
-    wait_until(lambda: short.look()["phase"] == JobPhase.DONE.value, TRAIN_S, "the job is done")
+    over = (JobPhase.DONE.value, JobPhase.FAILED.value)
+    wait_until(lambda: short.look()["phase"] in over, TRAIN_S, "the job is over")
     done = wait_done(job)
-    assert done["batches_done"] == done["total_batches"] == 60 * 256 // 16
+    assert done["batches_done"] == done["total_batches"] == 40 * 256 // 16
     assert len(done["lineage"]) >= 2
     short.check_ledger()
     assert all(torch.isfinite(tensor).all() for tensor in job.result(timeout_s=30).values())
@@ -207,7 +208,7 @@ def test_without_a_spare_the_job_waits_and_says_for_whom_until_the_peer_is_back(
         rn.connect(swarm.bootstrap.address) as connection,
     ):
         wait_lending(connection, swarm.peers)
-        job = connection.submit_request(small_request(stages=2, passes=60, updates_per_round=10))
+        job = connection.submit_request(small_request(stages=2, passes=40, updates_per_round=10))
         watched = Watched(connection, job)
         before = watched.wait_training()
         victim = members(swarm, before)[1]
