@@ -105,7 +105,7 @@ def test_the_faults_do_happen():
         "crashes",
         "again after a restart",
         "two plans for",
-        "published no plan in",
+        "published no plan",
         "was refused; next is",
         " broke; next is",
         "by usurper: its author has shown no ticket",
