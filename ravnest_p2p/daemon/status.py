@@ -9,10 +9,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from ravnest_p2p.core.planning.resume import resume_point
 from ravnest_p2p.core.types import ClusterPlan, JobId, JobPhase, JobPlan, JobSpec, PeerId, Plan
 from ravnest_p2p.daemon.jobbook import JobEntry
 from ravnest_p2p.daemon.messages import Report
 from ravnest_p2p.daemon.peer_messages import Overview, StageView
+from ravnest_p2p.daemon.survey import merged_pieces
 
 LOSSES_SHOWN = 1000
 
@@ -70,6 +72,10 @@ def _phase(entry: JobEntry, plan: JobPlan | None, views: Mapping[PeerId, StageVi
     if any(v.phase is JobPhase.DONE and v.generation is None for v in views.values()):
         return JobPhase.DONE, ""
     if plan is None:
+        # Leaders leave a job out that is done, which its members' answers may say a moment later.
+        final = [p for p in merged_pieces(views) if entry.spec and p.batches_done == entry.spec.total_batches]
+        if entry.spec and resume_point(final, views, len(entry.spec.layers)):
+            return JobPhase.DONE, ""
         return JobPhase.WAITING, "it is not in a plan yet"
     if not plan.clusters:
         return JobPhase.WAITING, plan.reason

@@ -145,6 +145,17 @@ def test_holders_of_one_piece_are_merged() -> None:
     assert merged.holders == tuple(PEERS[:3]), "a peer speaks for itself only"
 
 
+def test_done_does_not_turn_into_waiting_while_members_leave() -> None:
+    last = tuple(Piece(s, s + 1, 40, 20, BlobHash(f"{s:064x}"), ()) for s in range(2))
+
+    def phase(pieces: tuple[Piece, ...]) -> str:
+        found = overviews(views(JobPhase.DONE, pieces=pieces))
+        return str(job_status(JOB, JobEntry(spec=SPEC), None, found, PEERS)["phase"])
+
+    assert phase(last) == "done"
+    assert phase(last[:1]) == "waiting"
+
+
 def test_figures_add_up() -> None:
     report = Report(samples=100, training_s=4.0, bytes_sent=10, updates=10, version=12)
     status = job_status(
