@@ -49,9 +49,8 @@ class PlanHeader:
 
     Attributes:
         verdict: empty if the content holds, else why it must never be obeyed.
-        doubt: empty, or why a sound plan is worse than what runs, such as the needless move of a healthy
-            cluster. It is refused for a term; if nobody publishes a better one by then, the swarm has taken
-            it, and staying apart would cost more than yielding.
+        doubt: empty, or why a sound plan must not be obeyed as things are, such as the needless move of a
+            generation that lives (`consent`). It is refused, and looked at again while it lies there.
     """
 
     fence: Fence
@@ -112,13 +111,22 @@ class Refuse:
 
 
 @dataclass(frozen=True, slots=True)
+class Reconsider:
+    """What spoke against this plan has passed: check its content and pass it to `plan_seen` again."""
+
+    fence: Fence
+    leader: PeerId
+    plan_hash: str
+
+
+@dataclass(frozen=True, slots=True)
 class Explain:
     """One line for the log."""
 
     text: str
 
 
-Action = DrawTicket | PublishTicket | MakePlan | Adopt | Refuse | Explain
+Action = DrawTicket | PublishTicket | MakePlan | Adopt | Refuse | Reconsider | Explain
 
 
 class Phase(str, Enum):

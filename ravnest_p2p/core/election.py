@@ -33,6 +33,7 @@ from .ballot import (
     Phase,
     PlanHeader,
     PublishTicket,
+    Reconsider,
     Refuse,
     Turn,
     fence_text,
@@ -55,6 +56,7 @@ __all__ = [
     "Phase",
     "PlanHeader",
     "PublishTicket",
+    "Reconsider",
     "Refuse",
     "fence_of",
 ]
@@ -177,21 +179,22 @@ class Election:
     def plan_seen(self, header: PlanHeader, now_s: float) -> list[Action]:
         """Judge a published plan, or the own one before it is published; again with every reading, at will.
 
-        A plan of an author without a known ticket, or of an epoch about to start, is judged again by `poll`.
+        For a plan of an author without a known ticket, or of an epoch about to start, `poll` asks once more.
         """
         actions = self._turn_epoch(now_s)
         actions += self._judge(header, now_s)
         return actions
+
+    def deserves_a_look(self, header: PlanHeader, now_s: float) -> bool:
+        """Whether only its content can still speak against this plan."""
+        return self._above_obeyed(header) and self._untimely(header, now_s) is None
 
     def poll(self, now_s: float) -> Sequence[Action]:
         """Let time pass and say what is to be done now."""
         if now_s < self._wake_s:
             return ()
         actions = self._turn_epoch(now_s)
-        held, self._held = self._held, []
-        for header in held:
-            if self._adopted is None or header.fence > self._adopted.fence:
-                actions += self._judge(header, now_s)
+        actions += self._held_due(now_s)
         if self._phase is Phase.SPREADING and now_s >= self._opens_s:
             self._move(Turn.OPENED, now_s)
         actions += self._ticket_due()
@@ -212,10 +215,10 @@ class Election:
         self._drawn = self._published = False
         self._made: Fence | None = None
         self._split = ""
+        self._rift: tuple[Fence, float] | None = None
         self._silences = 0
         self._last_told = False
         self._refused: set[tuple[Fence, PeerId]] = set()
-        self._doubts: dict[tuple[Fence, PeerId, str], float] = {}
         self._told: set[tuple[Fence, PeerId, str]] = set()
         self._opens_s = max(epoch * self._config.epoch_s, now_s) + self._config.grace_s
         self._phase, self._term, self._since_s = Phase.SPREADING, 0, now_s
@@ -264,7 +267,7 @@ class Election:
         here = Fence(self._epoch, self._term)
         leader = self._tickets.leader(self._term)
         if self._phase is Phase.LED:
-            turn, why = Turn.STALE, self._split or self._stale
+            turn, why = Turn.STALE, self._split or self._stale or self._rift_text(now_s)
             if not why:
                 return []
         elif leader is not None and (here, leader) in self._refused:
@@ -283,11 +286,19 @@ class Election:
         if turn is Turn.SILENT:
             self._silences = min(self._silences + 1, 64)
         self._move(turn, now_s)
+        if turn is Turn.STALE and self._rift is not None:
+            self._split = self._split or self._rift_text(now_s)
+            self._term, self._rift = max(self._term, self._rift[0].term + 1), None
         following = self._tickets.leader(self._term)
         if not why or following is None:
             return self._ticket_due()
         over = f"term {fence_text(here)} is over: {why}; {peer_text(following)} is next"
         return [*self._ticket_due(), Explain(over)]
+
+    def _rift_text(self, now_s: float) -> str:
+        if self._rift is None or now_s < self._rift[1] + self._config.term_s:
+            return ""
+        return f"{fence_text(self._rift[0])}, which is not obeyed here, may be obeyed elsewhere"
 
     def _plan_due(self) -> list[Action]:
         fence = Fence(self._epoch, self._term)
@@ -305,43 +316,57 @@ class Election:
     def _judge(self, header: PlanHeader, now_s: float) -> list[Action]:
         fence, adopted = header.fence, self._adopted
         if adopted is not None and fence == adopted.fence:
-            return self._judge_again(header, adopted)
+            return self._judge_again(header, adopted, now_s)
         if adopted is not None and fence < adopted.fence:
             return self._refuse(header, f"{fence_text(adopted.fence)} is obeyed, which is higher")
+        untimely = self._untimely(header, now_s)
+        if untimely is not None:
+            why, passes = untimely
+            if passes:
+                self._hold(header)
+            return self._refuse(header, why) if why else []
+        against = header.verdict or header.doubt
+        if not against:
+            return self._adopt(header, now_s)
+        if (fence, header.leader) not in self._refused:
+            self._refused.add((fence, header.leader))
+            self._wake_s = -inf
+        if header.doubt:
+            self._note_rift(fence, now_s)
+        return self._refuse(header, against)
+
+    def _note_rift(self, fence: Fence, now_s: float) -> None:
+        """Others may obey a plan that we doubt: if that lasts, a plan above it has to unite us again."""
+        since_s = now_s if self._rift is None else self._rift[1]
+        higher = fence if self._rift is None else max(fence, self._rift[0])
+        self._rift = (higher, since_s)
+
+    def _above_obeyed(self, header: PlanHeader) -> bool:
+        """Whether its fence is above that of the plan obeyed, or the same one by another hand."""
+        adopted = self._adopted
+        if adopted is None:
+            return True
+        return header.fence >= adopted.fence and header.plan_hash != adopted.plan_hash
+
+    def _untimely(self, header: PlanHeader, now_s: float) -> tuple[str, bool] | None:
+        """What speaks against the plan now, whatever its content, and whether that may pass."""
+        fence = header.fence
         if fence.epoch < self._epoch:
-            return self._refuse(header, f"its epoch is over, this is {self._epoch}")
+            return f"its epoch is over, this is {self._epoch}", False
         if fence.epoch > self._epoch:
             ahead_s = fence.epoch * self._config.epoch_s - now_s
             if ahead_s > self._config.clock_tolerance_s:
-                return self._refuse(header, f"its epoch begins in {ahead_s:.1f} s: a clock is wrong")
-            self._hold(header)
-            return []
+                return f"its epoch begins in {ahead_s:.1f} s: a clock is wrong", False
+            return "", True
         if not 0 <= fence.term < self._terms_possible(now_s):
-            return self._refuse(header, "its term cannot have begun yet")
+            return "its term cannot have begun yet", False
         if not self._tickets.entitles(header.leader, fence.term):
-            self._hold(header)
             known = header.leader in self._tickets
             why = f"has no title to term {fence.term}" if known else "has shown no ticket of this epoch"
-            return self._refuse(header, f"its author {why}")
-        if header.verdict:
-            self._refused.add((fence, header.leader))
-            self._wake_s = -inf
-            return self._refuse(header, header.verdict)
-        if header.doubt and now_s < self._doubted_since_s(header, now_s) + self._config.term_s:
-            self._refused.add((fence, header.leader))
-            self._hold(header)
-            return self._refuse(header, header.doubt)
-        return self._adopt(header, now_s)
+            return f"its author {why}", True
+        return None
 
-    def _doubted_since_s(self, header: PlanHeader, now_s: float) -> float:
-        key = (header.fence, header.leader, header.plan_hash)
-        if key not in self._doubts:
-            self._wake_s = -inf
-            if len(self._doubts) >= MAX_HELD:
-                return now_s
-        return self._doubts.setdefault(key, now_s)
-
-    def _judge_again(self, header: PlanHeader, adopted: Adopted) -> list[Action]:
+    def _judge_again(self, header: PlanHeader, adopted: Adopted, now_s: float) -> list[Action]:
         """A plan with the very fence that is obeyed: the same one, or a second leader."""
         if (header.leader, header.plan_hash) == (adopted.leader, adopted.plan_hash):
             if not self._restored or header.verdict or header.fence.epoch != self._epoch:
@@ -350,20 +375,23 @@ class Election:
             why = f"taking up {fence_text(header.fence)} by {peer_text(header.leader)} again after a restart"
             return [Adopt(header.fence, header.leader, header.plan_hash), Explain(why)]
         entitled = self._tickets.entitles(header.leader, header.fence.term)
-        if header.fence.epoch == self._epoch and entitled and not header.verdict and not self._split:
-            self._split = f"two plans for {fence_text(header.fence)}"
-            self._wake_s = -inf
+        if header.fence.epoch == self._epoch and entitled and not header.verdict:
+            if header.doubt:
+                self._note_rift(header.fence, now_s)
+            elif not self._split:
+                self._split = f"two plans for {fence_text(header.fence)}"
+                self._wake_s = -inf
         return self._refuse(header, f"that of {peer_text(adopted.leader)} is obeyed")
 
     def _adopt(self, header: PlanHeader, now_s: float) -> list[Action]:
         self._adopted = Adopted(header.fence, header.leader, header.plan_hash)
         self._restored = False
         self._stale = self._split = ""
+        self._rift = None
         self._move(Turn.ADOPTED, now_s)
         self._term = header.fence.term
         self._wake_s = -inf
-        doubt = f", although {header.doubt}: nobody had a better one" if header.doubt else ""
-        text = f"adopting {fence_text(header.fence)} by {peer_text(header.leader)}{doubt}"
+        text = f"adopting {fence_text(header.fence)} by {peer_text(header.leader)}"
         return [Adopt(header.fence, header.leader, header.plan_hash), Explain(text)]
 
     def _refuse(self, header: PlanHeader, why: str) -> list[Action]:
@@ -379,6 +407,13 @@ class Election:
         if len(self._held) < MAX_HELD and header not in self._held:
             self._held.append(header)
 
+    def _held_due(self, now_s: float) -> list[Action]:
+        """Ask for those held plans again that may be obeyed by now, and let go of those that never will."""
+        held = [h for h in self._held if h.fence.epoch >= self._epoch and self._above_obeyed(h)]
+        due = [header for header in held if self._untimely(header, now_s) is None]
+        self._held = [header for header in held if header not in due]
+        return [Reconsider(header.fence, header.leader, header.plan_hash) for header in due]
+
     def _terms_possible(self, now_s: float) -> int:
         """How many terms can have begun by the fastest clock: no plan may jump to the end of the epoch."""
         rules = self._config
@@ -387,12 +422,13 @@ class Election:
 
     def _next_wake(self, now_s: float) -> float:
         rules = self._config
-        yields_s = (since_s + rules.term_s for since_s in self._doubts.values())
-        due_s = min((yield_s for yield_s in yields_s if yield_s > now_s), default=inf)
+        due_s = inf
         if self._phase is Phase.SPREADING:
-            due_s = min(due_s, self._opens_s)
+            due_s = self._opens_s
         elif self._phase is Phase.OPEN or self._split or self._stale:
             earliest_s = self._since_s + rules.min_term_s
             latest_s = self._since_s + rules.term_s
-            due_s = min(due_s, earliest_s if now_s < earliest_s else latest_s if now_s < latest_s else inf)
-        return min(due_s, (self._epoch + 1) * rules.epoch_s)
+            due_s = earliest_s if now_s < earliest_s else latest_s
+        elif self._rift is not None:
+            due_s = max(self._rift[1] + rules.term_s, self._since_s + rules.min_term_s)
+        return min(due_s if now_s < due_s else inf, (self._epoch + 1) * rules.epoch_s)

@@ -128,10 +128,6 @@ class PlanError(RemoteFault):
     """A published plan that breaks a constraint, or whose author may not lead."""
 
 
-class NeedlessMoveError(PlanError):
-    """A sound plan that moves a generation that runs well here; its author may know more than we do."""
-
-
 class CaptureError(UserFault):
     """The model cannot be captured faithfully; the message names the module, the cause and the fix."""
 

@@ -61,17 +61,17 @@ class CoMembers:
             await self._nonces_known(dict(self._nonces))
             await asyncio.sleep(max(0.0, WATCH_PERIOD_S - (time.monotonic() - started_s)))
 
-    async def ask_all(self) -> bool:
-        """Ask every co-member now; returns whether all of them answered."""
-        return all(await asyncio.gather(*(self._ask(peer) for peer in self._others)))
+    async def ask_all(self) -> None:
+        """Ask every co-member now."""
+        await asyncio.gather(*(self._ask(peer) for peer in self._others))
 
-    async def _ask(self, peer: PeerId) -> bool:
+    async def _ask(self, peer: PeerId) -> None:
         asked = plain(OverviewAsked(job=self._plan.job))
         try:
             answer = parse(Overview, await self._deps.rpc.call(peer, OVERVIEW, asked, ASK_TIMEOUT_S))
         except RemoteFault:
             self._note(self._membership.silent(peer, time.monotonic()))
-            return False
+            return
         self._note(self._membership.heard(peer, time.monotonic()))
         for view in answer.stages:
             if view.job == self._plan.job:
@@ -82,7 +82,6 @@ class CoMembers:
                 self._judge(self._monitor.member_heard(peer, generation, view.phase, view.reason, now_s))
                 if view.generation == self._monitor.generation and view.nonce:
                     self._nonces[peer] = view.nonce
-        return True
 
     def _note(self, changes: Sequence[Changed]) -> None:
         for change in changes:

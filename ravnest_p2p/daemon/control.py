@@ -12,6 +12,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
 
 from ravnest_p2p.core.election import (
     Action,
@@ -23,11 +24,13 @@ from ravnest_p2p.core.election import (
     MakePlan,
     PlanHeader,
     PublishTicket,
+    Reconsider,
     Refuse,
 )
 from ravnest_p2p.core.errors import RavnestError
 from ravnest_p2p.core.planning.identity import plan_hash
 from ravnest_p2p.core.types import Fence, JobId, JobPhase, JobPlan, PeerId, Plan
+from ravnest_p2p.daemon.consent import Consent
 from ravnest_p2p.daemon.hosts import Hosts
 from ravnest_p2p.daemon.jobbook import JobBook
 from ravnest_p2p.daemon.leader import Leader
@@ -76,6 +79,7 @@ class Control:
         self._hosts = hosts
         self.view = SwarmView(session.directory, swarm, book)
         self.leader = Leader(self._own, swarm, session, self.view, book, hosts.overview)
+        self._consent = Consent(self._own, session.rpc, self.view, book, hosts)
         now_s = session.directory.now_s()
         self.election = Election(self._own, config, now_s, adopted=book.adopted, eligible=eligible)
         self.plan = plan
@@ -191,10 +195,10 @@ class Control:
         adopted = self.election.adopted
         if adopted is not None and plan.fence < adopted.fence:
             return
-        header = self.leader.judged(plan, self._previous, self._hosts.statuses())
-        if header.doubt and not await self._hosts.confirm(plan):
-            # The leader knew of a break before we did.
-            header = self.leader.judged(plan, self._previous, {})
+        previous = self._before(plan.fence)
+        header = self.leader.judged(plan, previous)
+        if not header.verdict and self.election.deserves_a_look(header, self._session.directory.now_s()):
+            header = replace(header, doubt=await self._consent.doubt(plan, previous))
         await self._act(self.election.plan_seen(header, self._session.directory.now_s()))
 
     async def _step(self) -> None:
@@ -223,16 +227,23 @@ class Control:
                 await self._lead(fence)
             case Adopt(fence=fence, plan_hash=digest):
                 await self._adopt(fence, digest)
+            case Reconsider(plan_hash=digest):
+                if digest in self.view.plans:
+                    await self._consider(self.view.plans[digest])
             case Explain(text=text):
                 log.info("%s", text)
             case Refuse():
                 pass  # an `Explain` comes with it
 
     async def _lead(self, fence: Fence) -> None:
+        previous = self._before(fence)
         try:
-            plan = await self.leader.plan(fence, self._previous)
+            plan = await self.leader.plan(fence, previous)
+            doubt = await self._consent.doubt(plan, previous)
         except RavnestError as error:
-            await self._act(self.election.plan_failed(fence, str(error)))
+            doubt = str(error)
+        if doubt:
+            await self._act(self.election.plan_failed(fence, doubt))
             return
         self.view.plans[plan_hash(plan)] = plan
         header = PlanHeader(fence, self._own, plan_hash(plan))
@@ -244,12 +255,12 @@ class Control:
             await self._push(plan)
         await self._act(actions)
 
-    @property
-    def _previous(self) -> Plan | None:
+    def _before(self, fence: Fence) -> Plan | None:
         """The plan before: the one obeyed, else (after a restart) the newest that was published."""
         if self.plan is not None:
             return self.plan
-        return max(self.view.plans.values(), key=lambda plan: plan.fence, default=None)
+        published = (plan for plan in self.view.plans.values() if plan.fence < fence)
+        return max(published, key=lambda plan: plan.fence, default=None)
 
     async def _push(self, plan: Plan) -> None:
         """Hand the plan to everybody that it concerns, and to a few more."""
@@ -279,6 +290,7 @@ class Control:
         self._book.adopted = self.election.adopted
         self._planned_lending = self.view.lending
         self._asked_reason = ""
+        self.view.taken_up(plan)
         for job_plan in plan.jobs:
             self._note_lineage(job_plan)
         self._book.save()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 
-from ravnest_p2p.core.types import JobId, JobPhase, JobStatus, Piece, Plan
+from ravnest_p2p.core.types import JobId, JobPhase, JobPlan, Piece, Plan
 from ravnest_p2p.daemon.host_deps import HostDeps
 from ravnest_p2p.daemon.peer_messages import Overview, OverviewAsked, StageView
 from ravnest_p2p.daemon.stage_host import StageHost
@@ -36,30 +36,16 @@ class Hosts:
                 continue
             host = self._hosts.get(job)
             if host is not None and (host.generation is not None or host.took_part):
-                views.append(host.view(losses=asked.losses))
+                views.append(host.view(losses=asked.losses, plan=asked.plans))
             elif entry.pieces or entry.over:
                 phase = entry.outcome or JobPhase.WAITING
                 views.append(StageView(job=job, phase=phase, reason=entry.reason, pieces=tuple(entry.pieces)))
         return Overview(addresses=self.addresses, stages=tuple(views[-MAX_VIEWS:]))
 
-    def statuses(self) -> dict[JobId, JobStatus]:
-        """Our own view of each generation that we take part in."""
-        return {
-            job: JobStatus(
-                job,
-                JobPhase.BROKEN if host.phase is JobPhase.RUNNING and not host.runs_well else host.phase,
-                host.generation,
-                host.reason,
-            )
-            for job, host in self._hosts.items()
-            if host.generation is not None
-        }
-
-    async def confirm(self, plan: Plan) -> bool:
-        """Whether all our generations that the plan moves still run well, by what co-members say now."""
-        planned = {job.job: job.generation for job in plan.jobs}
-        moved = [host for job, host in self._hosts.items() if host.generation not in (None, planned.get(job))]
-        return all(await asyncio.gather(*(host.confirm() for host in moved)))
+    async def run_well(self, job: JobPlan) -> bool:
+        """Whether our part in this generation goes well, by what co-members say now."""
+        host = self._hosts.get(job.job)
+        return host is not None and host.generation == job.generation and await host.confirm()
 
     def broken(self, plan: Plan) -> str:
         """Why a generation of the plan, in which we take part, is over; empty if none is."""

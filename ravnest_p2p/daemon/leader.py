@@ -9,11 +9,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
-from ravnest_p2p.core.election import PlanHeader
-from ravnest_p2p.core.errors import NeedlessMoveError, PlanError, RemoteFault
+from ravnest_p2p.core.ballot import PlanHeader
+from ravnest_p2p.core.errors import PlanError, RemoteFault
 from ravnest_p2p.core.planning.check import check_plan
 from ravnest_p2p.core.planning.identity import plan_hash
 from ravnest_p2p.core.planning.planner import make_plan
@@ -21,7 +21,7 @@ from ravnest_p2p.core.types import Fence, Generation, JobId, JobPhase, JobSpec, 
 from ravnest_p2p.daemon.jobbook import JobBook
 from ravnest_p2p.daemon.peer_messages import Overview, OverviewAsked
 from ravnest_p2p.daemon.session import Session
-from ravnest_p2p.daemon.survey import statuses, survey
+from ravnest_p2p.daemon.survey import running_jobs, statuses, survey
 from ravnest_p2p.daemon.view import SwarmView
 from ravnest_p2p.network.p2pd_waits import bounded
 
@@ -49,22 +49,6 @@ def given_up(status: JobStatus, lineage: Sequence[tuple[Generation, int]]) -> Jo
     return replace(status, phase=JobPhase.FAILED, reason=reason)
 
 
-def ahead_of(
-    previous: Plan | None, published: Iterable[Plan], answers: Mapping[PeerId, Overview]
-) -> PeerId | None:
-    """A peer that obeys a published plan above the one that we would plan on from, if there is one.
-
-    Whoever led then would move jobs that run well; and a generation that no published plan has formed is only
-    somebody's claim.
-    """
-    known = previous.fence if previous is not None else Fence(-1, -1)
-    newer = {plan.fence for plan in published if plan.fence > known}
-    for peer, overview in answers.items():
-        if any(view.generation is not None and view.generation[:2] in newer for view in overview.stages):
-            return peer
-    return None
-
-
 class Leader:
     """One peer's planning, as leader and as follower."""
 
@@ -75,7 +59,7 @@ class Leader:
         session: Session,
         view: SwarmView,
         book: JobBook,
-        overview: Callable[[], Overview],
+        overview: Callable[[OverviewAsked], Overview],
     ) -> None:
         self._own = own
         self._swarm = swarm
@@ -92,19 +76,18 @@ class Leader:
             PlanError: we know too little to lead, or our own check refuses the plan.
         """
         await asyncio.gather(self._view.read_peers(), self._view.read_jobs())
+        asked = OverviewAsked(plans=True)
         answers = await survey(
-            self._session.rpc, self._own, self._overview(), self._view.capabilities, OverviewAsked()
+            self._session.rpc, self._own, self._overview(asked), self._view.capabilities, asked
         )
-        ahead = ahead_of(previous, self._view.plans.values(), answers)
-        if ahead is not None:
-            raise PlanError(f"…{ahead[-8:]} obeys a newer plan than the one known here")
         capabilities = [
             self._view.capabilities[peer] for peer in sorted(answers) if peer in self._view.capabilities
         ]
+        running = running_jobs(previous, answers, self._view.elders)
         specs = await self._specs(self._view.submitted, answers)
         known = {
             job: given_up(status, self._book.entry(job).lineage)
-            for job, status in statuses(specs, answers, previous).items()
+            for job, status in statuses(specs, answers, running).items()
         }
         for job, status in known.items():
             self._note_outcome(job, status)
@@ -118,25 +101,22 @@ class Leader:
             jobs=specs,
             statuses=known,
             previous=previous,
+            running=running,
         )
-        self.check(made, previous, {})
+        self.check(made, previous)
         return made
 
-    def judged(self, plan: Plan, previous: Plan | None, own: dict[JobId, JobStatus]) -> PlanHeader:
-        """The plan's header with this peer's verdict on its content, or its doubt."""
-        verdict = doubt = ""
+    def judged(self, plan: Plan, previous: Plan | None) -> PlanHeader:
+        """The plan's header with this peer's verdict on its content."""
         try:
-            self.check(plan, previous, own)
-        except NeedlessMoveError as error:
-            doubt = str(error)
+            self.check(plan, previous)
         except PlanError as error:
-            verdict = str(error)
-        return PlanHeader(plan.fence, plan.leader, plan_hash(plan), verdict, doubt)
+            return PlanHeader(plan.fence, plan.leader, plan_hash(plan), str(error))
+        return PlanHeader(plan.fence, plan.leader, plan_hash(plan))
 
-    def check(self, plan: Plan, previous: Plan | None, own: dict[JobId, JobStatus]) -> None:
+    def check(self, plan: Plan, previous: Plan | None) -> None:
         specs = {job: entry.spec for job, entry in self._book.jobs.items() if entry.spec and not entry.over}
-        capabilities = self._view.capabilities.values()
-        check_plan(plan, capabilities=capabilities, jobs=specs, own_statuses=own, previous=previous)
+        check_plan(plan, capabilities=self._view.capabilities.values(), jobs=specs, previous=previous)
 
     async def _specs(self, jobs: Iterable[JobId], answers: Iterable[PeerId]) -> dict[JobId, JobSpec]:
         """Manifests of the open jobs, in order of submission; what nobody gives in time is left out."""

@@ -13,7 +13,7 @@ from typing import Annotated, Any, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ravnest_p2p.core.errors import FrameFormatError
-from ravnest_p2p.core.types import BlobHash, Generation, JobId, JobPhase, Piece
+from ravnest_p2p.core.types import BlobHash, Generation, JobId, JobPhase, JobPlan, Piece
 from ravnest_p2p.daemon.messages import Report
 
 Short = Annotated[str, Field(max_length=2000)]
@@ -26,16 +26,18 @@ class Body(BaseModel):
 
 
 class OverviewAsked(Body):
-    """`job` limits the answer to one job; `losses` adds its curve."""
+    """`job` limits the answer to one job; `losses` adds its curve, `plans` the plan of each generation."""
 
     job: JobId | None = None
     losses: bool = False
+    plans: bool = False
 
 
 class StageView(Body):
     """A peer's part in a job, as it sees it.
 
     Attributes:
+        plan: what formed the generation.
         nonce: where co-members dial its worker; empty until it listens.
         pieces: saved state that it can hand out, its own and copies of others.
         loss: mean over the newest batches; only from the last stage, as `losses`.
@@ -44,6 +46,7 @@ class StageView(Body):
 
     job: JobId
     generation: Generation | None = None
+    plan: JobPlan | None = None
     cluster: int = 0
     stage: int = 0
     phase: JobPhase = JobPhase.WAITING

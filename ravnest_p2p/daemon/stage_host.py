@@ -42,6 +42,8 @@ log = logging.getLogger(__name__)
 
 SILENCE_S = 5.0
 START_UP_S = 60.0
+TAKEN_OVER_S = 10.0
+"""Until the plan of a higher generation that a co-member obeys should have come."""
 EXPLAIN_S = 1.5
 """A little more than co-members need to ask one another."""
 MAX_LOSSES = 20_000
@@ -89,13 +91,14 @@ class StageHost:
     def generation(self) -> Generation | None:
         return self._plan.generation if self._plan is not None else None
 
-    def view(self, *, losses: bool = False) -> StageView:
+    def view(self, *, losses: bool = False, plan: bool = False) -> StageView:
         """What others may know of this part; of a job that is over, how it ended."""
         entry = self._deps.book.entry(self.job)
         ended = entry.outcome if self._plan is None else None
         return StageView(
             job=self.job,
             generation=self.generation,
+            plan=self._plan if plan else None,
             cluster=self._place[0],
             stage=self._place[1],
             phase=ended or self.phase,
@@ -139,19 +142,18 @@ class StageHost:
         self._plan = None
         await self._end_worker()
 
-    @property
-    def runs_well(self) -> bool:
-        """Whether nothing speaks against the generation, as far as is known here."""
-        explaining = self._explaining is not None and not self._explaining.done()
-        return self.phase is JobPhase.RUNNING and not explaining
-
     async def confirm(self) -> bool:
         """Ask the co-members whether the generation that seems to run well here still does."""
-        monitor, members = self._monitor, self._members
-        if monitor is None or members is None or not self.runs_well:
+        if self._members is None or not self._runs_well:
             return False
-        answered = await members.ask_all()
-        return answered and monitor.outcome is None and self.runs_well
+        await self._members.ask_all()
+        return self._runs_well
+
+    @property
+    def _runs_well(self) -> bool:
+        """Whether nothing speaks against the generation, as far as is known here."""
+        explaining = self._explaining is not None and not self._explaining.done()
+        return self._monitor is not None and self._monitor.outcome is None and not explaining
 
     def stand_by(self) -> None:
         """Have a worker ready, so that taking over a stage does not wait for torch to be imported."""
@@ -213,6 +215,9 @@ class StageHost:
                 self.phase, self.reason = JobPhase.WAITING, reason
                 log.info("job %s: stops: %s", self.job[:8], reason)
                 await self._halt_worker()
+                await asyncio.sleep(TAKEN_OVER_S)
+                self.phase, self.reason = JobPhase.BROKEN, f"{reason}, but no plan says so here"
+                await self._deps.stale(f"job {self.job[:8]}: {self.reason}")
 
     async def _start(self, plan: JobPlan) -> None:
         """Fetch what the stage needs and hand it to a worker."""
@@ -371,8 +376,10 @@ class StageHost:
 
     async def _halt_worker(self) -> None:
         self._nonce = ""
-        if self._worker is not None and self._worker.alive:
-            await self._worker.stop_run()
+        worker = self._worker
+        if worker is not None and worker.alive and not await worker.stop_run() and worker is self._worker:
+            # It had to be killed, and its end must not be taken for a failure of the generation to come.
+            self._worker = None
 
     async def _end_worker(self) -> None:
         if self._warming is not None:

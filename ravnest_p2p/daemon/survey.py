@@ -8,9 +8,11 @@ out.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 
+from ravnest_p2p.core.consent import Said, what_runs
 from ravnest_p2p.core.errors import RemoteFault
+from ravnest_p2p.core.planning.identity import generation_tag
 from ravnest_p2p.core.planning.resume import resume_point
 from ravnest_p2p.core.types import (
     Generation,
@@ -61,35 +63,67 @@ async def ask_outcome(rpc: Rpc, peer: PeerId, job: JobId) -> tuple[JobPhase, str
     return next(((view.phase, view.reason) for view in ended), None)
 
 
+def said_of(job: JobId, overview: Overview) -> Said:
+    """What a peer that answers says of its part in a job."""
+    view = next((view for view in overview.stages if view.job == job), None)
+    return (None, JobPhase.WAITING) if view is None else (view.generation, view.phase)
+
+
+def running_jobs(
+    previous: Plan | None,
+    overviews: Mapping[PeerId, Overview],
+    elders: Callable[[Generation], Collection[PeerId]],
+) -> dict[JobId, JobPlan]:
+    """The jobs as they run by the answers, whichever plan formed them (`core.consent.what_runs`)."""
+    claimed = {
+        view.plan.generation: view.plan
+        for peer, overview in overviews.items()
+        for view in overview.stages
+        if view.plan is not None and _holds(view.plan, peer, view)
+    }
+    jobs = {view.job for overview in overviews.values() for view in overview.stages}
+    said = {job: {peer: said_of(job, overview) for peer, overview in overviews.items()} for job in jobs}
+    return what_runs(previous, claimed.values(), said, elders)
+
+
+def _holds(plan: JobPlan, peer: PeerId, view: StageView) -> bool:
+    """Whether this can be the plan of the generation in which the peer says that it takes part."""
+    ours = plan.job == view.job and plan.generation == view.generation and peer in plan.peers
+    return ours and plan.generation.tag == generation_tag(plan)
+
+
 def statuses(
-    jobs: Mapping[JobId, JobSpec], overviews: Mapping[PeerId, Overview], previous: Plan | None
+    jobs: Mapping[JobId, JobSpec], overviews: Mapping[PeerId, Overview], running: Mapping[JobId, JobPlan]
 ) -> dict[JobId, JobStatus]:
-    """What the answers say of each job, in the planner's words."""
-    plans = {plan.job: plan for plan in previous.jobs} if previous is not None else {}
+    """What the answers say of each job, in the planner's words.
+
+    Args:
+        running: the jobs as they run.
+    """
     found: dict[JobId, dict[PeerId, StageView]] = {}
     for peer, overview in overviews.items():
         for view in overview.stages:
             found.setdefault(view.job, {})[peer] = view
-    return {job: _status(job, spec, found.get(job, {}), plans.get(job)) for job, spec in jobs.items()}
+    return {job: _status(job, spec, found.get(job, {}), running.get(job)) for job, spec in jobs.items()}
 
 
 def _status(job: JobId, spec: JobSpec, views: Mapping[PeerId, StageView], plan: JobPlan | None) -> JobStatus:
     pieces = merged_pieces(views)
     final = [piece for piece in pieces if piece.batches_done == spec.total_batches]
+    members = plan.peers if plan is not None else ()
+    of_members = [views[peer] for peer in members if peer in views]
     at_work = plan is not None and any(
         v.generation == plan.generation and v.phase in (JobPhase.WAITING, JobPhase.RUNNING)
-        for v in views.values()
+        for v in of_members
     )
     if not at_work and resume_point(final, views, len(spec.layers)) is not None:
         return JobStatus(job, JobPhase.DONE, pieces=pieces)
     if plan is None or not plan.clusters:
         return JobStatus(job, JobPhase.WAITING, pieces=pieces)
-    generation, members = plan.generation, plan.peers
-    silent = [peer for peer in members if peer not in views]
-    if silent:
-        reason = f"{len(silent)} of its peers do not answer"
+    generation, silent = plan.generation, len(members) - len(of_members)
+    if silent and not at_work:
+        reason = f"{silent} of its peers do not answer"
         return JobStatus(job, JobPhase.BROKEN, generation, reason, pieces)
-    of_members = [views[peer] for peer in members]
     broken = next((v for v in of_members if v.phase is JobPhase.BROKEN and v.generation == generation), None)
     if broken is not None:
         return JobStatus(job, JobPhase.BROKEN, generation, broken.reason, pieces)

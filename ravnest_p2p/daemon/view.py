@@ -9,13 +9,16 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from math import inf
 
 from ravnest_p2p.core.capability import checked
+from ravnest_p2p.core.consent import TAKE_UP_S
 from ravnest_p2p.core.errors import RavnestError
 from ravnest_p2p.core.planning.identity import plan_hash
-from ravnest_p2p.core.types import Capability, JobId, JobPhase, PeerId, Plan
+from ravnest_p2p.core.types import Capability, Generation, JobId, JobPhase, JobPlan, PeerId, Plan
 from ravnest_p2p.daemon.jobbook import JobBook
 from ravnest_p2p.network.directory import Directory
 from ravnest_p2p.network.records import (
@@ -30,6 +33,9 @@ from ravnest_p2p.network.records_keys import cancels_key, jobs_key, plan_key, ti
 log = logging.getLogger(__name__)
 
 MAX_PLANS = 64
+MAX_REMEMBERED = 16_384
+ELDER_S = 600.0
+"""Known for so long, a peer is no stranger to any generation."""
 CANCELLED = "cancelled by its requester"
 
 
@@ -49,6 +55,8 @@ class SwarmView:
         self._swarm = swarm
         self._book = book
         self.capabilities: dict[PeerId, Capability] = {}
+        self._first_seen_s: dict[PeerId, float] = {}
+        self._taken_up_s: dict[Generation, float] = {}
         self.epochs_s: dict[PeerId, float] = {}
         self.tickets: list[tuple[PeerId, int, str]] = []
         self.plans: OrderedDict[str, Plan] = OrderedDict()
@@ -97,8 +105,31 @@ class SwarmView:
                 if capability.online:
                     found[sealed.peer] = capability
         self.capabilities = found
+        self._remember(found)
         self._starts = {peer: self._start(peer, offer.uptime_s) for peer, offer in found.items()}
         self.lending = frozenset((p, self._starts[p][1]) for p, offer in found.items() if offer.memory_bytes)
+
+    def taken_up(self, plan: Plan) -> None:
+        """The plan is obeyed from now on; who is known by now is an elder to its new generations."""
+        known, now_s = self._taken_up_s, time.monotonic()
+        self._taken_up_s = {job.generation: known.get(job.generation, now_s) for job in plan.jobs}
+
+    def settled(self, job: JobPlan) -> bool:
+        """Whether the job's plan has been obeyed for so long that all its members know of it."""
+        return time.monotonic() - self._taken_up_s.get(job.generation, -inf) > TAKE_UP_S
+
+    def elders(self, generation: Generation) -> set[PeerId]:
+        """Peers that are no strangers to this generation: known since before it, or for long."""
+        now_s = time.monotonic()
+        until_s = max(self._taken_up_s.get(generation, now_s), now_s - ELDER_S)
+        return {peer for peer, seen_s in self._first_seen_s.items() if seen_s <= until_s}
+
+    def _remember(self, online: Collection[PeerId]) -> None:
+        now_s = time.monotonic()
+        for peer in online:
+            self._first_seen_s.setdefault(peer, now_s)
+        if len(self._first_seen_s) > MAX_REMEMBERED:
+            self._first_seen_s = {peer: self._first_seen_s[peer] for peer in online}
 
     def _start(self, peer: PeerId, uptime_s: float) -> tuple[float, int]:
         """Its uptime, and how often that fell: a killed peer may be back before its record has expired."""

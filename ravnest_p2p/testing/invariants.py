@@ -10,13 +10,16 @@ the first one that must not be:
 4. a generation is one cluster under one leader, so two leaders never drive one cluster;
 5. a cluster has effect only where all its members obey its generation: no frame of another one is taken;
 6. no peer has effect in two clusters;
-7. micro-batches meet the versions of the closed form, and a state contains each batch exactly once, in order.
+7. no plan of a stranger to the swarm ends a cluster that has effect, but for another of the same job;
+8. micro-batches meet the versions of the closed form, and a state contains each batch exactly once, in order.
 """
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from ravnest_p2p.core.obedience import fence_of
-from ravnest_p2p.core.types import Fence, Generation, JobPlan, PeerId
+from ravnest_p2p.core.types import Fence, Generation, JobPlan, PeerId, Plan
 
 
 class InvariantError(AssertionError):
@@ -26,13 +29,17 @@ class InvariantError(AssertionError):
 class Invariants:
     """The observer. Its methods are called with every deed of every peer.
 
+    Args:
+        strangers: peers that nobody knew when the clusters were formed.
+
     Attributes:
         adoptions: plans adopted, over all peers.
         effective: times that a cluster came to have effect.
         frames: data frames taken.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, strangers: Collection[PeerId] = ()) -> None:
+        self._strangers = strangers
         self.adoptions = 0
         self.effective = 0
         self.frames = 0
@@ -55,8 +62,9 @@ class Invariants:
                 f"generation {job.generation} formed by {known[0]} and, otherwise, by {leader}"
             )
 
-    def adopted(self, peer: PeerId, fence: Fence, leader: PeerId, plan_hash: str) -> None:
+    def adopted(self, peer: PeerId, plan: Plan, plan_hash: str) -> None:
         """The peer obeys a plan from now on."""
+        fence, leader = plan.fence, plan.leader
         self.adoptions += 1
         before = self._obeyed.get(peer)
         if before is not None and fence < before[0]:
@@ -65,6 +73,8 @@ class Invariants:
             raise InvariantError(f"{peer} obeys {leader} in {fence}, where it obeyed {before[1]}")
         if (fence.epoch, leader) not in self._tickets:
             raise InvariantError(f"{peer} obeys {leader}, who has no ticket of epoch {fence.epoch}")
+        if leader in self._strangers:
+            self._stolen(peer, plan)
         self._obeyed[peer] = (fence, leader, plan_hash)
 
     def obeys(self, peer: PeerId, generation: Generation | None) -> None:
@@ -105,6 +115,15 @@ class Invariants:
         """A stage's state contains these batches."""
         if batches != tuple(range(len(batches))):
             raise InvariantError(f"the state at {peer} contains the batches {batches}")
+
+    def _stolen(self, peer: PeerId, plan: Plan) -> None:
+        acts_in = self._acts_in.get(peer)
+        if acts_in is None or acts_in in {job.generation for job in plan.jobs}:
+            return
+        left = self._formed[acts_in][1].job
+        moved_to = [job for job in plan.jobs if job.job == left]
+        if not any(self._acts_in.get(member) == job.generation for job in moved_to for member in job.peers):
+            raise InvariantError(f"{peer} leaves {acts_in}, which has effect, for {plan.leader}, a stranger")
 
     def _begin_effect(self, generation: Generation) -> None:
         members = self._formed[generation][1].peers

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
 from random import Random
 
+from ravnest_p2p.core.consent import Said, has_effect, lives, of_members
 from ravnest_p2p.core.types import (
     ClusterPlan,
     Fence,
@@ -26,32 +26,25 @@ STALENESS = 2
 """Of the first of the two stages; the last one's is 0."""
 
 
-@dataclass(frozen=True, slots=True)
-class Beat:
-    """A peer's sign of life: what it runs."""
-
-    running: JobPlan | None
-
-
 def plan_pairs(
     swarm: str,
     fence: Fence,
     leader: PeerId,
-    beats: Mapping[PeerId, Beat],
+    online: Collection[PeerId],
     previous: Plan | None,
-    broken: Collection[Generation],
+    kept: Mapping[JobId, JobPlan],
     batches_done: Mapping[JobId, int],
 ) -> Plan:
     """Keep what runs, pair the rest.
 
     Args:
-        beats: of all peers alive, as the leader sees them.
+        online: peers that answer.
         previous: the plan that the leader obeys.
+        kept: clusters that stay, see `stays`.
         batches_done: where a new generation of a job takes up the data order.
     """
-    kept = _running(beats, previous, broken)
     busy = {peer for job in kept.values() for peer in job.peers}
-    free = sorted(beats.keys() - busy)
+    free = sorted(set(online) - busy)
     Random(f"{fence}{leader}").shuffle(free)
     jobs = list(kept.values())
     number = 0
@@ -67,7 +60,40 @@ def plan_pairs(
             JobPlan(job, Generation(*fence, tag), (ClusterPlan(stages, 1),), batches_done=done, version=done)
         )
     previous_hash = "" if previous is None else plan_hash(previous)
-    return Plan(swarm, fence, leader, 0, _digest(*sorted(beats)), previous_hash, tuple(jobs))
+    return Plan(swarm, fence, leader, 0, _digest(*sorted(online)), previous_hash, tuple(jobs))
+
+
+def stays(
+    running: Mapping[JobId, JobPlan],
+    said: Mapping[JobId, Mapping[PeerId, Said]],
+    online: Collection[PeerId],
+    broken: Collection[Generation],
+) -> dict[JobId, JobPlan]:
+    """Clusters that live, or of which nothing was heard yet, none of their peers twice.
+
+    Args:
+        running: the jobs as they run, see `core.consent.what_runs`.
+        said: by each peer that answers, of each job.
+    """
+    kept: dict[JobId, JobPlan] = {}
+    taken: set[PeerId] = set()
+
+    def take(job: JobPlan, ready: bool) -> None:
+        if ready and job.generation not in broken and job.job not in kept and taken.isdisjoint(job.peers):
+            kept[job.job] = job
+            taken.update(job.peers)
+
+    def words(job: JobPlan) -> list[Said]:
+        return of_members(job, said.get(job.job, {}))
+
+    newest_first = sorted(running.values(), key=lambda job: job.generation, reverse=True)
+    for job in newest_first:
+        take(job, has_effect(job.generation, words(job), len(job.peers)))
+    for job in newest_first:
+        take(job, lives(job.generation, words(job)))
+    for job in newest_first:
+        take(job, set(online).issuperset(job.peers) and all(obeyed is None for obeyed, _ in words(job)))
+    return kept
 
 
 def plan_hash(plan: Plan) -> str:
@@ -85,26 +111,6 @@ def structural_fault(plan: Plan) -> str:
     if any(job.generation[:2] > plan.fence for job in plan.jobs):
         return "it names a generation of a later fence"
     return ""
-
-
-def _running(
-    beats: Mapping[PeerId, Beat], previous: Plan | None, broken: Collection[Generation]
-) -> dict[JobId, JobPlan]:
-    """For each job the highest generation that runs on peers alive, none of them twice."""
-    candidates = {
-        beat.running.generation: beat.running for beat in beats.values() if beat.running is not None
-    }
-    if previous is not None:
-        candidates.update((job.generation, job) for job in previous.jobs)
-    kept: dict[JobId, JobPlan] = {}
-    taken: set[PeerId] = set()
-    for generation in sorted(candidates, reverse=True):
-        job = candidates[generation]
-        alive = all(peer in beats and peer not in taken for peer in job.peers)
-        if alive and generation not in broken and job.job not in kept:
-            kept[job.job] = job
-            taken.update(job.peers)
-    return kept
 
 
 def _digest(*parts: str) -> str:

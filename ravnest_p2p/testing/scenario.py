@@ -21,12 +21,14 @@ from .clock import VirtualClock
 from .directory import SimulatedDirectory
 from .invariants import InvariantError, Invariants
 from .network import SimulatedNetwork
+from .planner import plan_pairs
 from .swarm import SwarmPeer
 from .world import DISK, Published, World
 
 MAX_SKEW_S = 1.5
 USURPER = PeerId("usurper")
 VANDAL = PeerId("vandal")
+POACHER = PeerId("poacher")
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +39,7 @@ class ScenarioConfig:
         faults_s: how long things go wrong.
         crashes: share of the peers that crash in this time, some of them more than once.
         partitions: how often the network splits.
-        hostile: whether a peer without a ticket and one with a ticket publish plans of their own.
+        hostile: whether strangers publish plans of their own: one without a ticket, two with one.
         terms_to_agree: terms after the start of the first quiet epoch within which all must agree.
     """
 
@@ -47,7 +49,7 @@ class ScenarioConfig:
     crashes: float = 0.08
     partitions: int = 2
     hostile: bool = True
-    terms_to_agree: int = 4
+    terms_to_agree: int = 5
     epoch_s: float = 40.0
     term_s: float = 6.0
 
@@ -109,7 +111,7 @@ class Scenario:
             clock,
             network,
             directory,
-            Invariants(),
+            Invariants(strangers={POACHER}),
             peers_expected=config.peers,
             election_class=election_class,
             disk=disk,
@@ -119,6 +121,7 @@ class Scenario:
         self.peers = [
             SwarmPeer(self.world, PeerId(f"p{number:03}"), skew_s) for number, skew_s in enumerate(skews_s)
         ]
+        self.world.peers = {peer.name: peer for peer in self.peers}
         self._begin_s = clock.now_s
 
     def run(self) -> Outcome:
@@ -160,6 +163,7 @@ class Scenario:
         if config.hostile:
             clock.after(first_s, self._usurp)
             clock.after(first_s, self._vandalise)
+            clock.after(first_s, self._poach)
 
     def _tempt_leaders(self) -> None:
         self.world.crash_of_leader = 0.1
@@ -219,16 +223,16 @@ class Scenario:
             max((done for _, _, done in world.blobs), default=0),
         )
 
-    def _hostile_plan(self, leader: PeerId, sound: bool) -> Published:
+    def _hostile_plan(self, leader: PeerId, jobs: tuple[JobPlan, ...]) -> Published:
         """A plan for the term that follows what most obey now."""
+        return Published(Plan(self.world.rules.swarm, self._next_fence(), leader, 0, "", "", jobs))
+
+    def _next_fence(self) -> Fence:
         highest = max(
             (peer.saved.fence for peer in self.peers if peer.saved is not None), default=Fence(0, 0)
         )
         epoch = int(self.world.clock.now_s // self._config.epoch_s)
-        fence = Fence(epoch, highest.term + 1 if highest.epoch == epoch else 0)
-        job = JobPlan(JobId("job-0"), Generation(*fence, f"of-{leader}"), ())
-        jobs = () if sound else (job, job)
-        return Published(Plan(self.world.rules.swarm, fence, leader, 0, "", "", jobs))
+        return Fence(epoch, highest.term + 1 if highest.epoch == epoch else 0)
 
     def _publish(self, leader: PeerId, published: Published) -> None:
         fence = published.plan.fence
@@ -236,19 +240,33 @@ class Scenario:
         key, subkey = f"plan/{fence.epoch}", f"{fence.term}/{leader}"
         self.world.directory.write(through, key, subkey, published, self._config.epoch_s)
 
+    def _show_ticket(self, peer: PeerId, value: int) -> None:
+        epoch = self._next_fence().epoch
+        self.world.invariants.ticket(epoch, peer)
+        through = self._random.choice(self.peers).name
+        self.world.directory.write(through, f"tickets/{epoch}", peer, value, self._config.epoch_s)
+
     def _usurp(self) -> None:
         """A sound plan by somebody without a ticket."""
-        self._publish(USURPER, self._hostile_plan(USURPER, sound=True))
+        self._publish(USURPER, self._hostile_plan(USURPER, ()))
         self.world.clock.after(4 + 4 * self._random.random(), self._usurp)
 
     def _vandalise(self) -> None:
         """A senseless plan by somebody with the lowest ticket of all."""
-        published = self._hostile_plan(VANDAL, sound=False)
-        epoch = published.plan.fence.epoch
-        through = self._random.choice(self.peers).name
-        self.world.directory.write(through, f"tickets/{epoch}", VANDAL, 0, self._config.epoch_s)
-        self._publish(VANDAL, published)
+        job = JobPlan(JobId("job-0"), Generation(*self._next_fence(), f"of-{VANDAL}"), ())
+        self._show_ticket(VANDAL, 0)
+        self._publish(VANDAL, self._hostile_plan(VANDAL, (job, job)))
         self.world.clock.after(4 + 4 * self._random.random(), self._vandalise)
+
+    def _poach(self) -> None:
+        """A sound plan by somebody with a low ticket that ends all that runs: it has no jobs, or all anew."""
+        everybody = [peer.name for peer in self.peers]
+        anew = plan_pairs("", self._next_fence(), POACHER, everybody, None, {}, {}).jobs
+        for job in anew:
+            self.world.invariants.formed(POACHER, job)
+        self._show_ticket(POACHER, 1)
+        self._publish(POACHER, self._hostile_plan(POACHER, self._random.choice(((), anew))))
+        self.world.clock.after(2 + 4 * self._random.random(), self._poach)
 
 
 def _most(obeyed: set[Adopted | None]) -> str:

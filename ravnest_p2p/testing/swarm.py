@@ -9,9 +9,20 @@ writes to its "disk" (`saved`, `floor`) before it acts, and a crash takes everyt
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
+from ravnest_p2p.core.consent import (
+    TAKE_UP_S,
+    Generations,
+    Said,
+    has_effect,
+    lives,
+    moved_jobs,
+    successor,
+    what_runs,
+)
 from ravnest_p2p.core.election import (
     Action,
     Adopt,
@@ -22,12 +33,13 @@ from ravnest_p2p.core.election import (
     Obedience,
     PlanHeader,
     PublishTicket,
+    Reconsider,
 )
 from ravnest_p2p.core.errors import StaleGenerationError
 from ravnest_p2p.core.membership import Changed, Membership, PeerState
-from ravnest_p2p.core.types import Fence, Generation, JobId, JobPlan, PeerId
+from ravnest_p2p.core.types import Fence, Generation, JobId, JobPhase, JobPlan, PeerId
 
-from .planner import Beat, plan_pairs
+from .planner import plan_pairs, stays
 from .stage import Frame, Receipt, Stage
 from .world import Published, World
 
@@ -35,6 +47,8 @@ BEAT_EVERY_S = 8.0
 BEAT_TTL_S = 30.0
 SUSPECT_AFTER_S = 5.0
 GONE_AFTER_S = 10.0
+JOBS_ASKED_FOR = 8
+"""For consent, as in the daemon."""
 JOIN_WITHIN_S = 12.0
 """A member that does not obey the cluster's generation by then is taken for lost."""
 
@@ -86,10 +100,11 @@ class SwarmPeer:
         self._stage: Stage | None = None
         self._ticket, self._shown = 0, False
         self._seen: dict[tuple[Fence, PeerId, str], Published] = {}
+        self._known = Generations()
         self._doubted: list[Published] = []
         self._broken: set[Generation] = set()
         self._reports: list[Generation] = []
-        self._beat_due_s = self._joined_s = 0.0
+        self._beat_due_s = self._joined_s = self._adopted_s = 0.0
         self._awaiting = False
         self._mate_obeys = True
         world.network.attach(self.name, self._receive)
@@ -142,7 +157,7 @@ class SwarmPeer:
             election.ticket_seen(epoch, PeerId(record.subkey), record.value)
         doubted, self._doubted = self._doubted, []
         news = [record.value for record in directory.news(self.name, f"plan/{epoch}")]
-        for published in doubted + news:
+        for published in sorted(doubted + news, key=lambda published: published.plan.fence):
             self._see(published)
         for record in directory.news(self.name, "broken"):
             self._broken.add(record.value)
@@ -150,26 +165,67 @@ class SwarmPeer:
 
     def _see(self, published: Published) -> None:
         plan = published.plan
-        doubt = self._doubt(published)
-        self._seen[plan.fence, plan.leader, published.hash] = published
-        header = PlanHeader(plan.fence, plan.leader, published.hash, published.fault, doubt)
+        key = (plan.fence, plan.leader, published.hash)
+        if key not in self._seen:
+            self._seen[key] = published
+            self._known.add(plan)
+        header = PlanHeader(plan.fence, plan.leader, published.hash, published.fault)
+        if not header.verdict and self.election.deserves_a_look(header, self.now_s):
+            header = replace(header, doubt=self._doubt(published))
         self._do(self.election.plan_seen(header, self.now_s))
-        if doubt and (self.saved is None or plan.fence > self.saved.fence):
+        if header.doubt:
             self._doubted.append(published)
-            self._beat_due_s = 0.0
 
     def _doubt(self, published: Published) -> str:
-        """Whether the plan needlessly moves this peer's cluster."""
-        running = self._running
-        if running is None or running.generation in published.generations:
-            return ""
-        if self._membership.state(self._mate(running)) is not PeerState.ALIVE or not self._mate_obeys:
-            return ""
-        other = published.by_job.get(running.job)
-        if other is not None and running.generation < other.generation:
-            formed_before = other.generation[:2] < published.plan.fence
-            return "" if formed_before else "it forms a healthy cluster anew"
-        return "it moves a healthy cluster"
+        """Whether the plan needlessly moves a cluster that runs well, ours or another."""
+        previous = self._plan or self._newest_before(published.plan.fence)
+        moved = moved_jobs(published.plan, None if previous is None else previous.plan, ())
+        strays = self._known.ended_by(published.plan) - moved.keys()
+        parts = (published.by_peer.get(self.name), self._running)
+        near = {job.job for job in parts if job is not None}
+        asked = near | self._sample(moved.keys() - near) | self._sample(strays - near)
+        return (
+            "it moves a healthy cluster" if any(self._robbed(job, moved, published) for job in asked) else ""
+        )
+
+    def _sample(self, jobs: Collection[JobId]) -> set[JobId]:
+        return set(self._world.random.sample(sorted(jobs), min(JOBS_ASKED_FOR, len(jobs))))
+
+    def _robbed(self, job: JobId, moved: Mapping[JobId, JobPlan], published: Published) -> bool:
+        """Whether the plan ends a cluster of this job that runs: the one obeyed, or any that has effect."""
+        if job in moved and self._lives(moved[job]) and not self._yields(moved[job], published):
+            return True
+        others = [o for o in self._known.newest(job) if o.generation not in published.generations]
+        return any(self._has_effect(other) and not self._yields(other, published) for other in others)
+
+    def _newest_before(self, fence: Fence) -> Published | None:
+        """After a restart, the newest published plan stands for the one that was obeyed."""
+        lower = (published for (seen, _, _), published in self._seen.items() if seen < fence)
+        return max(lower, key=lambda published: published.plan.fence, default=None)
+
+    def _lives(self, job: JobPlan) -> bool:
+        settled = self.now_s - self._adopted_s > TAKE_UP_S
+        if self.name in job.peers and self._membership.state(self._mate(job)) is PeerState.GONE:
+            return False
+        return lives(job.generation, self._ask_members(job), settled)
+
+    def _yields(self, job: JobPlan, published: Published) -> bool:
+        planned = published.by_job.get(job.job)
+        other = successor(job, () if planned is None else (planned,), self._world.peers)
+        return other is not None and self._has_effect(other)
+
+    def _has_effect(self, job: JobPlan) -> bool:
+        return has_effect(job.generation, self._ask_members(job), len(job.peers))
+
+    def _ask_members(self, job: JobPlan) -> list[Said]:
+        answers = (self._world.ask(self.name, peer) for peer in job.peers)
+        return [peer.part_in(job.job) for peer in answers if peer is not None]
+
+    def part_in(self, job: JobId) -> Said:
+        """What this peer says of its part in a job."""
+        if self._running is None or self._running.job != job:
+            return None, JobPhase.WAITING
+        return self._running.generation, JobPhase.RUNNING
 
     def _do(self, actions: Sequence[Action]) -> None:
         world = self._world
@@ -187,6 +243,8 @@ class SwarmPeer:
                 self._show_ticket()
             elif isinstance(action, MakePlan):
                 world.clock.after(0.2 + world.random.random(), self._make_plan, self._life, action.fence)
+            elif isinstance(action, Reconsider):
+                self._see(self._seen[action.fence, action.leader, action.plan_hash])
             elif isinstance(action, Adopt):
                 self._adopt(self._seen[action.fence, action.leader, action.plan_hash])
 
@@ -195,15 +253,16 @@ class SwarmPeer:
         world = self._world
         if life != self._life or not self.alive:
             return
-        beats = self._beats()
         previous = None if self._plan is None else self._plan.plan
-        plan = plan_pairs(
-            world.rules.swarm, fence, self.name, beats, previous, self._broken, self._batches_done()
-        )
+        online = self._online()
+        claimed = [peer._running for peer in online.values() if peer._running is not None]
+        jobs = {job.job for job in (*claimed, *(() if previous is None else previous.jobs))}
+        said = {job: {name: peer.part_in(job) for name, peer in online.items()} for job in jobs}
+        kept = stays(what_runs(previous, claimed, said, lambda _: world.peers), said, online, self._broken)
+        plan = plan_pairs(world.rules.swarm, fence, self.name, online, previous, kept, self._batches_done())
         published = Published(plan)
-        kept = {beat.running for beat in beats.values()} | set(() if previous is None else previous.jobs)
         for job in plan.jobs:
-            if job not in kept:
+            if job.job not in kept:
                 world.invariants.formed(self.name, job)
         if world.random.random() < world.crash_of_leader:
             self.crash()
@@ -214,13 +273,11 @@ class SwarmPeer:
             if world.random.random() < world.crash_of_leader:
                 self.crash()
 
-    def _beats(self) -> dict[PeerId, Beat]:
-        """Peers alive by the directory, less those that this peer knows to be gone."""
-        seen = self._world.directory.snapshot(self.name, "alive")
-        gone = self._membership.peers(PeerState.GONE)
-        beats = {PeerId(peer): beat for peer, beat in seen.items() if peer not in gone}
-        beats[self.name] = Beat(self._running)
-        return beats
+    def _online(self) -> dict[PeerId, SwarmPeer]:
+        """Peers in the directory that answer, this one among them."""
+        names = {self.name, *map(PeerId, self._world.directory.snapshot(self.name, "alive"))}
+        asked = {name: self._world.ask(self.name, name) for name in sorted(names)}
+        return {name: peer for name, peer in asked.items() if peer is not None}
 
     def _batches_done(self) -> dict[JobId, int]:
         """For each job the newest round of which both stages' states are known to be saved."""
@@ -233,8 +290,9 @@ class SwarmPeer:
 
     def _adopt(self, published: Published) -> None:
         world, plan = self._world, published.plan
+        self._adopted_s = self.now_s
         self.saved = self.election.adopted
-        world.invariants.adopted(self.name, plan.fence, plan.leader, published.hash)
+        world.invariants.adopted(self.name, plan, published.hash)
         self._plan = published
         mine = published.by_peer.get(self.name)
         if mine is None:
@@ -325,7 +383,7 @@ class SwarmPeer:
             return
         self._beat_due_s = self.now_s + BEAT_EVERY_S
         directory = self._world.directory
-        directory.write(self.name, "alive", self.name, Beat(self._running), BEAT_TTL_S)
+        directory.write(self.name, "alive", self.name, None, BEAT_TTL_S)
         for generation in self._reports:
             directory.write(self.name, "broken", str(generation), generation, 1e9)
         if self._shown:

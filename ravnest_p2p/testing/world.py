@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from random import Random
+from typing import TYPE_CHECKING
 
 from ravnest_p2p.core.election import Election, ElectionConfig
-from ravnest_p2p.core.types import JobId, Plan
+from ravnest_p2p.core.types import JobId, PeerId, Plan
 
 from .clock import VirtualClock
 from .directory import SimulatedDirectory
 from .invariants import Invariants
 from .network import SimulatedNetwork
 from .planner import plan_hash, structural_fault
+
+if TYPE_CHECKING:
+    from .swarm import SwarmPeer
 
 DISK = frozenset({"plan", "worker"})
 
@@ -34,6 +38,7 @@ class World:
     """What all peers of one simulation share.
 
     Attributes:
+        peers: by name.
         trained: jobs that run a pipeline; the rest are clusters without data.
         disk: what a peer still knows after a crash: the plan obeyed, the worker's fence.
         blobs: saved states by (job, stage, batches done).
@@ -48,12 +53,18 @@ class World:
     directory: SimulatedDirectory
     invariants: Invariants
     peers_expected: int
+    peers: dict[PeerId, SwarmPeer] = field(default_factory=dict)
     trained: frozenset[JobId] = frozenset({JobId("job-0"), JobId("job-1"), JobId("job-2")})
     election_class: type[Election] = Election
     disk: frozenset[str] = DISK
     crash_of_leader: float = 0.0
     blobs: dict[tuple[JobId, int, int], tuple[int, ...]] = field(default_factory=dict)
     transcript: list[str] | None = None
+
+    def ask(self, asker: PeerId, peer: PeerId) -> SwarmPeer | None:
+        """The other peer, to be asked a question over a reliable stream; None where it does not answer."""
+        asked = self.peers[peer]
+        return asked if asked.alive and self.network.side(asker) == self.network.side(peer) else None
 
     def tell(self, who: str, text: str) -> None:
         """Add a line to the transcript."""

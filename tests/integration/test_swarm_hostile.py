@@ -45,7 +45,7 @@ from ravnest_p2p.network.identity import Identity
 from ravnest_p2p.network.links_hello import Hello, protocol_of, say_hello
 from ravnest_p2p.network.p2pd import P2PDaemon, connect
 from ravnest_p2p.network.p2pd_config import P2PDConfig
-from ravnest_p2p.network.records import CancelRecord, JobRecord, PlanRecord, Record, Sealed, seal
+from ravnest_p2p.network.records import CancelRecord, JobRecord, PlanRecord, Record, Sealed, make_ticket, seal
 from ravnest_p2p.network.records_keys import plan_key
 from ravnest_p2p.network.records_manifest import job_id, manifest_bytes
 from ravnest_p2p.network.rpc import Rpc
@@ -121,6 +121,17 @@ class Attacker:
     def sealed(self, record: Record, ttl_s: float = 600.0) -> bytes:
         return seal(self.identity, record, swarm=SWARM, ttl_s=ttl_s, now_s=self.directory.now_s())
 
+    def show_ticket(self) -> None:
+        """A genuine ticket of this epoch, of an identity that nobody has heard of before."""
+        epoch = int(self.directory.now_s() // EPOCH_S)
+        ticket = make_ticket(self.identity, swarm=SWARM, epoch=epoch, previous_hash="")
+        self.run(self.directory.publish(ticket, 600.0))
+
+    def highest_of_others(self) -> Fence:
+        """The highest fence of a plan that is not this attacker's."""
+        found = (sealed.record.plan for sealed in self.plans())  # type: ignore[union-attr]
+        return max(plan.fence for plan in found if plan.leader != self.identity.peer_id)
+
     def plans(self) -> list[Sealed]:
         """Published plans of this epoch, the oldest first."""
         epoch = int(self.directory.now_s() // EPOCH_S)
@@ -176,7 +187,7 @@ def undisturbed(swarm: LocalSwarm, connection: Swarm, job: Job) -> Iterator[dict
     assert (after["generation"], after["phase"]) == (before["generation"], "running")
     for peer in swarm.all:
         assert not peer.ended
-        assert "Traceback" not in peer.log_path.read_text(), peer.name
+        assert "Traceback" not in log(peer), peer.name
 
 
 def test_malformed_calls_are_answered_by_name(
@@ -218,6 +229,8 @@ def test_forged_and_replayed_plans_are_refused(
     swarm: LocalSwarm, attacker: Attacker, connection: Swarm, job: Job, undisturbed: dict[str, Any]
 ) -> None:
     victim = members(swarm, undisturbed)[0]
+    wait_done(connection.submit_request(small_request(name="makes for more than one plan")))
+    wait_until(lambda: planned_alone(attacker.plans()[-1], job), 20.0, "it is planned no more")
     oldest, newest = attacker.plans()[0], attacker.plans()[-1]
     assert oldest.record.plan.fence < newest.record.plan.fence  # type: ignore[union-attr]
     genuine: Plan = newest.record.plan  # type: ignore[union-attr]
@@ -246,9 +259,41 @@ def test_forged_and_replayed_plans_are_refused(
     assert attacker.run(attacker.directory.publish(PlanRecord(mine), 600.0)) is not False
     refusal = re.compile(rf"refusing {mine.fence.epoch}\.{mine.fence.term} by .*{mine.leader[-8:]}: .*ticket")
     for peer in swarm.all:
-        wait_until(lambda p=peer: refusal.search(p.log_path.read_text()), 20.0, f"{peer.name} refuses")
+        wait_until(lambda p=peer: refusal.search(log(p)), 20.0, f"{peer.name} refuses")
     after = status(connection, job.id)
     assert (after["epoch"], after["term"], after["leader"]) == (*genuine.fence, genuine.leader)
+
+
+def planned_alone(sealed: Sealed, job: Job) -> bool:
+    return [part.job for part in sealed.record.plan.jobs] == [job.id]  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("theft", ["one stage", "no jobs"])
+def test_a_ticket_is_no_licence_to_take_a_running_job(
+    swarm: LocalSwarm, attacker: Attacker, job: Job, undisturbed: dict[str, Any], theft: str
+) -> None:
+    """Anybody may draw a ticket and publish a plan: nobody obeys one that ends what runs well."""
+    attacker.show_ticket()
+    for _ in range(3):
+        genuine: Plan = attacker.plans()[-1].record.plan  # type: ignore[union-attr]
+        mine = forged(genuine, job, me(attacker))
+        if theft == "no jobs":
+            mine = dataclasses.replace(mine, jobs=())
+        attacker.run(attacker.directory.publish(PlanRecord(mine), 600.0))
+        for peer in swarm.all:
+            attacker.call(peer, "plan", {"sealed": attacker.sealed(PlanRecord(mine))})
+            attacker.call(peer, "replan", {"reason": "the attacker wishes so"})
+        fence = f"{mine.fence.epoch}.{mine.fence.term}"
+        refusal = f"refusing {fence} by …{mine.leader[-8:]}: job {job.id[:8]}: it moves generation"
+        wait_until(lambda said=refusal: all(said in log(p) for p in swarm.all), 20.0, "everybody refuses")
+        # The swarm answers with a plan above the attacker's, so that whoever did obey it comes back.
+        wait_until(lambda f=mine.fence: attacker.highest_of_others() > f, 20.0, "a plan above the attacker's")
+    adopted = re.compile(rf"adopting .* by .*{me(attacker)[-8:]}")
+    assert not [peer.name for peer in swarm.all if adopted.search(log(peer))]
+
+
+def log(peer: PeerProcess) -> str:
+    return peer.log_path.read_text()
 
 
 def me(attacker: Attacker) -> PeerId:

@@ -13,6 +13,7 @@ from ravnest_p2p.core.election import (
     MakePlan,
     Obedience,
     PlanHeader,
+    Reconsider,
 )
 from ravnest_p2p.core.membership import TRANSITIONS, Membership, PeerState
 from ravnest_p2p.core.tickets import TicketBook
@@ -43,15 +44,25 @@ def test_any_order_of_events_keeps_the_fence(events):
     obeyed: list[tuple[Fence, str, str]] = []
     made: set[Fence] = set()
 
+    seen: dict[tuple[Fence, str, str], PlanHeader] = {}
+
+    def see(header):
+        seen[header.fence, header.leader, header.plan_hash] = header
+        actions = election.plan_seen(header, now_s)
+        assert not (header.verdict or header.doubt) or not any(isinstance(a, Adopt) for a in actions)
+        do(actions)
+
     def do(actions):
         for action in actions:
-            if isinstance(action, DrawTicket):
+            if isinstance(action, Reconsider):
+                see(seen[action.fence, action.leader, action.plan_hash])
+            elif isinstance(action, DrawTicket):
                 election.own_ticket(action.epoch, 50)
             elif isinstance(action, MakePlan):
                 assert action.fence not in made
                 made.add(action.fence)
                 assert not obeyed or action.fence > obeyed[-1][0]
-                do(election.plan_seen(PlanHeader(action.fence, "a", "own"), now_s))
+                see(PlanHeader(action.fence, "a", "own"))
             elif isinstance(action, Adopt):
                 entry = (action.fence, action.leader, action.plan_hash)
                 if obeyed and action.fence <= obeyed[-1][0]:
@@ -71,10 +82,10 @@ def test_any_order_of_events_keeps_the_fence(events):
             election.ticket_seen(*values)
         elif kind == "plan":
             fence, leader, plan_hash, state = values
-            do(election.plan_seen(header(Fence(*fence), leader, plan_hash, state), now_s))
+            see(header(Fence(*fence), leader, plan_hash, state))
         elif kind == "next plan":
             fence = Fence(election.epoch, election.term + 1)
-            do(election.plan_seen(header(fence, values[0], "next", values[1]), now_s))
+            see(header(fence, values[0], "next", values[1]))
         elif kind == "stale":
             election.replan_wanted(values[0])
         elif kind == "gone":

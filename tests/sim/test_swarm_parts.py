@@ -4,12 +4,12 @@ from random import Random
 
 import pytest
 
-from ravnest_p2p.core.types import Fence, Generation, JobId, JobPlan
+from ravnest_p2p.core.types import Fence, Generation, JobId, JobPhase, JobPlan, PeerId, Plan
 from ravnest_p2p.testing.clock import VirtualClock
 from ravnest_p2p.testing.directory import SimulatedDirectory
 from ravnest_p2p.testing.invariants import InvariantError, Invariants
 from ravnest_p2p.testing.network import SimulatedNetwork
-from ravnest_p2p.testing.planner import Beat, plan_pairs, structural_fault
+from ravnest_p2p.testing.planner import plan_pairs, stays, structural_fault
 
 
 def test_clock_calls_in_order_of_time_then_of_setting():
@@ -80,32 +80,50 @@ def test_directory_is_late_split_merged_and_expires():
 
 
 def test_planner_keeps_what_runs_and_pairs_the_rest():
-    beats = {peer: Beat(None) for peer in ("a", "b", "c", "d")}
-    first = plan_pairs("s", Fence(1, 0), "a", beats, None, (), {})
+    first = plan_pairs("s", Fence(1, 0), "a", "abcd", None, {}, {})
     assert [job.job for job in first.jobs] == ["job-0", "job-1"]
-    running = {peer: Beat(job) for job in first.jobs for peer in job.peers}
-    lost = first.jobs[0].peers[0]
-    survivors = {peer: beat for peer, beat in running.items() if peer != lost} | {"e": Beat(None)}
-    second = plan_pairs("s", Fence(1, 1), "b", survivors, first, (), {"job-0": 4})
-    kept, formed = second.jobs
-    assert kept == first.jobs[1]
+    lost, kept = first.jobs
+    second = plan_pairs(
+        "s", Fence(1, 1), "b", {*kept.peers, lost.peers[1], "e"}, first, {"job-1": kept}, {"job-0": 4}
+    )
+    assert second.jobs[0] == kept
+    formed = second.jobs[1]
     assert (formed.job, formed.generation[:2], formed.batches_done) == ("job-0", (1, 1), 4)
-    assert set(formed.peers) == {first.jobs[0].peers[1], "e"}
-    again = plan_pairs("s", Fence(1, 2), "b", survivors, second, {kept.generation}, {})
-    assert kept not in again.jobs
+    assert set(formed.peers) == {lost.peers[1], "e"}
     assert not structural_fault(second)
 
 
+def test_what_has_effect_stays_before_what_only_lives_and_that_before_the_unheard():
+    plan = plan_pairs("s", Fence(1, 0), "a", "abcd", None, {}, {})
+    one, two = plan.jobs
+    idle = dict.fromkeys("abcd", (None, JobPhase.WAITING))
+    unheard = {job.job: idle for job in plan.jobs}
+    running = {job.job: job for job in plan.jobs}
+    assert stays(running, unheard, "abcd", ()) == running
+    assert stays(running, unheard, "abc", ()) != running, "a member does not answer"
+    assert stays(running, unheard, "abcd", {one.generation}) == {two.job: two}
+
+    rival = JobPlan(JobId("rival"), Generation(1, 5, "higher"), one.clusters)
+    at_work = dict.fromkeys(one.peers, (one.generation, JobPhase.RUNNING))
+    half = {one.peers[0]: (rival.generation, JobPhase.RUNNING)}
+    both = {one.job: one, rival.job: rival}
+    assert stays(both, {one.job: at_work, rival.job: half}, "abcd", ()) == {one.job: one}
+    assert stays(both, {one.job: idle, rival.job: half}, "abcd", ()) == {rival.job: rival}
+
+
 def job(generation: Generation, *peers: str) -> JobPlan:
-    beats = {peer: Beat(None) for peer in peers}
-    formed = plan_pairs("s", Fence(*generation[:2]), peers[0], beats, None, (), {}).jobs[0]
+    formed = plan_pairs("s", Fence(*generation[:2]), peers[0], peers, None, {}, {}).jobs[0]
     return JobPlan(JobId("job-0"), generation, formed.clusters)
+
+
+def plan(fence: Fence, leader: str, *jobs: JobPlan) -> Plan:
+    return Plan("s", fence, PeerId(leader), 0, "", "", jobs)
 
 
 @pytest.fixture
 def watch() -> Invariants:
-    observer = Invariants()
-    for leader in ("a", "b"):
+    observer = Invariants(strangers={"thief"})
+    for leader in ("a", "b", "thief"):
         observer.ticket(1, leader)
     observer.formed("a", job(Generation(1, 0, "x"), "p", "q"))
     return observer
@@ -114,9 +132,9 @@ def watch() -> Invariants:
 @pytest.mark.parametrize(
     "deed",
     [
-        lambda watch: watch.adopted("p", Fence(1, 1), "b", "other"),
-        lambda watch: watch.adopted("p", Fence(1, 0), "a", "hash"),
-        lambda watch: watch.adopted("p", Fence(2, 0), "a", "hash"),
+        lambda watch: watch.adopted("p", plan(Fence(1, 1), "b"), "other"),
+        lambda watch: watch.adopted("p", plan(Fence(1, 0), "a"), "hash"),
+        lambda watch: watch.adopted("p", plan(Fence(2, 0), "a"), "hash"),
         lambda watch: watch.formed("b", job(Generation(1, 0, "x"), "p", "q")),
         lambda watch: watch.obeys("stranger", Generation(1, 0, "x")),
         lambda watch: watch.obeys("p", Generation(0, 5, "x")),
@@ -143,7 +161,7 @@ def watch() -> Invariants:
     ],
 )
 def test_observer_objects(watch, deed):
-    watch.adopted("p", Fence(1, 1), "a", "hash")
+    watch.adopted("p", plan(Fence(1, 1), "a"), "hash")
     watch.obeys("p", Generation(1, 0, "x"))
     with pytest.raises(InvariantError):
         deed(watch)
@@ -154,3 +172,16 @@ def test_observer_counts_a_cluster_only_when_all_its_members_obey(watch):
     assert watch.effective == 0
     watch.obeys("q", Generation(1, 0, "x"))
     assert watch.effective == 1
+
+
+def test_observer_objects_to_a_theft_but_not_to_a_move_within_the_job(watch):
+    running, rival = job(Generation(1, 0, "x"), "p", "q"), job(Generation(1, 2, "y"), "r", "s")
+    for peer in ("p", "q"):
+        watch.obeys(peer, running.generation)
+    watch.adopted("p", plan(Fence(1, 1), "thief", running), "keeps it")
+    watch.formed("thief", rival)
+    with pytest.raises(InvariantError, match="has effect, for thief"):
+        watch.adopted("p", plan(Fence(1, 2), "thief", rival), "moves it to a cluster without effect")
+    for peer in ("r", "s"):
+        watch.obeys(peer, rival.generation)
+    watch.adopted("p", plan(Fence(1, 2), "thief", rival), "moves it to a cluster with effect")

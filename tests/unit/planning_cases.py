@@ -114,7 +114,7 @@ def planned(
         statuses=statuses or {},
         previous=previous,
     )
-    check_plan(plan, capabilities=capabilities, jobs=jobs, own_statuses={}, previous=previous)
+    check_plan(plan, capabilities=capabilities, jobs=jobs, previous=previous)
     return plan
 
 

@@ -48,7 +48,7 @@ def test_a_ticket_counts_as_soon_as_the_plan_that_it_names_is_found(tmp_path: Pa
     directory: Any = Directory(
         {tickets_key(SWARM, EPOCH): sealed(ticket), key: sealed(PlanRecord(before))}, {key: 2}
     )
-    session: Any = SimpleNamespace(directory=directory)
+    session: Any = SimpleNamespace(directory=directory, rpc=None)
     hosts: Any = SimpleNamespace(overview=lambda: None)
 
     async def leaders() -> list[str | None]:

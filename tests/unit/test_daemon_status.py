@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
+from types import MappingProxyType
 
 import pytest
 
+from ravnest_p2p.core.planning.identity import tagged
 from ravnest_p2p.core.types import (
     BlobHash,
     ClusterPlan,
@@ -25,12 +28,12 @@ from ravnest_p2p.core.types import (
     StageAssignment,
 )
 from ravnest_p2p.daemon.jobbook import JobEntry
-from ravnest_p2p.daemon.leader import MAX_ATTEMPTS, ahead_of, given_up
+from ravnest_p2p.daemon.leader import MAX_ATTEMPTS, given_up
 from ravnest_p2p.daemon.messages import Report
 from ravnest_p2p.daemon.peer_messages import Overview, StageView, parse, plain
 from ravnest_p2p.daemon.stage_host import recent_mean, thinned
 from ravnest_p2p.daemon.status import job_status
-from ravnest_p2p.daemon.survey import merged_pieces, statuses
+from ravnest_p2p.daemon.survey import merged_pieces, running_jobs, statuses
 
 JOB = JobId("a" * 64)
 GENERATION = Generation(5, 1, "tag")
@@ -59,6 +62,7 @@ JOB_PLAN = JobPlan(
     ),
 )
 PLAN = Plan("swarm", Fence(5, 1), PEERS[0], 1, "", "", (JOB_PLAN,))
+RUNNING = {JOB: JOB_PLAN}
 
 
 def views(phase: JobPhase = JobPhase.RUNNING, **changes: object) -> dict[PeerId, StageView]:
@@ -72,8 +76,10 @@ def overviews(found: dict[PeerId, StageView]) -> dict[PeerId, Overview]:
     return {peer: Overview(stages=(view,)) for peer, view in found.items()}
 
 
-def planner_phase(found: dict[PeerId, StageView], plan: Plan | None = PLAN) -> JobPhase:
-    return statuses({JOB: SPEC}, overviews(found), plan)[JOB].phase
+def planner_phase(
+    found: dict[PeerId, StageView], running: Mapping[JobId, JobPlan] = MappingProxyType(RUNNING)
+) -> JobPhase:
+    return statuses({JOB: SPEC}, overviews(found), running)[JOB].phase
 
 
 def test_running_while_every_member_answers_and_none_is_broken() -> None:
@@ -81,21 +87,26 @@ def test_running_while_every_member_answers_and_none_is_broken() -> None:
     assert planner_phase(views(JobPhase.WAITING)) is JobPhase.RUNNING, "workers are starting"
 
 
-def test_a_silent_member_breaks_the_generation_for_the_planner() -> None:
+def test_a_generation_is_over_for_the_planner_when_no_member_works_in_it() -> None:
     found = views()
     del found[PEERS[3]]
-    assert planner_phase(found) is JobPhase.BROKEN
+    assert planner_phase(found) is JobPhase.RUNNING, "its co-members know best whether it is gone"
+    stopped = {PEERS[0]: StageView(job=JOB, phase=JobPhase.WAITING)}
+    assert planner_phase(stopped) is JobPhase.BROKEN
+    stranger = PeerId("stranger")
+    claims = stopped | {stranger: StageView(job=JOB, generation=GENERATION, phase=JobPhase.RUNNING)}
+    assert planner_phase(claims) is JobPhase.BROKEN, "it is no member"
 
 
 def test_one_member_that_reports_it_broken_is_enough() -> None:
     found = views()
     found[PEERS[1]] = found[PEERS[1]].model_copy(update={"phase": JobPhase.BROKEN, "reason": "gone"})
-    status = statuses({JOB: SPEC}, overviews(found), PLAN)[JOB]
+    status = statuses({JOB: SPEC}, overviews(found), RUNNING)[JOB]
     assert (status.phase, status.reason) == (JobPhase.BROKEN, "gone")
 
 
 def test_a_job_without_a_plan_waits() -> None:
-    assert planner_phase({}, None) is JobPhase.WAITING
+    assert planner_phase({}, {}) is JobPhase.WAITING
 
 
 def test_done_needs_the_final_round_in_full_and_nobody_at_work() -> None:
@@ -125,17 +136,33 @@ def test_a_job_that_only_breaks_is_given_up() -> None:
     assert given_up(running, stuck) == running
 
 
-def test_nobody_leads_from_a_plan_that_others_have_left_behind() -> None:
-    newer = replace(PLAN, fence=Fence(5, 2))
-    old, new = overviews(views()), overviews(views())
-    new[PEERS[2]] = Overview(
-        stages=(StageView(job=JOB, generation=Generation(5, 2, "t"), phase=JobPhase.WAITING),)
-    )
-    assert ahead_of(PLAN, [PLAN, newer], old) is None
-    assert ahead_of(PLAN, [PLAN, newer], new) == PEERS[2]
-    assert ahead_of(newer, [PLAN, newer], new) is None
-    assert ahead_of(PLAN, [PLAN], new) is None, "no such plan was published: only a claim"
-    assert ahead_of(None, [PLAN], old) is not None, "a newcomer leaves running jobs to those who know them"
+def formed(fence: Fence) -> JobPlan:
+    return tagged(JOB_PLAN, fence)
+
+
+def test_a_leader_plans_on_from_what_really_runs() -> None:
+    """After a restart or a partition the plan obeyed here is not the one that the members obey."""
+    newer = formed(Fence(5, 2))
+    found = {
+        peer: StageView(job=JOB, generation=newer.generation, plan=newer, phase=JobPhase.RUNNING)
+        for peer in PEERS
+    }
+    assert running_jobs(PLAN, overviews(found), lambda _: set(PEERS)) == {JOB: newer}
+    assert running_jobs(None, overviews(found), lambda _: set(PEERS)) == {JOB: newer}
+
+
+def test_what_members_claim_counts_only_where_it_can_be_true() -> None:
+    newer = formed(Fence(5, 2))
+    wrong_tag = replace(newer, generation=newer.generation._replace(tag="00000000"))
+    not_a_member = {PeerId("x"): StageView(job=JOB, generation=newer.generation, plan=newer)}
+    other_job = StageView(job=JobId("c" * 64), generation=newer.generation, plan=newer)
+    for found in (
+        not_a_member,
+        {PEERS[0]: StageView(job=JOB, generation=wrong_tag.generation, plan=wrong_tag)},
+        {PEERS[0]: StageView(job=JOB, generation=GENERATION, plan=newer)},
+        {PEERS[0]: other_job},
+    ):
+        assert running_jobs(PLAN, overviews(found), lambda _: set(PEERS)) == {JOB: JOB_PLAN}
 
 
 def test_holders_of_one_piece_are_merged() -> None:

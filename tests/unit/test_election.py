@@ -13,6 +13,7 @@ from ravnest_p2p.core.election import (
     Phase,
     PlanHeader,
     PublishTicket,
+    Reconsider,
     Refuse,
 )
 from ravnest_p2p.core.errors import ConfigError
@@ -48,6 +49,10 @@ def plan(term=0, leader="a", epoch=EPOCH, verdict="", tag="") -> PlanHeader:
 
 def adopts(header):
     return [Adopt(header.fence, header.leader, header.plan_hash)]
+
+
+def reconsiders(header):
+    return Reconsider(header.fence, header.leader, header.plan_hash)
 
 
 def test_ticket_is_drawn_and_published_once():
@@ -172,7 +177,8 @@ def test_stranger_is_refused_until_its_ticket_is_seen():
     assert refused == [Refuse(Fence(EPOCH, 0), "a", "its author has shown no ticket of this epoch")]
     assert decisions(election.plan_seen(plan(), OPEN_S)) == []
     election.ticket_seen(EPOCH, "a", 0)
-    assert decisions(election.poll(OPEN_S)) == adopts(plan())
+    assert decisions(election.poll(OPEN_S)) == [reconsiders(plan())]
+    assert decisions(election.plan_seen(plan(), OPEN_S)) == adopts(plan())
 
 
 def test_far_rank_may_not_lead():
@@ -201,7 +207,8 @@ def test_plan_of_the_coming_epoch_waits_for_it_within_the_clock_tolerance():
     assert [type(a) for a in decisions(election.plan_seen(coming, START_S + 56.9))] == [Refuse]
     assert decisions(election.plan_seen(coming, START_S + 57.1)) == []
     election.ticket_seen(EPOCH + 1, "a", 0)
-    assert adopts(coming)[0] in election.poll(START_S + 60)
+    assert reconsiders(coming) in election.poll(START_S + 60)
+    assert decisions(election.plan_seen(coming, START_S + 60)) == adopts(coming)
 
 
 def test_tickets_of_other_epochs_do_not_count():
@@ -273,29 +280,69 @@ def test_senseless_rules_are_refused(settings):
         ElectionConfig("test", **settings)
 
 
-def test_doubted_plan_ends_the_term_and_is_taken_if_nobody_has_a_better_one():
+def doubted(term=0, leader="a") -> PlanHeader:
+    return PlanHeader(Fence(EPOCH, term), leader, f"hash of {leader}", doubt="it moves a healthy cluster")
+
+
+def test_a_doubted_plan_ends_the_term_and_is_never_taken_while_the_doubt_stands():
     election = peer("d")
     election.poll(OPEN_S)
-    doubted = PlanHeader(Fence(EPOCH, 0), "a", "hash", doubt="it moves a healthy cluster")
-    refused = decisions(election.plan_seen(doubted, OPEN_S + 1))
+    refused = decisions(election.plan_seen(doubted(), OPEN_S + 1))
     assert refused == [Refuse(Fence(EPOCH, 0), "a", "it moves a healthy cluster")]
     election.poll(OPEN_S + 2)
     assert (election.term, election.leader) == (1, "b")
-    assert decisions(election.poll(OPEN_S + 10.9)) == []
-    assert election.wake_s == OPEN_S + 11
-    assert decisions(election.poll(OPEN_S + 11)) == [Adopt(Fence(EPOCH, 0), "a", "hash")]
+    for second in range(3, 55):
+        assert not any(isinstance(a, Adopt) for a in election.poll(OPEN_S + second))
+        assert decisions(election.plan_seen(doubted(), OPEN_S + second)) == []
+    assert election.adopted is None
 
 
-def test_better_plan_overtakes_a_doubted_one():
+def test_a_better_plan_overtakes_a_doubted_one():
     election = peer("d")
-    election.plan_seen(PlanHeader(Fence(EPOCH, 0), "a", "hash", doubt="it moves a healthy cluster"), OPEN_S)
+    election.plan_seen(doubted(), OPEN_S)
     assert decisions(election.plan_seen(plan(1, "b"), OPEN_S + 5)) == adopts(plan(1, "b"))
     assert decisions(election.poll(OPEN_S + 30)) == []
 
 
 def test_doubt_that_is_withdrawn_is_over_at_once():
     election = peer("d")
-    election.plan_seen(
-        PlanHeader(Fence(EPOCH, 0), "a", "hash of a", doubt="it moves a healthy cluster"), OPEN_S
-    )
+    election.plan_seen(doubted(), OPEN_S)
     assert decisions(election.plan_seen(plan(), OPEN_S + 1)) == adopts(plan())
+
+
+def test_a_plan_above_a_lasting_rift_is_asked_for_once():
+    """Whoever does obey the doubted plan can only be brought back by a fence above it."""
+    election = peer("b")
+    election.plan_seen(plan(), OPEN_S)
+    later_s = OPEN_S + 30
+    election.plan_seen(doubted(4), later_s)
+    election.plan_seen(doubted(2), later_s + 1)
+    assert election.wake_s <= later_s + RULES.term_s
+    assert decisions(election.poll(later_s + 9.9)) == []
+    assert decisions(election.poll(later_s + 10)) == [
+        MakePlan(Fence(EPOCH, 5), f"{EPOCH}.4, which is not obeyed here, may be obeyed elsewhere")
+    ]
+    assert decisions(election.plan_seen(plan(5, "b"), later_s + 11)) == adopts(plan(5, "b"))
+    election.plan_seen(doubted(4), later_s + 12)
+    assert decisions(election.poll(later_s + 25)) == []
+
+
+def test_a_doubted_second_plan_of_the_obeyed_fence_does_not_end_the_term_at_once():
+    election = peer("b")
+    election.plan_seen(plan(), OPEN_S)
+    election.plan_seen(
+        PlanHeader(Fence(EPOCH, 0), "a", "another", doubt="it moves a healthy cluster"), OPEN_S
+    )
+    assert decisions(election.poll(OPEN_S + 9)) == []
+    assert [type(action) for action in decisions(election.poll(OPEN_S + 10))] == [MakePlan]
+
+
+def test_only_plans_that_could_be_obeyed_deserve_a_look():
+    election = peer("b", tickets="abc")
+    assert election.deserves_a_look(plan(), OPEN_S)
+    assert not election.deserves_a_look(plan(20), OPEN_S), "its term cannot have begun"
+    assert not election.deserves_a_look(plan(0, "x"), OPEN_S), "no ticket"
+    assert not election.deserves_a_look(plan(epoch=EPOCH - 1), OPEN_S)
+    election.plan_seen(plan(), OPEN_S)
+    assert not election.deserves_a_look(plan(), OPEN_S), "it is obeyed"
+    assert election.deserves_a_look(plan(0, "b"), OPEN_S), "another hand's plan of the same fence"

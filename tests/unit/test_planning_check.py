@@ -35,7 +35,7 @@ def with_stage(job: JobPlan, **changes: object) -> JobPlan:
 
 
 def refuse(plan: Plan, match: str, **facts: object) -> None:
-    known = {"capabilities": SWARM, "jobs": JOBS, "own_statuses": {}, "previous": None, **facts}
+    known = {"capabilities": SWARM, "jobs": JOBS, "previous": None, **facts}
     with pytest.raises(PlanError, match=match):
         check_plan(plan, **known)  # type: ignore[arg-type]
 
@@ -108,36 +108,20 @@ def test_memory_is_respected_with_tolerance() -> None:
     refuse(plan, "stage 0 needs", capabilities=small)
     need_mb = 300 * 1.048576 + 1.6 * (4 * 4 * 6 + 4 * 3)
     nearly = [peer("p0", memory_mb=int(need_mb * 0.95)), *SWARM[1:]]
-    check_plan(plan, capabilities=nearly, jobs=JOBS, own_statuses={}, previous=None)
+    check_plan(plan, capabilities=nearly, jobs=JOBS, previous=None)
 
 
 def test_some_peers_may_be_unknown_but_not_many() -> None:
     plan = good()
-    check_plan(plan, capabilities=SWARM[1:], jobs=JOBS, own_statuses={}, previous=None)
+    check_plan(plan, capabilities=SWARM[1:], jobs=JOBS, previous=None)
     refuse(plan, "2 of 4 peers", capabilities=SWARM[2:])
 
 
 def test_kept_generation_needs_no_known_peers() -> None:
     first = good()
     second = planned(SWARM, JOBS, statuses=status(first.jobs[0], JobPhase.RUNNING), previous=first, epoch=2)
-    check_plan(second, capabilities=[], jobs=JOBS, own_statuses={}, previous=first)
-    check_plan(second, capabilities=[], jobs=JOBS, own_statuses={}, previous=None)
-
-
-def test_healthy_generation_is_not_moved_but_a_broken_one_is() -> None:
-    first = good()
-    moved = planned(SWARM, JOBS, statuses=status(first.jobs[0], JobPhase.BROKEN), previous=first, epoch=2)
-    well = status(first.jobs[0], JobPhase.RUNNING)
-    refuse(moved, "runs well here", own_statuses=well, previous=first)
-    refuse(replace(moved, jobs=()), "runs well here", own_statuses=well, previous=first)
-    check_plan(
-        moved,
-        capabilities=SWARM,
-        jobs=JOBS,
-        own_statuses=status(first.jobs[0], JobPhase.BROKEN),
-        previous=first,
-    )
-    check_plan(replace(moved, jobs=()), capabilities=SWARM, jobs={}, own_statuses=well, previous=first)
+    check_plan(second, capabilities=[], jobs=JOBS, previous=first)
+    check_plan(second, capabilities=[], jobs=JOBS, previous=None)
 
 
 def test_saved_progress_is_not_given_up() -> None:
@@ -152,7 +136,7 @@ def test_saved_progress_is_not_given_up() -> None:
 
 def test_unknown_job_is_checked_for_structure() -> None:
     plan = good()
-    check_plan(plan, capabilities=SWARM, jobs={}, own_statuses={}, previous=None)
+    check_plan(plan, capabilities=SWARM, jobs={}, previous=None)
     refuse(with_job(plan, with_stage(plan.jobs[0], hi=3)), "do not follow", jobs={})
 
 

@@ -2,8 +2,8 @@
 
 Problem: the leader may be mistaken or malicious, and a follower knows slightly other facts. Solution: check
 what can be checked without planning anew. Structure holds for every job plan; memory and known peers only for
-generations that this very plan forms, with a tolerance for other knowledge; and whoever takes part in a
-healthy generation refuses to be moved out of it.
+generations that this very plan forms, with a tolerance for other knowledge. Whether it moves what runs well
+is another question (`core.consent`).
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from itertools import pairwise
 
-from ravnest_p2p.core.errors import NeedlessMoveError, PlanError
+from ravnest_p2p.core.errors import PlanError
 from ravnest_p2p.core.planning.cost import stage_need_bytes, staleness_limit
 from ravnest_p2p.core.planning.cuts import LayerTable
 from ravnest_p2p.core.planning.identity import generation_tag
@@ -19,10 +19,8 @@ from ravnest_p2p.core.types import (
     Capability,
     ClusterPlan,
     JobId,
-    JobPhase,
     JobPlan,
     JobSpec,
-    JobStatus,
     PeerId,
     Plan,
 )
@@ -40,7 +38,6 @@ def check_plan(
     *,
     capabilities: Iterable[Capability],
     jobs: Mapping[JobId, JobSpec],
-    own_statuses: Mapping[JobId, JobStatus],
     previous: Plan | None,
 ) -> None:
     """Refuse a plan that breaks a constraint.
@@ -48,11 +45,9 @@ def check_plan(
     Args:
         capabilities: of the peers that we know.
         jobs: the open jobs that we know; a job that we do not know is checked for structure only.
-        own_statuses: for each job that we take part in, our own view of its generation.
         previous: the plan that we obeyed last.
     Raises:
-        PlanError: the message names the job and the broken constraint; `NeedlessMoveError` where nothing else
-            is wrong with it.
+        PlanError: the message names the job and the broken constraint.
     """
     known = {capability.peer: capability for capability in capabilities}
     _no_duplicates((job.job for job in plan.jobs), "job {} is planned twice")
@@ -66,7 +61,6 @@ def check_plan(
         _check_progress(job, jobs.get(job.job), before)
         _check_clusters(job, jobs.get(job.job), known if _is_new(plan, job) else {})
     _check_unknown(plan, known)
-    _check_moves(plan, jobs, own_statuses, old)
 
 
 def _is_new(plan: Plan, job: JobPlan) -> bool:
@@ -182,26 +176,6 @@ def _check_unknown(plan: Plan, known: Mapping[PeerId, Capability]) -> None:
     unknown = [peer for peer in assigned if peer not in known or not known[peer].online]
     if len(unknown) > max(1.0, len(assigned) * UNKNOWN_PEERS_SHARE):
         raise PlanError(f"assigns {len(unknown)} of {len(assigned)} peers that are not known to be online")
-
-
-def _check_moves(
-    plan: Plan,
-    jobs: Mapping[JobId, JobSpec],
-    own_statuses: Mapping[JobId, JobStatus],
-    old: Mapping[JobId, JobPlan],
-) -> None:
-    planned = {job.job: job for job in plan.jobs}
-    for job_id, status in own_statuses.items():
-        if status.phase is not JobPhase.RUNNING or job_id not in jobs or status.generation is None:
-            continue
-        job = planned.get(job_id)
-        if job is None or job.generation != status.generation:
-            raise NeedlessMoveError(
-                f"job {job_id[:8]}: moves generation {status.generation}, which runs well here"
-            )
-        before = old.get(job_id)
-        if before is not None and before.generation == job.generation and before != job:
-            raise PlanError(f"job {job_id[:8]}: changes generation {status.generation} while it runs")
 
 
 def _no_duplicates(values: Iterable[str], message: str) -> None:

@@ -6,7 +6,7 @@ not move what runs, and must say what a waiting job waits for. Solution: one pur
 | what is known of a job                                   | its job plan                              |
 |----------------------------------------------------------|-------------------------------------------|
 | done, cancelled, failed                                  | none                                      |
-| runs in the generation of the previous plan              | kept verbatim                             |
+| runs, whichever plan formed its generation               | kept verbatim                             |
 | planned before, no report on that generation yet         | kept while all its members are online     |
 | broken, or has saved rounds                              | repaired, else formed anew, else fewer    |
 |                                                          | clusters, from its newest held round      |
@@ -61,6 +61,7 @@ def make_plan(
     jobs: Mapping[JobId, JobSpec],
     statuses: Mapping[JobId, JobStatus],
     previous: Plan | None,
+    running: Mapping[JobId, JobPlan] | None = None,
 ) -> Plan:
     """The plan that a leader publishes at `fence`; the same for the same facts on every peer.
 
@@ -69,12 +70,14 @@ def make_plan(
         jobs: in order of submission.
         statuses: what is known of them; a job without one has not been heard of yet.
         previous: the plan that was obeyed last.
+        running: its jobs as they really run, see `core.consent.what_runs`; as it planned them if None.
     """
     online = _online(capabilities)
-    old = {job.job: job for job in previous.jobs} if previous is not None else {}
+    planned = {job.job: job for job in previous.jobs} if previous is not None else {}
+    old = running if running is not None else planned
     asked = {job: _Asked(spec, statuses.get(job), old.get(job)) for job, spec in jobs.items()}
     open_jobs = {job: it for job, it in asked.items() if it.phase not in _OVER}
-    plans = {job: it.old for job, it in open_jobs.items() if it.old is not None and it.keeps(online)}
+    plans = _kept(open_jobs, online)
     free = dict(online)
     _take(free, plans.values())
     to_form = [job for job in open_jobs if job not in plans]
@@ -142,6 +145,19 @@ class _Asked:
             return self.phase is not JobPhase.BROKEN
         unheard = generation is None or generation[:2] < self.old.generation[:2]
         return unheard and all(peer in online for peer in self.old.peers)
+
+
+def _kept(jobs: Mapping[JobId, _Asked], online: Mapping[PeerId, Capability]) -> dict[JobId, JobPlan]:
+    """Job plans that stay, those that were heard of first: after a partition two may name the same peer."""
+    staying = [it for it in jobs.values() if it.old is not None and it.keeps(online)]
+    staying.sort(key=lambda it: it.status is None or it.status.generation is None)
+    kept: dict[JobId, JobPlan] = {}
+    taken: set[PeerId] = set()
+    for it in staying:
+        if it.old is not None and taken.isdisjoint(it.old.peers):
+            kept[it.old.job] = it.old
+            taken.update(it.old.peers)
+    return kept
 
 
 def _online(capabilities: Iterable[Capability]) -> dict[PeerId, Capability]:
