@@ -159,7 +159,7 @@ def test_a_seed_is_one_run():
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1800)
+@pytest.mark.timeout(3600)
 def test_many_seeds():
     """1,000 seeds of 200 peers, on all cores."""
     with ProcessPoolExecutor(mp_context=get_context("spawn")) as pool:
