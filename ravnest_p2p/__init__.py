@@ -20,17 +20,19 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ravnest_p2p.client import aio
     from ravnest_p2p.client.progress import Progress
-    from ravnest_p2p.client.request import SGD, Adam, AdamW, JobRequest
+    from ravnest_p2p.client.request import LAMB, SGD, Adam, AdamW, JobRequest, Muon
     from ravnest_p2p.client.swarm import Job, Swarm, connect
     from ravnest_p2p.core.errors import OurFault, RavnestError, RemoteFault, UserFault
 
 __version__ = "0.1.0"
 __all__ = [
+    "LAMB",
     "SGD",
     "Adam",
     "AdamW",
     "Job",
     "JobRequest",
+    "Muon",
     "OurFault",
     "Progress",
     "RavnestError",
@@ -45,6 +47,8 @@ _HOMES = {
     "Adam": "client.request",
     "AdamW": "client.request",
     "JobRequest": "client.request",
+    "LAMB": "client.request",
+    "Muon": "client.request",
     "Job": "client.swarm",
     "Swarm": "client.swarm",
     "connect": "client.swarm",

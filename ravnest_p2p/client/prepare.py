@@ -20,12 +20,13 @@ from torch.utils.data import Dataset, default_collate
 from ravnest_p2p.client.blobs import sha256_of
 from ravnest_p2p.client.request import JobRequest
 from ravnest_p2p.core.errors import ConfigError, RecordFormatError
+from ravnest_p2p.core.optimizers import check_optimizer
 from ravnest_p2p.core.types import BlobHash, FieldSpec, JobId, JobSpec, OptimizerSpec
 from ravnest_p2p.model.capture import capture
+from ravnest_p2p.model.matrices import hidden_matrices
 from ravnest_p2p.model.program import Program
 from ravnest_p2p.network.records_manifest import job_id, manifest_bytes
 from ravnest_p2p.training.data import write_shards
-from ravnest_p2p.training.optimizer import learning_rate, make_optimizer
 
 _SHARD_BYTES = 4 * 1024 * 1024
 Say = Callable[[str], None]
@@ -74,6 +75,8 @@ def prepare(request: JobRequest, folder: Path, say: Say) -> tuple[Prepared, Prog
         loss=request.loss,
         example_labels=tuple(column[:size] for column in labels),
     )
+    if optimizer.name == "muon" and not hidden_matrices(package.program):
+        raise ConfigError("the model has no hidden matrix for Muon to move; use AdamW")
     program, weights = package.save(folder)
     blobs = {sha256_of(path): path for path in (program, weights)}
     say("writing the data")
@@ -182,10 +185,9 @@ def _total_batches(request: JobRequest, samples: int) -> int:
 def _optimizer(request: JobRequest, batches: int) -> OptimizerSpec:
     """The optimizer with its schedule's end filled in, after a try whether peers will take it."""
     spec = request.optimizer
-    if spec.schedule != "constant" and not spec.schedule_updates:
+    if spec.schedule in ("linear", "cosine") and not spec.schedule_updates:
         spec = replace(spec, schedule_updates=math.ceil(batches / max(1, request.clusters)))
-    make_optimizer(spec, [torch.zeros(1, requires_grad=True)])
-    learning_rate(spec, spec.warmup_updates)
+    check_optimizer(spec)
     return spec
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Union
+from typing import TYPE_CHECKING, Any, TypedDict, Union
 
 import numpy as np
 import torch
@@ -13,31 +13,41 @@ from torch.utils.data import Dataset
 
 from ravnest_p2p.core.types import OptimizerSpec
 
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
 Array = Union[Tensor, "np.ndarray[Any, Any]"]
 Data = Union[Sequence[Array], "Dataset[Any]"]
 
 
+class Common(TypedDict, total=False):
+    """Numbers that every optimizer takes, by keyword.
+
+    Attributes:
+        clip_norm: largest norm of each stage's gradient, by itself; None, the default, does not clip.
+        warmup_updates: updates over which the learning rate rises linearly to `lr`; 0.
+        schedule: afterwards "constant", the default; "linear" or "cosine" down to 0 at update
+            `schedule_updates`; or "step", times `schedule_factor` after every `schedule_updates` updates.
+        schedule_updates: 0 stands for the job's last update; "step" needs it.
+        schedule_factor: 0.1.
+        decay_vectors: whether biases and norms (fewer than two dimensions) decay too; True, for LAMB False.
+        no_decay: patterns of the names of parameters that do not decay, such as ("*.embed.*",).
+    """
+
+    clip_norm: float | None
+    warmup_updates: int
+    schedule: str
+    schedule_updates: int
+    schedule_factor: float
+    decay_vectors: bool
+    no_decay: Sequence[str]
+
+
 def SGD(
-    lr: float,
-    momentum: float = 0.0,
-    weight_decay: float = 0.0,
-    *,
-    clip_norm: float | None = None,
-    warmup_updates: int = 0,
-    schedule: str = "constant",
-    schedule_updates: int = 0,
+    lr: float, momentum: float = 0.0, weight_decay: float = 0.0, **common: Unpack[Common]
 ) -> OptimizerSpec:
-    """As `torch.optim.SGD`; see `AdamW` for the rest."""
-    return OptimizerSpec(
-        name="sgd",
-        lr=lr,
-        momentum=momentum,
-        weight_decay=weight_decay,
-        clip_norm=clip_norm,
-        warmup_updates=warmup_updates,
-        schedule=schedule,
-        schedule_updates=schedule_updates,
-    )
+    """As `torch.optim.SGD`."""
+    return _spec("sgd", common, lr=lr, momentum=momentum, weight_decay=weight_decay)
 
 
 def Adam(
@@ -45,24 +55,10 @@ def Adam(
     betas: tuple[float, float] = (0.9, 0.999),
     eps: float = 1e-8,
     weight_decay: float = 0.0,
-    *,
-    clip_norm: float | None = None,
-    warmup_updates: int = 0,
-    schedule: str = "constant",
-    schedule_updates: int = 0,
+    **common: Unpack[Common],
 ) -> OptimizerSpec:
-    """As `torch.optim.Adam`; see `AdamW` for the rest."""
-    return OptimizerSpec(
-        name="adam",
-        lr=lr,
-        betas=betas,
-        eps=eps,
-        weight_decay=weight_decay,
-        clip_norm=clip_norm,
-        warmup_updates=warmup_updates,
-        schedule=schedule,
-        schedule_updates=schedule_updates,
-    )
+    """As `torch.optim.Adam`."""
+    return _spec("adam", common, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay)
 
 
 def AdamW(
@@ -70,31 +66,59 @@ def AdamW(
     betas: tuple[float, float] = (0.9, 0.999),
     eps: float = 1e-8,
     weight_decay: float = 1e-2,
-    *,
-    clip_norm: float | None = None,
-    warmup_updates: int = 0,
-    schedule: str = "constant",
-    schedule_updates: int = 0,
+    **common: Unpack[Common],
 ) -> OptimizerSpec:
-    """As `torch.optim.AdamW`.
+    """As `torch.optim.AdamW`."""
+    return _spec("adamw", common, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay)
+
+
+def Muon(
+    lr: float = 2e-2,
+    momentum: float = 0.95,
+    weight_decay: float = 0.0,
+    adamw_lr: float = 3e-4,
+    betas: tuple[float, float] = (0.9, 0.95),
+    eps: float = 1e-10,
+    **common: Unpack[Common],
+) -> OptimizerSpec:
+    """As `torch.optim.Muon` for the model's hidden matrices, AdamW for all else.
+
+    Hidden matrices are weights of two dimensions that only matrix products read, neither in the first layer
+    (what no earlier weight leads to) nor in the last (what leads to no later one).
 
     Args:
-        clip_norm: largest norm of a stage's gradient; None does not clip.
-        warmup_updates: updates over which the learning rate rises linearly to `lr`.
-        schedule: afterwards "constant", or "linear" or "cosine" down to 0 at update `schedule_updates`.
-        schedule_updates: 0 stands for the job's last update.
+        lr, momentum: of the hidden matrices.
+        adamw_lr, betas, eps: of embeddings, heads, biases, norms, convolutions.
+        weight_decay: of both.
     """
-    return OptimizerSpec(
-        name="adamw",
-        lr=lr,
-        betas=betas,
-        eps=eps,
-        weight_decay=weight_decay,
-        clip_norm=clip_norm,
-        warmup_updates=warmup_updates,
-        schedule=schedule,
-        schedule_updates=schedule_updates,
+    numbers = {"momentum": momentum, "weight_decay": weight_decay, "adamw_lr": adamw_lr}
+    return _spec("muon", common, lr=lr, betas=betas, eps=eps, **numbers)
+
+
+def LAMB(
+    lr: float = 1e-3,
+    betas: tuple[float, float] = (0.9, 0.999),
+    eps: float = 1e-6,
+    weight_decay: float = 1e-2,
+    **common: Unpack[Common],
+) -> OptimizerSpec:
+    """Adam's direction, each tensor's step as long as the tensor times `lr` (arXiv 1904.00962).
+
+    What does not decay is not scaled by its length either: biases and norms, unless `decay_vectors` is True.
+    """
+    return _spec(
+        "lamb", {"decay_vectors": False, **common}, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay
     )
+
+
+def _spec(name: str, common: Common, **own: Any) -> OptimizerSpec:
+    numbers: dict[str, Any] = {**common, **own}
+    unknown = sorted(common.keys() - Common.__optional_keys__)
+    if unknown:
+        raise TypeError(f"{name} takes no {', '.join(unknown)}")
+    patterns = numbers.pop("no_decay", ())
+    patterns = (patterns,) if isinstance(patterns, str) else tuple(patterns)
+    return OptimizerSpec(name, no_decay=patterns, **numbers)
 
 
 @dataclass(frozen=True)
@@ -117,6 +141,8 @@ class JobRequest:
         name: shown to people.
         stages, clusters: wanted numbers; 0 lets the planner choose.
         seed: of the order of the samples, and of dropout.
+        precision: "fp32", or "bf16": matrix products and convolutions in bfloat16, as torch.autocast does
+            it; weights, their gradients and the optimizer stay in float32.
     """
 
     model: nn.Module
@@ -133,3 +159,4 @@ class JobRequest:
     stages: int = 0
     clusters: int = 0
     seed: int = 0
+    precision: str = "fp32"

@@ -116,7 +116,19 @@ class LayerCost:
 
 @dataclass(frozen=True, slots=True)
 class OptimizerSpec:
-    """Optimizer by name and numbers; `name` is "sgd", "adam" or "adamw"."""
+    """Optimizer by name and numbers; `core.optimizers` says what is allowed and what it means.
+
+    Attributes:
+        name: "sgd", "adam", "adamw", "muon" or "lamb".
+        momentum: of SGD and Muon.
+        betas, eps: of Adam, AdamW, LAMB, and of Muon's AdamW.
+        clip_norm: largest norm of one stage's gradient; None does not clip.
+        schedule: after the warm-up: "constant"; "linear" or "cosine" down to 0 at update `schedule_updates`;
+            or "step", times `schedule_factor` after every `schedule_updates` updates.
+        adamw_lr: learning rate of what Muon leaves to AdamW; the schedule scales it as it does `lr`.
+        decay_vectors: whether parameters of fewer than two dimensions (biases, norms) decay.
+        no_decay: patterns, as of a shell's file names, of the names of parameters that do not decay.
+    """
 
     name: str
     lr: float
@@ -128,6 +140,10 @@ class OptimizerSpec:
     warmup_updates: int = 0
     schedule: str = "constant"
     schedule_updates: int = 0
+    schedule_factor: float = 0.1
+    adamw_lr: float = 3e-4
+    decay_vectors: bool = True
+    no_decay: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,6 +179,7 @@ class JobSpec:
         total_batches: batches (m micro-batches each) to train in all, over all clusters and passes.
         stages, clusters: wanted numbers; 0 lets the planner choose.
         staleness_bound: upper bound on τ of any stage; 0 is synchronous training.
+        precision: "fp32", or "bf16": products in bfloat16 from float32 weights, as torch.autocast has it.
     """
 
     name: str
@@ -180,6 +197,7 @@ class JobSpec:
     stages: int = 0
     clusters: int = 0
     staleness_bound: int = 8
+    precision: str = "fp32"
 
 
 @dataclass(frozen=True, slots=True)

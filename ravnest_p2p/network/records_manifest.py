@@ -11,7 +11,8 @@ import hashlib
 import json
 from typing import Any
 
-from ravnest_p2p.core.errors import RecordFormatError
+from ravnest_p2p.core.errors import ConfigError, RecordFormatError
+from ravnest_p2p.core.optimizers import PRECISIONS, check_optimizer
 from ravnest_p2p.core.types import JobId, JobSpec
 from ravnest_p2p.network.records_codec import from_plain, to_plain
 
@@ -81,6 +82,11 @@ def _checked(spec: JobSpec) -> JobSpec:
     _need(min(spec.updates_per_round, spec.total_batches) >= 1, "at least one update a round and one batch")
     _need(all(layer.flops >= 0 for layer in spec.layers), "layer costs that are not negative")
     _need(spec.stages <= len(spec.layers), "no more stages than layers")
+    _need(spec.precision in PRECISIONS, f"a precision of {' or '.join(PRECISIONS)}")
+    try:
+        check_optimizer(spec.optimizer)
+    except ConfigError as error:
+        raise RecordFormatError(f"the manifest's optimizer: {error}") from None
     return spec
 
 

@@ -1,90 +1,117 @@
-"""The optimizer of one stage: learning rate, the real step, and the same step computed early.
+"""The optimizer of one stage: the real step, and the same step computed early.
 
 Problem: a micro-batch that starts before the previous batch is complete needs weights close to those which
-that batch will leave behind. Solution: the optimizer's own next step, computed early from the gradients that
-have arrived and, for those still missing, from the momentum, into a second copy ŵ. The live weights and the
-optimizer's state are only read.
+that batch will leave behind. Solution: the optimizer's own next step, taken early by the same torch optimizer
+on copies, from the gradients that have arrived and, for those still missing, from the momentum. The live
+weights and the optimizer's state are only read. Since nothing is computed by a second formula, the early step
+of a complete batch is the real one, bit for bit, for every optimizer.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Mapping
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ravnest_p2p.core.errors import BlobError, ConfigError
+from ravnest_p2p.core.optimizers import check_optimizer, decays, scheduled
 from ravnest_p2p.core.types import OptimizerSpec
+from ravnest_p2p.training.lamb import Lamb
+from ravnest_p2p.training.muon import muon_class
 
 OptimizerState = Mapping[str, Mapping[str, Tensor]]
 
+_MOMENTS = frozenset({"step", "exp_avg", "exp_avg_sq"})
 SLOTS: dict[str, frozenset[str]] = {
     "sgd": frozenset({"momentum_buffer"}),
-    "adam": frozenset({"step", "exp_avg", "exp_avg_sq"}),
-    "adamw": frozenset({"step", "exp_avg", "exp_avg_sq"}),
+    "adam": _MOMENTS,
+    "adamw": _MOMENTS,
+    "muon": frozenset({"momentum_buffer"}),
+    "lamb": _MOMENTS,
 }
-"""State tensors of each optimizer, of their parameter's shape and dtype; `step` is a float32 scalar."""
+"""State tensors of each rule, of their parameter's shape and dtype; `step` is a float32 scalar."""
 
 
-def learning_rate(spec: OptimizerSpec, version: int) -> float:
-    """Learning rate of the update that turns weights of `version` into `version` + 1.
+class Rule(NamedTuple):
+    """How one parameter is stepped.
 
-    Linear warm-up over `warmup_updates` (the first update already has a share of the rate), then constant, or
-    falling to 0 at update `schedule_updates`, linearly or as half a cosine.
-
-    Raises:
-        ConfigError: unknown schedule, or one that ends before its warm-up does.
+    Attributes:
+        kind: an optimizer's name; Muon leaves what is no hidden matrix to "adamw".
+        decays: whether the job's weight decay is for it.
     """
-    if version < spec.warmup_updates:
-        return spec.lr * (version + 1) / spec.warmup_updates
-    if spec.schedule == "constant":
-        return spec.lr
-    if spec.schedule not in ("linear", "cosine"):
-        raise ConfigError(f"unknown schedule {spec.schedule!r}; use constant, linear or cosine")
-    length = spec.schedule_updates - spec.warmup_updates
-    if length <= 0:
-        raise ConfigError(
-            f"schedule {spec.schedule!r} needs schedule_updates above warmup_updates, "
-            f"not {spec.schedule_updates} and {spec.warmup_updates}"
-        )
-    progress = min(1.0, (version - spec.warmup_updates) / length)
-    if spec.schedule == "linear":
-        return spec.lr * (1.0 - progress)
-    return spec.lr * 0.5 * (1.0 + math.cos(math.pi * progress))
+
+    kind: str
+    decays: bool
 
 
-def make_optimizer(spec: OptimizerSpec, params: Iterable[Tensor]) -> torch.optim.Optimizer:
-    """The torch.optim optimizer that `spec` names; its learning rate is set before each step.
+def rule_of(spec: OptimizerSpec, name: str, weight: Tensor, matrices: Collection[str]) -> Rule:
+    """How the parameter is stepped; it follows from name, shape and `matrices`, so not from the cut."""
+    kind = "adamw" if spec.name == "muon" and name not in matrices else spec.name
+    return Rule(kind, decays(spec, name, weight.ndim))
 
+
+class StageOptimizer:
+    """One torch optimizer for each rule that a stage's parameters have.
+
+    Args:
+        params: what is trained, by name.
+        matrices: names of the model's hidden matrices, which Muon moves.
     Raises:
-        ConfigError: unknown optimizer or schedule, or numbers that it refuses.
+        ConfigError: the spec does not hold, or torch refuses it for these parameters.
     """
-    lr = learning_rate(spec, spec.warmup_updates)
-    try:
-        if spec.name == "sgd":
-            return torch.optim.SGD(params, lr=lr, momentum=spec.momentum, weight_decay=spec.weight_decay)
-        if spec.name in ("adam", "adamw"):
-            kind = torch.optim.Adam if spec.name == "adam" else torch.optim.AdamW
-            return kind(params, lr=lr, betas=spec.betas, eps=spec.eps, weight_decay=spec.weight_decay)
-    except ValueError as error:
-        raise ConfigError(f"optimizer {spec.name!r}: {error}") from error
-    raise ConfigError(f"unknown optimizer {spec.name!r}; use sgd, adam or adamw")
 
+    def __init__(
+        self, spec: OptimizerSpec, params: Mapping[str, Tensor], matrices: Collection[str] = ()
+    ) -> None:
+        check_optimizer(spec)
+        self._spec = spec
+        self._params = params
+        self._rules = {name: rule_of(spec, name, weight, matrices) for name, weight in params.items()}
+        self._optimizers = {
+            rule: _build(spec, rule, [params[name] for name, its in self._rules.items() if its == rule])
+            for rule in dict.fromkeys(self._rules.values())
+        }
 
-def checked_state(spec: OptimizerSpec, params: Mapping[str, Tensor], state: OptimizerState) -> None:
-    """Refuse a state that the optimizer could not have written for these parameters.
+    def step(self, version: int) -> None:
+        """Update every parameter that has a `.grad`, as update number `version`, and drop the gradients."""
+        for optimizer in self._optimizers.values():
+            _step(self._spec, optimizer, version)
+            optimizer.zero_grad(set_to_none=True)
 
-    Raises:
-        BlobError: unknown parameter or slot, an incomplete set of slots, or another shape or dtype.
-    """
-    for name, slots in state.items():
-        if name not in params:
+    def state(self) -> dict[str, dict[str, Tensor]]:
+        """Slots by parameter name, sharing memory; parameters never stepped are absent."""
+        slots = {
+            name: self._optimizers[self._rules[name]].state.get(weight, {})
+            for name, weight in self._params.items()
+        }
+        kept = {n: {k: v for k, v in s.items() if isinstance(v, Tensor)} for n, s in slots.items()}
+        return {name: its for name, its in kept.items() if its}
+
+    def restore(self, state: OptimizerState) -> None:
+        """Go on from copies of these slots.
+
+        Raises:
+            BlobError: unknown parameter or slot, an incomplete set of slots, or another shape or dtype.
+        """
+        for name, slots in state.items():
+            self._check(name, slots)
+        for name, slots in state.items():
+            weight = self._params[name]
+            self._optimizers[self._rules[name]].state[weight] = {
+                slot: tensor.detach().clone().to("cpu" if slot == "step" else weight.device)
+                for slot, tensor in slots.items()
+            }
+
+    def _check(self, name: str, slots: Mapping[str, Tensor]) -> None:
+        if name not in self._params:
             raise BlobError(f"optimizer state for unknown parameter {name!r}")
-        if slots and set(slots) != SLOTS[spec.name]:
-            raise BlobError(f"optimizer state of {name!r} has slots {sorted(slots)} for {spec.name!r}")
+        kind = self._rules[name].kind
+        if slots and set(slots) != SLOTS[kind]:
+            raise BlobError(f"optimizer state of {name!r} has slots {sorted(slots)} for {kind!r}")
         for slot, tensor in slots.items():
-            like = torch.empty((), dtype=torch.float32) if slot == "step" else params[name]
+            like = torch.empty((), dtype=torch.float32) if slot == "step" else self._params[name]
             if tensor.shape != like.shape or tensor.dtype != like.dtype:
                 raise BlobError(
                     f"optimizer state {slot!r} of {name!r} is {tensor.dtype} {tuple(tensor.shape)}, "
@@ -102,38 +129,42 @@ def early_step(
     version: int,
     done: int,
     of: int,
+    matrices: Collection[str] = (),
 ) -> dict[str, Tensor]:
     """ŵ: the optimizer's next step, computed when `done` of `of` micro-batches have left their gradients.
 
-    With G = `sums`, n = `done`, m = `of`, and η the learning rate of update `version`:
+    With G = `sums`, n = `done`, m = `of`, the gradient of the whole batch is estimated as
+    ĝ = clip(G + (1 − n/m)·ḡ), where ḡ is the mean gradient that the optimizer remembers:
 
-    * Adam, AdamW, with t updates applied to the parameter:
-      ĝ = clip(G + (1 − n/m)·M/(1−β₁ᵗ));  M̂ = β₁M + (1−β₁)ĝ;  V̂ = β₂V + (1−β₂)ĝ²;
-      ŵ = (1−ηλ)w − η·[M̂/(1−β₁ᵗ⁺¹)] / (√(V̂/(1−β₂ᵗ⁺¹)) + ε).
-      Adam without decoupling has no factor (1−ηλ), and ĝ + λw in place of ĝ in M̂ and V̂.
-    * SGD with momentum μ, t = `version`, whose buffer B = Σ μᵗ⁻ʲ(gⱼ + λw) weighs (1−μᵗ)/(1−μ) in all:
-      ĝ = clip(G + (1 − n/m)·B·(1−μ)/(1−μᵗ));  B̂ = μB + ĝ + λw;  ŵ = w − ηB̂.
+    * Adam, AdamW, LAMB, after t updates of the parameter: ḡ = M/(1−β₁ᵗ);
+    * Muon, whose buffer is such a mean too, with t = `version`: ḡ = B/(1−μᵗ);
+    * SGD with momentum μ, t = `version`, whose buffer B = Σ μᵗ⁻ʲ(gⱼ + λw): ḡ = B·(1−μ)/(1−μᵗ).
 
-    Where the decay is part of the gradient (SGD, Adam), the history holds it too, so λw is taken off the
-    history before it stands in for missing gradients. Without a history (first update; SGD with μ = 0) the
-    mean of what arrived stands in: ĝ = clip(G·m/n), or 0 where nothing did. clip is torch's, over this stage.
+    Where the decay is part of the gradient (SGD, Adam), the history holds it too, so λw is taken off ḡ.
+    Without a history (first update; SGD with μ = 0) the mean of what arrived stands in: ĝ = clip(G·m/n), or 0
+    where nothing did. clip is torch's, over this stage. Then the optimizer steps a copy of the weight, with a
+    copy of its state, by ĝ: beyond ŵ it takes the memory of one parameter's state at a time.
 
     Args:
         params: live weights; only read.
         sums: Σ ∇Lᵢ/m by parameter name; a parameter without gradient may be absent.
         state: the optimizer's state by parameter name; only read.
+        matrices: as for `StageOptimizer`.
     Returns:
         New tensors, by name, for every parameter that the step would move; with n = m bit-equal to the step.
     """
+    rules = {
+        name: rule_of(spec, name, weight, matrices)
+        for name, weight in params.items()
+        if weight.is_floating_point()
+    }
     missing = 1.0 - done / of
     estimates: dict[str, Tensor] = {}
-    for name, weight in params.items():
-        if not weight.is_floating_point():
-            continue
-        total, slots = sums.get(name), state.get(name, {})
+    for name, rule in rules.items():
+        weight, total, slots = params[name], sums.get(name), state.get(name, {})
         if total is None and not slots and done:
             continue
-        history = _mean_gradient(spec, weight, slots, version)
+        history = _mean_gradient(spec, rule, weight, slots, version)
         estimate = torch.zeros_like(weight) if total is None else total.clone()
         if history is not None:
             estimate.add_(history, alpha=missing)
@@ -144,52 +175,59 @@ def early_step(
         gradients = list(estimates.values())
         norm = torch.nn.utils.get_total_norm(gradients)
         torch._foreach_mul_(gradients, torch.clamp(spec.clip_norm / (norm + 1e-6), max=1.0))
-    rate = learning_rate(spec, version)
-    move = _sgd if spec.name == "sgd" else _adam
-    return {n: move(spec, rate, params[n], gradient, state.get(n, {})) for n, gradient in estimates.items()}
+    steppers: dict[Rule, torch.optim.Optimizer] = {}
+    moved: dict[str, Tensor] = {}
+    for name, estimate in estimates.items():
+        weight, rule = params[name].detach().clone(), rules[name]
+        if rule not in steppers:
+            steppers[rule] = _build(spec, rule, [weight])
+        stepper = steppers[rule]
+        weight.grad = estimate
+        stepper.param_groups[0]["params"] = [weight]
+        stepper.state.clear()
+        if state.get(name):
+            stepper.state[weight] = {slot: tensor.clone() for slot, tensor in state[name].items()}
+        _step(spec, stepper, version)
+        weight.grad = None
+        moved[name] = weight
+    return moved
 
 
 def _mean_gradient(
-    spec: OptimizerSpec, weight: Tensor, slots: Mapping[str, Tensor], version: int
+    spec: OptimizerSpec, rule: Rule, weight: Tensor, slots: Mapping[str, Tensor], version: int
 ) -> Tensor | None:
-    if spec.name == "sgd":
-        buffer = slots.get("momentum_buffer")
-        if buffer is None or version == 0:
+    if "momentum_buffer" in slots:
+        if version == 0:
             return None
-        mean = buffer * ((1.0 - spec.momentum) / (1.0 - spec.momentum**version))
+        weighing = (1.0 - spec.momentum) if rule.kind == "sgd" else 1.0
+        mean = slots["momentum_buffer"] * (weighing / (1.0 - spec.momentum**version))
     else:
-        if not slots or float(slots["step"]) == 0.0:
+        if not slots or float(slots["step"]) < 1.0:
             return None
         mean = slots["exp_avg"] / (1.0 - spec.betas[0] ** float(slots["step"]))
-    if spec.weight_decay and spec.name != "adamw":
+    if rule.decays and spec.weight_decay and rule.kind in ("sgd", "adam"):
         mean.add_(weight, alpha=-spec.weight_decay)
     return mean
 
 
-def _sgd(
-    spec: OptimizerSpec, rate: float, weight: Tensor, gradient: Tensor, slots: Mapping[str, Tensor]
-) -> Tensor:
-    if spec.weight_decay:
-        gradient = gradient.add(weight, alpha=spec.weight_decay)
-    buffer = slots.get("momentum_buffer")
-    if spec.momentum and buffer is not None:
-        gradient = (buffer * spec.momentum).add_(gradient)
-    return weight.add(gradient, alpha=-rate)
+def _build(spec: OptimizerSpec, rule: Rule, params: list[Tensor]) -> torch.optim.Optimizer:
+    decay = spec.weight_decay if rule.decays else 0.0
+    try:
+        match rule.kind:
+            case "sgd":
+                return torch.optim.SGD(params, spec.lr, momentum=spec.momentum, weight_decay=decay)
+            case "muon":
+                return muon_class()(params, lr=spec.lr, momentum=spec.momentum, weight_decay=decay)
+            case "lamb":
+                return Lamb(params, spec.lr, spec.betas, spec.eps, decay, adapt=rule.decays)
+        kind = torch.optim.Adam if rule.kind == "adam" else torch.optim.AdamW
+        rate = spec.adamw_lr if spec.name == "muon" else spec.lr
+        return kind(params, rate, betas=spec.betas, eps=spec.eps, weight_decay=decay)
+    except ValueError as error:
+        raise ConfigError(f"optimizer {spec.name!r}: {error}") from error
 
 
-def _adam(
-    spec: OptimizerSpec, rate: float, weight: Tensor, gradient: Tensor, slots: Mapping[str, Tensor]
-) -> Tensor:
-    beta1, beta2 = spec.betas
-    moved = weight.clone()
-    if spec.weight_decay and spec.name == "adamw":
-        moved.mul_(1 - rate * spec.weight_decay)
-    elif spec.weight_decay:
-        gradient = gradient.add(weight, alpha=spec.weight_decay)
-    step = (float(slots["step"]) if slots else 0.0) + 1.0
-    first = slots["exp_avg"] if slots else torch.zeros_like(weight)
-    second = slots["exp_avg_sq"] if slots else torch.zeros_like(weight)
-    first = first.lerp(gradient, 1 - beta1)
-    second = (second * beta2).addcmul_(gradient, gradient, value=1 - beta2)
-    denominator = (second.sqrt() / (1 - beta2**step) ** 0.5).add_(spec.eps)
-    return moved.addcdiv_(first, denominator, value=-rate / (1 - beta1**step))
+def _step(spec: OptimizerSpec, optimizer: torch.optim.Optimizer, version: int) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = scheduled(spec, optimizer.defaults["lr"], version)
+    optimizer.step()

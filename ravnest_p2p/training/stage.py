@@ -16,7 +16,7 @@ each gets its own copy; the first, with nothing else in flight, tells which buff
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -24,14 +24,9 @@ import torch
 from torch import Tensor
 
 from ravnest_p2p.core.errors import OurFault, PackageError, PlanError, TensorError
+from ravnest_p2p.core.optimizers import learning_rate
 from ravnest_p2p.core.types import OptimizerSpec
-from ravnest_p2p.training.optimizer import (
-    OptimizerState,
-    checked_state,
-    early_step,
-    learning_rate,
-    make_optimizer,
-)
+from ravnest_p2p.training.optimizer import OptimizerState, StageOptimizer, early_step
 
 
 class Computation(Protocol):
@@ -92,6 +87,8 @@ class StageTrainer:
         staleness: τ of this stage, at most m; at most τ + 1 micro-batches are in flight.
         version: updates that the weights already contain; the learning rate follows it.
         optimizer_state: slots by parameter name, as `optimizer_state()` gives them.
+        matrices: names of the model's hidden matrices, which Muon moves; others of the model may be among
+            them.
     Raises:
         PlanError: m or τ out of bounds.
         ConfigError: the optimizer does not exist or refuses its numbers.
@@ -110,6 +107,7 @@ class StageTrainer:
         is_last: bool,
         version: int = 0,
         optimizer_state: OptimizerState | None = None,
+        matrices: Collection[str] = (),
     ) -> None:
         if not 0 <= staleness <= microbatches_per_update or microbatches_per_update < 1:
             raise PlanError(f"staleness {staleness} with {microbatches_per_update} micro-batches an update")
@@ -123,9 +121,9 @@ class StageTrainer:
         self._version = version
         self._trained = {n: p for n, p in self.params.items() if p.requires_grad}
         self._device = next(iter(self.params.values())).device if self.params else torch.device("cpu")
-        self._optimizer = make_optimizer(optimizer, self._trained.values()) if self._trained else None
-        if optimizer_state:
-            self._restore(optimizer_state)
+        self._matrices = frozenset(matrices)
+        self._optimizer = StageOptimizer(optimizer, self._trained, self._matrices)
+        self._optimizer.restore(optimizer_state or {})
         self._updates = 0
         self._forwarded = 0
         self._done = 0
@@ -156,11 +154,7 @@ class StageTrainer:
 
     def optimizer_state(self) -> dict[str, dict[str, Tensor]]:
         """Slots by parameter name, sharing memory with the optimizer; parameters never stepped are absent."""
-        if self._optimizer is None:
-            return {}
-        slots = {n: self._optimizer.state.get(p, {}) for n, p in self._trained.items()}
-        kept = {n: {k: v for k, v in s.items() if isinstance(v, Tensor)} for n, s in slots.items()}
-        return {n: s for n, s in kept.items() if s}
+        return self._optimizer.state()
 
     def forward(
         self, i: int, received: Sequence[Tensor], data: Mapping[str, Tensor], seed: int, *, speculative: bool
@@ -254,6 +248,7 @@ class StageTrainer:
             version=self._version,
             done=n,
             of=self._m,
+            matrices=self._matrices,
         )
         moved = {name: weight.requires_grad_() for name, weight in moved.items()}
         still = {n: p.detach().clone().requires_grad_() for n, p in self._trained.items() if n not in moved}
@@ -275,13 +270,9 @@ class StageTrainer:
         sums = self._sums.pop(self._updates, {})
         for name, weight in self._trained.items():
             weight.grad = sums.get(name)
-        if self._optimizer is not None:
-            if self._spec.clip_norm is not None:
-                torch.nn.utils.clip_grad_norm_(self._trained.values(), self._spec.clip_norm)
-            for group in self._optimizer.param_groups:
-                group["lr"] = self.learning_rate
-            self._optimizer.step()
-            self._optimizer.zero_grad(set_to_none=True)
+        if self._spec.clip_norm is not None:
+            torch.nn.utils.clip_grad_norm_(self._trained.values(), self._spec.clip_norm)
+        self._optimizer.step(self._version)
         self._updates += 1
         self._version += 1
 
@@ -340,14 +331,3 @@ class StageTrainer:
                 sums[name].add_(gradient)
             else:
                 sums[name] = torch.empty_like(self._trained[name]).copy_(gradient)
-
-    def _restore(self, state: OptimizerState) -> None:
-        checked_state(self._spec, self._trained, state)
-        if self._optimizer is None:
-            return
-        for name, slots in state.items():
-            weight = self._trained[name]
-            self._optimizer.state[weight] = {
-                slot: tensor.detach().clone().to("cpu" if slot == "step" else weight.device)
-                for slot, tensor in slots.items()
-            }

@@ -16,7 +16,11 @@ PROCESS_OVERHEAD_BYTES = 300 * 1024 * 1024
 
 
 def optimizer_slots(optimizer: OptimizerSpec) -> int:
-    """Copies of the parameters that the optimizer keeps as its state."""
+    """Copies of the parameters that the optimizer keeps as its state, at most.
+
+    Muon keeps one of its matrices and two of the rest. How much of a stage is matrices is not known here, and
+    the second copy covers the products in which it works.
+    """
     if optimizer.name == "sgd":
         return 1 if optimizer.momentum else 0
     return 2

@@ -8,6 +8,7 @@ from pathlib import Path
 from ravnest_p2p.core.errors import PackageError
 from ravnest_p2p.daemon.messages import StartRun
 from ravnest_p2p.model import Program, StageComputation, StageProgram, load_tensors, stage_program
+from ravnest_p2p.model.matrices import hidden_matrices
 from ravnest_p2p.training import StageTrainer, TensorSpec, choose_device, load_pieces
 
 
@@ -62,6 +63,7 @@ def load_stage(start: StartRun) -> LoadedStage:
         is_last=stage.is_last,
         version=start.plan.version,
         optimizer_state=optimizer_state,
+        matrices=hidden_matrices(whole) if start.spec.optimizer.name == "muon" else (),
     )
     return LoadedStage(stage, trainer)
 
