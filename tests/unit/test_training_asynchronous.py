@@ -19,6 +19,8 @@ SPECS = {
     "sgd momentum": OptimizerSpec("sgd", 0.1, momentum=0.9, weight_decay=1e-2, clip_norm=0.4),
     "adam": OptimizerSpec("adam", 1e-2, betas=(0.8, 0.95), weight_decay=1e-2),
     "adamw": OptimizerSpec("adamw", 1e-2, weight_decay=0.1, clip_norm=0.4),
+    "lamb": OptimizerSpec("lamb", 1e-2, weight_decay=0.1, decay_vectors=False),
+    "muon": OptimizerSpec("muon", 2e-2, momentum=0.9, weight_decay=0.1, adamw_lr=1e-2, clip_norm=0.4),
 }
 
 PIPELINES = {
@@ -29,6 +31,18 @@ PIPELINES = {
     "P=3 m=τ, links": ((3, 6), (4, 2, 0), 4),
     "P=3 m<2τ": ((3, 6), (4, 2, 0), 5),
 }
+
+
+def newton_schulz(matrix: Tensor) -> Tensor:
+    """As the method's author has it: five steps of the quintic in bfloat16."""
+    a, b, c = 3.4445, -4.7750, 2.0315
+    x = matrix.bfloat16()
+    x = x.T if len(matrix) > len(matrix.T) else x
+    x = x / (x.norm() + 1e-7)
+    for _ in range(5):
+        A = x @ x.T
+        x = torch.addmm(x, torch.addmm(A, A, A, beta=b, alpha=c), x, beta=a)
+    return (x.T if len(matrix) > len(matrix.T) else x).to(matrix.dtype)
 
 
 class ReferenceStage:
@@ -66,18 +80,21 @@ class ReferenceStage:
     def estimated(self, n: int, total: dict[str, Tensor]) -> dict[str, Tensor]:
         """G + (1 − n/m) × the mean gradient that the momentum remembers; G·m/n while it remembers none."""
         spec, missing, result = self.spec, 1 - n / self.m, {}
-        mu = spec.momentum if spec.name == "sgd" else spec.betas[0]
         for name, g in total.items():
+            mu = spec.momentum if self.buffered(name) else spec.betas[0]
             if self.t == 0 or mu == 0:
                 result[name] = g * self.m / n if n else g
                 continue
             # M sums β's powers times (1−β), SGD's buffer without that factor.
             memory = self.M[name] * (1 - mu) if spec.name == "sgd" else self.M[name]
             mean = memory / (1 - mu**self.t)
-            if spec.name != "adamw":
+            if spec.name in ("sgd", "adam"):
                 mean = mean - spec.weight_decay * self.w[name]
             result[name] = g + missing * mean
         return result
+
+    def buffered(self, name: str) -> bool:
+        return self.spec.name == "sgd" or (self.spec.name == "muon" and self.w[name].ndim == 2)
 
     def clipped(self, g: dict[str, Tensor]) -> dict[str, Tensor]:
         if self.spec.clip_norm is None:
@@ -90,17 +107,31 @@ class ReferenceStage:
         spec, w, M, V = self.spec, {}, {}, {}
         for n, x in g.items():
             old = self.w[n]
-            if spec.name != "adamw":
+            if spec.name in ("sgd", "adam"):
                 x = x + spec.weight_decay * old
             if spec.name == "sgd":
                 M[n], V[n] = spec.momentum * self.M[n] + x, self.V[n]
                 w[n] = old - spec.lr * M[n]
                 continue
+            if self.buffered(n):
+                M[n], V[n] = spec.momentum * self.M[n] + (1 - spec.momentum) * x, self.V[n]
+                turned = newton_schulz((1 - spec.momentum) * x + spec.momentum * M[n])
+                longer = max(1.0, old.shape[0] / old.shape[1]) ** 0.5
+                w[n] = (1 - spec.lr * spec.weight_decay) * old - spec.lr * longer * turned
+                continue
             b1, b2 = spec.betas
             M[n], V[n] = b1 * self.M[n] + (1 - b1) * x, b2 * self.V[n] + (1 - b2) * x**2
             m_hat, v_hat = M[n] / (1 - b1 ** (self.t + 1)), V[n] / (1 - b2 ** (self.t + 1))
-            decay = 1 - spec.lr * spec.weight_decay if spec.name == "adamw" else 1.0
-            w[n] = decay * old - spec.lr * m_hat / (v_hat.sqrt() + spec.eps)
+            if spec.name == "lamb":
+                r = m_hat / (v_hat.sqrt() + spec.eps)
+                if old.ndim > 1:
+                    r = r + spec.weight_decay * old
+                    r = r * old.norm() / r.norm()
+                w[n] = old - spec.lr * r
+                continue
+            rate = spec.adamw_lr if spec.name == "muon" else spec.lr
+            decay = 1.0 if spec.name == "adam" else 1 - rate * spec.weight_decay
+            w[n] = decay * old - rate * m_hat / (v_hat.sqrt() + spec.eps)
         return w, M, V
 
 
@@ -196,8 +227,13 @@ def regression(updates: int, m: int) -> tuple[nn.Sequential, list[dict[str, Tens
 
 @pytest.mark.parametrize(
     "spec",
-    [OptimizerSpec("adamw", 1e-2, weight_decay=0.01), OptimizerSpec("sgd", 0.05, momentum=0.9)],
-    ids=["adamw", "sgd momentum"],
+    [
+        OptimizerSpec("adamw", 1e-2, weight_decay=0.01),
+        OptimizerSpec("sgd", 0.05, momentum=0.9),
+        OptimizerSpec("muon", 0.02, momentum=0.95, adamw_lr=1e-2, betas=(0.9, 0.95)),
+        OptimizerSpec("lamb", 1e-2, weight_decay=0.01, decay_vectors=False),
+    ],
+    ids=["adamw", "sgd momentum", "muon", "lamb"],
 )
 def test_trains_as_well_as_synchronously(spec: OptimizerSpec, monkeypatch: pytest.MonkeyPatch) -> None:
     m, taus, updates = 6, (3, 2, 1, 0), 120

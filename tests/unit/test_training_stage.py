@@ -17,6 +17,7 @@ from tests.unit.training_models import (
     classifier,
     copies,
     cut,
+    matrices_of,
     trainers_of,
 )
 
@@ -267,18 +268,29 @@ def test_received_tensors_get_gradients_only_where_they_can() -> None:
         OptimizerSpec("sgd", 0.1),
         OptimizerSpec("adam", 0.01, weight_decay=0.01),
         OptimizerSpec("adamw", 0.01, weight_decay=0.1, clip_norm=0.5),
+        OptimizerSpec(
+            "adamw", 0.01, weight_decay=0.1, decay_vectors=False, schedule="step", schedule_updates=2
+        ),
+        OptimizerSpec("muon", 0.02, momentum=0.95, weight_decay=0.1, clip_norm=0.5),
+        OptimizerSpec("lamb", 0.01, weight_decay=0.1, decay_vectors=False),
     ],
     ids=lambda spec: f"{spec.name} {spec.momentum}",
 )
 def test_the_early_step_of_a_complete_batch_is_the_step(spec: OptimizerSpec) -> None:
     trainer = trainers_of([classifier(0)], spec, m=2, staleness=[0])[0]
+    matrices = matrices_of(classifier(0))
     for i, batch in enumerate(classes(10, 1)):
         trainer.forward(i, (), batch, 0, speculative=False)
         trainer.backward(i, ())
         if i % 2:
             sums = trainer._sums[i // 2]
             state = trainer.optimizer_state()
-            early = early_step(spec, trainer.params, sums, state, version=trainer.version, done=2, of=2)
+            kept = {name: copies(slots) for name, slots in state.items()}
+            early = early_step(
+                spec, trainer.params, sums, state, version=trainer.version, done=2, of=2, matrices=matrices
+            )
+            for name, slots in kept.items():
+                assert all(torch.equal(state[name][slot], slots[slot]) for slot in slots)
             trainer.step()
             assert early.keys() == trainer.params.keys()
             assert all(torch.equal(early[key], trainer.params[key]) for key in early)

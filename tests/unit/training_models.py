@@ -79,6 +79,10 @@ def copies(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor.detach().clone() for name, tensor in tensors.items()}
 
 
+def matrices_of(module: nn.Module) -> set[str]:
+    return {name for name, weight in module.named_parameters() if weight.ndim == 2}
+
+
 def trainers_of(
     stages: Sequence[nn.Module],
     spec: OptimizerSpec,
@@ -87,7 +91,7 @@ def trainers_of(
     staleness: Sequence[int],
     loss: Loss = nn.functional.cross_entropy,
 ) -> list[StageTrainer]:
-    """One trainer a stage, with copies of the stage's parameters and buffers."""
+    """One trainer a stage, with copies of its parameters and buffers; Muon is given all matrices."""
     last = len(stages) - 1
     return [
         StageTrainer(
@@ -98,6 +102,7 @@ def trainers_of(
             microbatches_per_update=m,
             staleness=staleness[s],
             is_last=s == last,
+            matrices=matrices_of(module),
         )
         for s, module in enumerate(stages)
     ]
