@@ -20,10 +20,11 @@ from torch.utils.data import Dataset, default_collate
 from ravnest_p2p.client.blobs import sha256_of
 from ravnest_p2p.client.request import JobRequest
 from ravnest_p2p.core.errors import ConfigError, RecordFormatError
-from ravnest_p2p.core.optimizers import check_optimizer
+from ravnest_p2p.core.optimizers import PRECISIONS, check_optimizer
 from ravnest_p2p.core.types import BlobHash, FieldSpec, JobId, JobSpec, OptimizerSpec
 from ravnest_p2p.model.capture import capture
 from ravnest_p2p.model.matrices import hidden_matrices
+from ravnest_p2p.model.mixed import check_mixed
 from ravnest_p2p.model.program import Program
 from ravnest_p2p.network.records_manifest import job_id, manifest_bytes
 from ravnest_p2p.training.data import write_shards
@@ -77,6 +78,8 @@ def prepare(request: JobRequest, folder: Path, say: Say) -> tuple[Prepared, Prog
     )
     if optimizer.name == "muon" and not hidden_matrices(package.program):
         raise ConfigError("the model has no hidden matrix for Muon to move; use AdamW")
+    if request.precision == "bf16":
+        check_mixed(package, {name: column[:size] for name, _, column in _named(inputs, labels)})
     program, weights = package.save(folder)
     blobs = {sha256_of(path): path for path in (program, weights)}
     say("writing the data")
@@ -103,6 +106,7 @@ def prepare(request: JobRequest, folder: Path, say: Say) -> tuple[Prepared, Prog
         stages=request.stages,
         clusters=request.clusters,
         staleness_bound=_staleness_bound(request),
+        precision=request.precision,
     )
     try:
         manifest = manifest_bytes(spec)
@@ -171,6 +175,8 @@ def _total_batches(request: JobRequest, samples: int) -> int:
     for name, value in {"stages": request.stages, "clusters": request.clusters, "seed": request.seed}.items():
         if value < 0:
             raise ConfigError(f"{name} must not be negative, but is {value}")
+    if request.precision not in PRECISIONS:
+        raise ConfigError(f"precision must be {' or '.join(PRECISIONS)}, not {request.precision!r}")
     if request.staleness_bound is not None and request.staleness_bound < 0:
         raise ConfigError(f"staleness_bound must not be negative, but is {request.staleness_bound}")
     if samples < request.microbatch_size:

@@ -9,6 +9,7 @@ from ravnest_p2p.core.errors import PackageError
 from ravnest_p2p.daemon.messages import StartRun
 from ravnest_p2p.model import Program, StageComputation, StageProgram, load_tensors, stage_program
 from ravnest_p2p.model.matrices import hidden_matrices
+from ravnest_p2p.model.mixed import MixedComputation
 from ravnest_p2p.training import StageTrainer, TensorSpec, choose_device, load_pieces
 
 
@@ -53,8 +54,9 @@ def load_stage(start: StartRun) -> LoadedStage:
         wanted = {name: stage.tensor_spec(name) for name in (*stage.params, *stage.buffers)}
         weights = load_tensors(start.weights, wanted, partial=True)
     device = choose_device()
+    computation = MixedComputation if start.spec.precision == "bf16" else StageComputation
     trainer = StageTrainer(
-        StageComputation(stage, device.type),
+        computation(stage, device.type),
         {name: weights[name].to(device) for name in stage.params},
         {name: weights[name].to(device) for name in stage.buffers},
         optimizer=start.spec.optimizer,
