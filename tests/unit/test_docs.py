@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import ast
+import inspect
 import re
 import shlex
 from collections.abc import Callable, Iterator
@@ -19,8 +20,10 @@ import pytest
 
 import ravnest_p2p as rn
 from ravnest_p2p.cli import output, ravnest, ravnestd
+from ravnest_p2p.client import request
 from ravnest_p2p.core import ballot, failover, membership
 from ravnest_p2p.core.errors import RavnestError
+from ravnest_p2p.core.optimizers import OPTIMIZERS
 from ravnest_p2p.core.pipeline import schedule
 from ravnest_p2p.core.types import Generation, JobPhase
 from ravnest_p2p.daemon import peer_messages
@@ -347,6 +350,25 @@ def test_python_of_the_pages_compiles_and_names_what_exists(page: Path) -> None:
             if isinstance(node, ast.Call) and ast.unparse(node.func) in ("rn.JobRequest", "swarm.submit"):
                 known = {*rn.JobRequest.__dataclass_fields__, "say"}
                 assert {keyword.arg for keyword in node.keywords} <= known
+
+
+def test_optimizers_and_their_numbers() -> None:
+    rows = {code(row[0])[0]: code(row[1]) for row in table("docs/guide.md", "optimizers")}
+    assert len(rows) == len(OPTIMIZERS)
+    for name, numbers in rows.items():
+        made = getattr(rn, name.removeprefix("rn."))
+        parameters = [p for p in inspect.signature(made).parameters.values() if p.name != "common"]
+        shown = [p.name if p.default is p.empty else f"{p.name}={p.default}" for p in parameters]
+        assert shown == numbers, name
+        assert made(lr=0.1).name in OPTIMIZERS
+
+
+def test_numbers_that_every_optimizer_takes() -> None:
+    rows = {code(row[0])[0]: row[2] for row in table("docs/guide.md", "common numbers")}
+    assert rows.keys() == request.Common.__annotations__.keys()
+    for name, default in rows.items():
+        value = getattr(rn.SGD(lr=0.1), name)
+        assert default.startswith((f"`{value}`", str(value), "none" if value == () else "?")), name
 
 
 def test_names_in_the_readme_and_the_guide_are_public() -> None:

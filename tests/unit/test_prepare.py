@@ -1,0 +1,124 @@
+"""From a request to trained stages without a network: what the user asked for is what the workers do."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import ravnest_p2p as rn
+from ravnest_p2p.client.prepare import Prepared, prepare
+from ravnest_p2p.core.errors import CaptureError, ConfigError
+from ravnest_p2p.core.types import (
+    ClusterPlan,
+    Generation,
+    JobPlan,
+    OptimizerSpec,
+    PeerId,
+    StageAssignment,
+)
+from ravnest_p2p.daemon.messages import StartRun
+from ravnest_p2p.daemon.worker.loading import load_stage
+from ravnest_p2p.model.mixed import MixedComputation
+from ravnest_p2p.network.records_manifest import parse_manifest
+from ravnest_p2p.training import StageTrainer
+from tests.unit.training_models import Pipeline, classes, classifier
+
+BATCH = classes(8, 0)
+X, Y = torch.cat([b["x"] for b in BATCH]), torch.cat([b["y"] for b in BATCH])
+
+
+def prepared(folder: Path, model: nn.Module | None = None, **settings: Any) -> Prepared:
+    settings = {"microbatch_size": 5, "microbatches_per_update": 2, **settings}
+    request = rn.JobRequest(model or classifier(0), (X, Y), **settings)
+    return prepare(request, folder, lambda _: None)[0]
+
+
+def loaded(job: Prepared, cuts: tuple[int, ...]) -> list[StageTrainer]:
+    """What the workers of a plan with these cuts make of the files."""
+    spec = parse_manifest(job.blobs[job.job].read_bytes())  # type: ignore[index]
+    edges = [0, *cuts, len(spec.layers)]
+    places = tuple(
+        StageAssignment(PeerId(f"peer{s}"), edges[s], edges[s + 1], 0) for s in range(len(edges) - 1)
+    )
+    plan = JobPlan(job.job, Generation(1, 0, ""), (ClusterPlan(places, 4),))
+    starts = [
+        StartRun(
+            job=job.job,
+            spec=spec,
+            plan=plan,
+            cluster=0,
+            stage=stage,
+            program=str(job.blobs[spec.program]),
+            weights=tuple(str(job.blobs[blob]) for blob in spec.weights),
+            pieces=(),
+            folder="",
+            control_socket="",
+            runtime_folder="",
+        )
+        for stage in range(len(places))
+    ]
+    return [load_stage(StartRun.model_validate_json(start.model_dump_json())).trainer for start in starts]
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("optimizer", [rn.Muon(), rn.LAMB(no_decay=("3.*",))], ids=["muon", "lamb"])
+def test_a_job_trains_the_same_in_every_cut(tmp_path: Path, optimizer: OptimizerSpec, precision: str) -> None:
+    job = prepared(tmp_path, optimizer=optimizer, precision=precision)
+    assert (job.spec.optimizer, job.spec.precision) == (optimizer, precision)
+    states: list[dict[str, Tensor]] = []
+    data = [{"x0": b["x"], "y0": b["y"]} for b in BATCH]
+    for cuts in [(), (2,), (1, 3)]:
+        trainers = loaded(job, cuts)
+        mixed = [isinstance(t._computation, MixedComputation) for t in trainers]
+        assert all(mixed) == any(mixed) == (precision == "bf16")
+        Pipeline(trainers, data, [0] * len(trainers), 2).run()
+        states.append({n: v for t in trainers for n, v in {**t.params, **t.buffers}.items()})
+        if optimizer.name == "muon":
+            kept = {name: set(slots) for t in trainers for name, slots in t.optimizer_state().items()}
+            buffered = {name for name, slots in kept.items() if slots == {"momentum_buffer"}}
+            assert buffered == {"3.weight"}
+    for state in states[1:]:
+        assert state.keys() == states[0].keys()
+        assert all(torch.equal(state[name], states[0][name]) for name in state)
+
+
+def test_a_schedule_ends_with_the_job(tmp_path: Path) -> None:
+    job = prepared(tmp_path, passes=3, optimizer=rn.AdamW(schedule="cosine"))
+    assert job.spec.optimizer.schedule_updates == job.spec.total_batches == 12
+
+
+class MixesDtypes(nn.Module):
+    """Writes a product into a float32 buffer by an operation that wants one dtype."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(6, 4)
+        self.register_buffer("mean", torch.zeros(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.layer(x)
+        with torch.no_grad():
+            self.mean.lerp_(out.mean(0), 0.1)
+        return out
+
+
+@pytest.mark.parametrize(
+    ("settings", "error", "words"),
+    [
+        ({"precision": "fp8"}, ConfigError, "fp32 or bf16"),
+        ({"optimizer": rn.Muon(), "model": nn.Linear(6, 4)}, ConfigError, "no hidden matrix"),
+        ({"optimizer": rn.SGD(0.1, momentum=1.0)}, ConfigError, "momentum"),
+        ({"optimizer": rn.SGD(0.1, schedule="step")}, ConfigError, "schedule_updates"),
+        ({"precision": "bf16", "model": MixesDtypes()}, CaptureError, "bf16"),
+    ],
+    ids=["precision", "no matrix", "momentum", "step", "dtypes"],
+)
+def test_what_cannot_be_trained_is_said_before_it_is_sent(
+    tmp_path: Path, settings: dict[str, Any], error: type[Exception], words: str
+) -> None:
+    with pytest.raises(error, match=words):
+        prepared(tmp_path, **settings)
