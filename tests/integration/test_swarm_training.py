@@ -60,26 +60,35 @@ def plain_pytorch(request: rn.JobRequest, updates: int) -> dict[str, Tensor]:
     model = small_model().train()
     inputs, labels = small_data()
     spec, m = request.optimizer, request.microbatches_per_update
-    optimizer: torch.optim.Optimizer
+    moments = {"betas": spec.betas, "eps": spec.eps}
+    optimizers: list[torch.optim.Optimizer]
     if spec.name == "sgd":
-        optimizer = torch.optim.SGD(model.parameters(), lr=spec.lr, momentum=spec.momentum)
+        optimizers = [torch.optim.SGD(model.parameters(), lr=spec.lr, momentum=spec.momentum)]
+    elif spec.name == "muon":
+        hidden = [model[3].weight, model[6].weight]
+        rest = [p for p in model.parameters() if not any(p is matrix for matrix in hidden)]
+        optimizers = [
+            torch.optim.Muon(hidden, lr=spec.lr, momentum=spec.momentum, weight_decay=0.0),
+            torch.optim.AdamW(rest, lr=spec.adamw_lr, weight_decay=0.0, **moments),
+        ]
     else:
-        optimizer = torch.optim.Adam(model.parameters(), lr=spec.lr, betas=spec.betas, eps=spec.eps)
+        optimizers = [torch.optim.Adam(model.parameters(), lr=spec.lr, **moments)]
     order = DataOrder(len(labels), request.microbatch_size, m, seed=request.seed)
     for batch in range(updates):
-        optimizer.zero_grad()
+        model.zero_grad()
         for k in range(m):
             rows = order.microbatch(batch, k)
             loss = torch.nn.functional.cross_entropy(model(inputs[rows]), labels[rows])
             (loss / m).backward()
-        optimizer.step()
+        for optimizer in optimizers:
+            optimizer.step()
     return dict(model.state_dict())
 
 
 @pytest.mark.parametrize(
     ("stages", "staleness_bound", "optimizer"),
-    [(1, 8, rn.Adam(lr=3e-3)), (2, 0, rn.SGD(lr=0.05, momentum=0.9))],
-    ids=["one stage, Adam", "two synchronous stages, SGD"],
+    [(1, 8, rn.Adam(lr=3e-3)), (2, 0, rn.SGD(lr=0.05, momentum=0.9)), (2, 0, rn.Muon())],
+    ids=["one stage, Adam", "two synchronous stages, SGD", "two synchronous stages, Muon"],
 )
 def test_training_without_staleness_is_plain_pytorch_bit_for_bit(
     connection: Swarm, stages: int, staleness_bound: int, optimizer: OptimizerSpec
