@@ -34,7 +34,7 @@ def check_optimizer(spec: OptimizerSpec) -> None:
     _at_least_zero("the learning rate adamw_lr", spec.adamw_lr)
     _at_least_zero("eps", spec.eps)
     _at_least_zero("weight_decay", spec.weight_decay)
-    for name, value in {"momentum": spec.momentum, "betas": max(spec.betas), "beta": min(spec.betas)}.items():
+    for name, value in (("momentum", spec.momentum), *(("betas", beta) for beta in spec.betas)):
         _need(0.0 <= value < 1.0, f"{name} must be at least 0 and below 1, not {value}")
     _need(
         0.0 <= spec.schedule_factor <= 1.0, f"schedule_factor must be in [0, 1], not {spec.schedule_factor}"

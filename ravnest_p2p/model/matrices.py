@@ -75,7 +75,7 @@ def hidden_matrices(program: Program) -> frozenset[str]:
         outputs = range(program.first_slots[index], program.first_slots[index + 1])
         refs = node.refs()
         weighed.update(outputs if weighed.intersection(refs) else ())
-        if node.op in _SAME_WEIGHT and refs[0] in weight_of:
+        if node.op in _SAME_WEIGHT and refs and refs[0] in weight_of:
             weight_of.update((slot, weight_of[refs[0]]) for slot in outputs)
             continue
         operands = _operands(node)

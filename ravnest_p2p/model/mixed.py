@@ -39,6 +39,8 @@ class MixedComputation(StageComputation):
             casts = [(slot, specs[slot].torch_dtype) for slot in step.out if slot in crossing]
             steps += [_Cast(slot, dtype) for slot, dtype in casts if dtype.is_floating_point]
         self._steps = steps
+        # Before torch 2.10 a weight that autocast cast under no_grad was kept without its gradient.
+        self._keep_casts = not any(node.no_grad for node in program.nodes)
 
     def forward(
         self,
@@ -49,7 +51,7 @@ class MixedComputation(StageComputation):
         seed: int,
     ) -> tuple[Tensor, ...]:
         """See `StageComputation.forward`."""
-        with torch.autocast(self.device.type, torch.bfloat16):
+        with torch.autocast(self.device.type, torch.bfloat16, cache_enabled=self._keep_casts):
             return super().forward(params, buffers, received, data, seed)
 
 

@@ -128,6 +128,30 @@ def test_products_are_in_bfloat16_and_near_to_float32() -> None:
             assert (found[name] - weight.grad).norm() <= 0.1 * weight.grad.norm(), name
 
 
+class Watched(nn.Module):
+    """Looks at what a weight gives, without a gradient, before it uses it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.peak = nn.Linear(6, 4), nn.Buffer(torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            self.peak.copy_(self.layer(x).abs().max())
+        return self.layer(x)
+
+
+def test_a_weight_that_was_used_without_gradient_keeps_its_own() -> None:
+    x, y = torch.randn(4, 6), torch.arange(4)
+    package = capture(Watched(), (x,), loss=nn.functional.cross_entropy, example_labels=(y,))
+    stage = stage_program(package.program, 0, len(package.program.layer_bounds))
+    params = {name: package.weights[name].clone().requires_grad_() for name in stage.params}
+    buffers = copies({name: package.weights[name] for name in stage.buffers})
+    (loss,) = MixedComputation(stage).forward(params, buffers, (), {"x0": x, "y0": y}, 0)
+    assert all(g.abs().sum() > 0 for g in torch.autograd.grad(loss, list(params.values())))
+    assert buffers["peak"] > 0
+
+
 def test_it_learns(package: Package) -> None:
     _, losses = trained(package, (2,), data(160), rn.AdamW(lr=1e-2, warmup_updates=5))
     assert sum(losses[-10:]) < 0.5 * sum(losses[:10])
