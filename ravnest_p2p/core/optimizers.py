@@ -18,6 +18,9 @@ OPTIMIZERS = ("sgd", "adam", "adamw", "muon", "lamb")
 SCHEDULES = ("constant", "linear", "cosine", "step")
 PRECISIONS = ("fp32", "bf16")
 
+MAX_NUMBER = 1e6
+"""No training uses larger ones, and products of such still fit into a float32."""
+
 MAX_PATTERNS = 32
 MAX_PATTERN_CHARS = 128
 
@@ -30,17 +33,17 @@ def check_optimizer(spec: OptimizerSpec) -> None:
     """
     _one_of("optimizer", spec.name, OPTIMIZERS)
     _one_of("schedule", spec.schedule, SCHEDULES)
-    _at_least_zero("the learning rate", spec.lr)
-    _at_least_zero("the learning rate adamw_lr", spec.adamw_lr)
-    _at_least_zero("eps", spec.eps)
-    _at_least_zero("weight_decay", spec.weight_decay)
+    _bounded("the learning rate", spec.lr)
+    _bounded("the learning rate adamw_lr", spec.adamw_lr)
+    _bounded("eps", spec.eps)
+    _bounded("weight_decay", spec.weight_decay)
     for name, value in (("momentum", spec.momentum), *(("betas", beta) for beta in spec.betas)):
         _need(0.0 <= value < 1.0, f"{name} must be at least 0 and below 1, not {value}")
     _need(
         0.0 <= spec.schedule_factor <= 1.0, f"schedule_factor must be in [0, 1], not {spec.schedule_factor}"
     )
     if spec.clip_norm is not None:
-        _at_least_zero("clip_norm", spec.clip_norm)
+        _bounded("clip_norm", spec.clip_norm)
         _need(spec.clip_norm > 0.0, "clip_norm must be above 0; None does not clip")
     _need(min(spec.warmup_updates, spec.schedule_updates) >= 0, "numbers of updates must not be negative")
     if spec.schedule in ("linear", "cosine"):
@@ -97,8 +100,8 @@ def _one_of(what: str, name: str, known: tuple[str, ...]) -> None:
     _need(name in known, f"unknown {what} {name!r:.40}; use {', '.join(known[:-1])} or {known[-1]}")
 
 
-def _at_least_zero(what: str, value: float) -> None:
-    _need(math.isfinite(value) and value >= 0.0, f"{what} must be a number of at least 0, not {value}")
+def _bounded(what: str, value: float) -> None:
+    _need(0.0 <= value <= MAX_NUMBER, f"{what} must be from 0 to {MAX_NUMBER:g}, not {value}")
 
 
 def _need(holds: bool, message: str) -> None:

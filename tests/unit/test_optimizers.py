@@ -201,6 +201,16 @@ def test_training_goes_on_from_saved_state_as_if_never_stopped(name: str) -> Non
     assert all(torch.equal(whole.params[key], second.params[key]) for key in whole.params)
 
 
+def test_a_torch_without_muon_trains_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    module, batches = classifier(0), classes(6, 1)
+    usual = train(trainer_from(module, ALL["muon"]), batches)
+    monkeypatch.delattr(torch.optim, "Muon", raising=False)
+    other = trainer_from(module, ALL["muon"])
+    assert any(isinstance(one, PlainMuon) for one in other._optimizer._optimizers.values())
+    train(other, batches)
+    assert all(torch.equal(usual.params[key], other.params[key]) for key in usual.params)
+
+
 def test_state_of_another_rule_is_refused() -> None:
     moments = {"step": torch.tensor(1.0), "exp_avg": torch.zeros(10, 6), "exp_avg_sq": torch.zeros(10, 6)}
     for state in ({"0.weight": moments}, {"1.bias": {"momentum_buffer": torch.zeros(10)}}):
