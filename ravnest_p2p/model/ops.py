@@ -5,7 +5,7 @@ files, some show uninitialised memory, some trust their arguments and write outs
 Solution: a fixed list of operations by full name. Left out on purpose: everything that allocates without
 filling (`empty`), re-interprets memory (`as_strided`, `view.dtype`, `set_`, `resize_`), has shapes that
 depend on data (`nonzero`, `masked_select`), parses text (`einsum`), or checks its arguments badly
-(`lstm.input`).
+(`lstm.input`; `model.checked` has a stand-in that checks them).
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ from __future__ import annotations
 from functools import cache
 
 import torch
+
+from ravnest_p2p.model.checked import CHECKED_OPS, CheckedOp
 
 _ELEMENTWISE = """
 abs.default acos.default acosh.default add.Scalar add.Tensor addcdiv.default addcmul.default asin.default
@@ -83,7 +85,8 @@ smooth_l1_loss.default soft_margin_loss.default triplet_margin_loss.default
 """
 
 _RANDOM = """
-alpha_dropout.default bernoulli.default bernoulli.p dropout.default feature_alpha_dropout.default
+alpha_dropout.default bernoulli.default bernoulli.p dropout.default exponential.default
+feature_alpha_dropout.default
 feature_dropout.default rand.default rand_like.default randint.default randint.low randn.default
 randn_like.default rrelu.default scaled_dot_product_attention.default uniform.default
 """
@@ -113,6 +116,7 @@ ALLOWED_OPS = (
     _names(_ELEMENTWISE + _SHAPES + _SOURCES + _REDUCTIONS + _INDEXING + _LAYERS + _LOSSES)
     | RANDOM_OPS
     | MUTATING_OPS
+    | CHECKED_OPS.keys()
 )
 
 SCALAR_OPERAND_OPS = _names(_ELEMENTWISE + _MUTATING)
@@ -150,7 +154,7 @@ MEMORY_FORMATS: dict[str, torch.memory_format] = {
 
 
 @cache
-def resolve(name: str) -> torch._ops.OpOverload:
+def resolve(name: str) -> torch._ops.OpOverload | CheckedOp:
     """The operation of an allowed name.
 
     Raises:
@@ -158,6 +162,8 @@ def resolve(name: str) -> torch._ops.OpOverload:
     """
     if name not in ALLOWED_OPS:
         raise KeyError(name)
+    if name in CHECKED_OPS:
+        return CHECKED_OPS[name]
     _, packet, overload = name.split(".")
     try:
         op: torch._ops.OpOverload = getattr(getattr(torch.ops.aten, packet), overload)
