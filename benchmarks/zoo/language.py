@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from typing import Any
 
@@ -136,13 +137,15 @@ def t5(tied: bool = True) -> Case:
         num_decoder_layers=2,
         num_heads=HEADS,
         use_cache=False,
-        tie_word_embeddings=tied,
         decoder_start_token_id=0,
     )
     tokens, mask = _tokens()
     labels = torch.randint(2, WORDS, (4, 8))
     labels[1, -2:] = -100
     model = T5ForConditionalGeneration(config)
+    if not tied:
+        model.decoder.embed_tokens = copy.deepcopy(model.decoder.embed_tokens)
+        model.lm_head.weight = nn.Parameter(model.lm_head.weight.detach().clone())
     return Case(WithLoss(model, "input_ids", "attention_mask", "labels"), (tokens, mask), (labels,))
 
 

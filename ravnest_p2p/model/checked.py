@@ -36,7 +36,12 @@ def _need(condition: bool, message: str) -> None:
 
 
 def _recurrent(
-    kind: str, x: Tensor, states: Sequence[Tensor], weights: Sequence[Tensor], bidirectional: bool, train: bool
+    kind: str,
+    x: Tensor,
+    states: Sequence[Tensor],
+    weights: Sequence[Tensor],
+    bidirectional: bool,
+    train: bool,
 ) -> tuple[Tensor, ...]:
     """One recurrent layer.
 
@@ -51,9 +56,15 @@ def _recurrent(
         ValueError: shapes or dtypes do not fit together.
     """
     directions = 2 if bidirectional else 1
-    _need(x.dim() == 3 and 0 < x.numel() and x.shape[0] <= MAX_STEPS, f"{kind}: input is not (steps, batch, features)")
+    _need(
+        x.dim() == 3 and 0 < x.numel() and x.shape[0] <= MAX_STEPS,
+        f"{kind}: input is not (steps, batch, features)",
+    )
     hidden = states[0]
-    _need(hidden.dim() == 3 and hidden.numel() > 0, f"{kind}: the hidden state is not (directions, batch, width)")
+    _need(
+        hidden.dim() == 3 and hidden.numel() > 0,
+        f"{kind}: the hidden state is not (directions, batch, width)",
+    )
     width = hidden.shape[2]
     for state in states:
         _need(

@@ -71,7 +71,9 @@ def brief(error: object) -> str:
 
 def place(path: str, kind: str = "") -> str:
     """How messages name a module."""
-    return f"`{path}`" + (f" ({kind})" if kind else "") if path else "the model" + (f" ({kind})" if kind else "")
+    return (
+        f"`{path}`" + (f" ({kind})" if kind else "") if path else "the model" + (f" ({kind})" if kind else "")
+    )
 
 
 def unlisted(name: str) -> tuple[str, str]:

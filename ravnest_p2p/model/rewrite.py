@@ -42,7 +42,9 @@ def rewriting(name: str) -> Rewriting | None:
     return _REWRITTEN.get(name.rsplit(".", 1)[0])
 
 
-def bound_arguments(op: torch._ops.OpOverload, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+def bound_arguments(
+    op: torch._ops.OpOverload, args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> dict[str, Any]:
     """All arguments by name, defaults filled in."""
     given = dict(zip((a.name for a in op._schema.arguments), args, strict=False)) | dict(kwargs)
     return {a.name: given.get(a.name, a.default_value) for a in op._schema.arguments}
