@@ -75,7 +75,9 @@ def report(benchmark: str, results: Mapping[str, Any], goals: Sequence[Goal], as
             console.print(_table(section, rows))
         table = Table("goal", "value", "unit", "wanted", "", title="goals")
         for goal in goals:
-            table.add_row(goal.name, f"{goal.value:g}", goal.unit, goal.goal, "ok" if goal.holds else "MISSED")
+            table.add_row(
+                goal.name, f"{goal.value:g}", goal.unit, goal.goal, "ok" if goal.holds else "MISSED"
+            )
         console.print(table)
     return 0 if all(goal.holds for goal in goals) else 1
 

@@ -60,5 +60,3 @@ def _why(package: Package) -> str:
     held = {group[0]: " = ".join(group) for group in package.tied}
     kept = f", kept together by {held.get(names[0], names[0])}" if names else ""
     return f"{len(package.layers)} layers{kept}"
-
-

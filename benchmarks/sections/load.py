@@ -24,8 +24,13 @@ def run(only: tuple[str, ...], quick: bool) -> tuple[dict[str, Any], list[Goal]]
         package = capture(case.model, case.inputs, loss=case.loss, example_labels=case.labels)
         data, nodes = package.program.to_json(), len(package.program.nodes)
         spent = median(_seconds(data) for _ in range(1 if quick else 5))
-        rows[name] = {"nodes": nodes, "bytes": len(data), "load_s": spent, "per_1000_s": 1000 * spent / nodes}
-    total = 1000 * sum(r["load_s"] for r in rows.values()) / sum(r["nodes"] for r in rows.values())
+        rows[name] = {
+            "nodes": nodes,
+            "bytes": len(data),
+            "load_cpu_s": spent,
+            "per_1000_s": 1000 * spent / nodes,
+        }
+    total = 1000 * sum(r["load_cpu_s"] for r in rows.values()) / sum(r["nodes"] for r in rows.values())
     worst = max((r["per_1000_s"] for r in rows.values() if r["nodes"] >= MIN_NODES), default=total)
     return rows, [
         Goal("load and validate, all together", total, "s per 1000 nodes", "<= 1"),
@@ -34,6 +39,6 @@ def run(only: tuple[str, ...], quick: bool) -> tuple[dict[str, Any], list[Goal]]
 
 
 def _seconds(data: bytes) -> float:
-    started = time.perf_counter()
+    started = time.process_time()
     Program.from_json(data)
-    return time.perf_counter() - started
+    return time.process_time() - started

@@ -1,6 +1,7 @@
 """How long does a captured step take, against the same step of the model itself?
 
-Both run forward and backward in turns in one process, so that what else the machine does meets both alike.
+Both run forward and backward in turns in one process. The ratio is that of the process's CPU time on one
+thread, which is the wall time of a machine that does nothing else; wall times stand beside it.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from statistics import median
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -23,6 +24,7 @@ PAIRS, SECONDS = 15, 4.0
 
 def run(only: tuple[str, ...], quick: bool) -> tuple[dict[str, Any], list[Goal]]:
     """Rows by architecture; goals: median and worst ratio of captured to eager."""
+    torch.set_num_threads(1)
     rows: dict[str, Any] = {}
     for name in ARCHITECTURES:
         if only and name not in only:
@@ -38,32 +40,41 @@ def run(only: tuple[str, ...], quick: bool) -> tuple[dict[str, Any], list[Goal]]
 
 
 def compare(eager: Callable[[], Any], captured: Callable[[], Any], quick: bool = False) -> dict[str, Any]:
-    """Times of both in turns: medians, their ratio, and the quartiles of the ratio within a pair."""
+    """Times of both in turns: medians, and median and quartiles of the ratio within a pair."""
     for _ in range(3):
         eager(), captured()
-    pairs: list[tuple[float, float]] = []
+    pairs: list[tuple[Times, Times]] = []
     began = time.perf_counter()
     fewest, limit = (5, 0.5) if quick else (PAIRS, SECONDS)
     while len(pairs) < fewest or time.perf_counter() - began < limit:
         if len(pairs) % 2:
-            second = _seconds(captured)
-            pairs.append((_seconds(eager), second))
+            second = _times(captured)
+            pairs.append((_times(eager), second))
         else:
-            pairs.append((_seconds(eager), _seconds(captured)))
-    ratios = sorted(b / a for a, b in pairs)
+            pairs.append((_times(eager), _times(captured)))
+    ratios = sorted(b.cpu_s / a.cpu_s for a, b in pairs)
     return {
-        "eager_s": median(a for a, _ in pairs),
-        "captured_s": median(b for _, b in pairs),
+        "eager_cpu_s": median(a.cpu_s for a, _ in pairs),
+        "captured_cpu_s": median(b.cpu_s for _, b in pairs),
+        "eager_wall_s": median(a.wall_s for a, _ in pairs),
+        "captured_wall_s": median(b.wall_s for _, b in pairs),
         "ratio": median(ratios),
         "quartiles": [ratios[len(ratios) // 4], ratios[3 * len(ratios) // 4]],
         "pairs": len(pairs),
     }
 
 
-def _seconds(step: Callable[[], Any]) -> float:
-    started = time.perf_counter()
+class Times(NamedTuple):
+    """Of one run of one side."""
+
+    cpu_s: float
+    wall_s: float
+
+
+def _times(step: Callable[[], Any]) -> Times:
+    cpu, wall = time.process_time(), time.perf_counter()
     step()
-    return time.perf_counter() - started
+    return Times(time.process_time() - cpu, time.perf_counter() - wall)
 
 
 def _eager(case: Case) -> Callable[[], Any]:

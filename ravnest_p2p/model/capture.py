@@ -12,7 +12,6 @@ import copy
 import random
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import Any
 
 import numpy
@@ -22,6 +21,7 @@ from torch.export.graph_signature import InputKind
 
 from ravnest_p2p.core.errors import CaptureError, PackageError
 from ravnest_p2p.model import ops
+from ravnest_p2p.model.bounds import with_bounds
 from ravnest_p2p.model.builder import Builder, Value
 from ravnest_p2p.model.lower import Lowering
 from ravnest_p2p.model.package import Package
@@ -175,8 +175,7 @@ def _finish(
         raise CaptureError(
             "the loss depends on no parameter; check for detach(), no_grad() or frozen weights"
         )
-    program = builder.finish(values[0], tied, transient)
-    return replace(program, layer_bounds=replace(program, layer_bounds=()).cut_map.bounds())
+    return with_bounds(builder.finish(values[0], tied, transient))
 
 
 def _shared_names(tensors: Mapping[str, Tensor]) -> tuple[dict[str, str], tuple[tuple[str, ...], ...]]:
