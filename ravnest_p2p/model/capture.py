@@ -23,10 +23,12 @@ from ravnest_p2p.core.errors import CaptureError, PackageError
 from ravnest_p2p.model import ops
 from ravnest_p2p.model.bounds import with_bounds
 from ravnest_p2p.model.builder import Builder, Value
+from ravnest_p2p.model.explain import brief, explain
 from ravnest_p2p.model.lower import Lowering
 from ravnest_p2p.model.package import Package
 from ravnest_p2p.model.parity import check_parity
 from ravnest_p2p.model.program import Leaf, Program
+from ravnest_p2p.model.watch import refuse_hooks
 
 
 def capture(
@@ -53,6 +55,7 @@ def capture(
     """
     inputs = tuple(_example(t, "input") for t in example_inputs)
     labels = tuple(_example(t, "label") for t in example_labels)
+    refuse_hooks(model)
     with _randomness_restored():
         program, weights = _trace(_copied_step(model, loss), inputs, labels)
         data = {f"x{i}": t for i, t in enumerate(inputs)} | {f"y{i}": t for i, t in enumerate(labels)}
@@ -83,6 +86,11 @@ class TrainStep(nn.Module):
 def canonical_name(name: str) -> str:
     """Name in the user's state_dict; tensors of a loss module are put under "loss::"."""
     return name.removeprefix("model.") if name.startswith("model.") else "loss::" + name.removeprefix("loss.")
+
+
+def canonical_path(path: str) -> str:
+    """Path of a module in the user's model; "loss" for a loss module."""
+    return path.removeprefix("model").removeprefix(".")
 
 
 def named_tensors(step: TrainStep) -> dict[str, Tensor]:
@@ -122,10 +130,8 @@ def _trace(
     try:
         exported = torch.export.export(step, (inputs, labels), strict=False)
     except Exception as error:
-        raise CaptureError(
-            f"torch.export cannot trace the model: {error}\n"
-            "Usual causes: control flow that depends on tensor values, or .item(); use torch.where instead"
-        ) from error
+        modules = {canonical_path(path): module for path, module in step.named_modules()}
+        raise CaptureError(explain(error, modules)) from error
     names, tied = _shared_names(tensors)
     fields = [f"x{i}" for i in range(len(inputs))] + [f"y{i}" for i in range(len(labels))]
     transient = _transient(step, tensors)

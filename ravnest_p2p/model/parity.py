@@ -1,7 +1,7 @@
 """Prove that a captured program computes what the user's model computes.
 
-Two steps with the same seeds on both sides, an update of the weights between them: a custom autograd function
-shows in the gradients of the first step, a Python counter in the second. Equality is to the last bit.
+Two steps with the same seeds on both sides, an update of the weights between them: a gradient that tracing
+lost shows in the first step, a state that it took for a constant in the second. Equality is to the last bit.
 """
 
 from __future__ import annotations
@@ -14,16 +14,18 @@ from torch import Tensor
 
 from ravnest_p2p.core.errors import CaptureError
 from ravnest_p2p.model.compute import StageComputation
+from ravnest_p2p.model.explain import place
 from ravnest_p2p.model.program import Program
 from ravnest_p2p.model.split import stage_program
+from ravnest_p2p.model.watch import Watch, graph_of, refuse_custom_functions
 
 if TYPE_CHECKING:
     from ravnest_p2p.model.capture import TrainStep
 
 _STEP = 0.01
 _FIX = (
-    "Usual causes: a custom autograd.Function, a Python counter or random number in forward(), or a tensor "
-    "kept from the step before. Write it with plain tensor operations and buffers"
+    "usual causes: a Python counter or global in forward(), a tensor kept from the step before, or a gradient "
+    "taken inside; write it with plain tensor operations and buffers"
 )
 
 
@@ -57,7 +59,9 @@ def check_parity(
             zip(params, torch.autograd.grad(loss, list(params.values()), allow_unused=True), strict=True)
         )
         torch.manual_seed(index)
-        expected_loss = _eager(step, inputs, labels, index)
+        with Watch(step.model, settled=index > 0):
+            expected_loss = _eager(step, inputs, labels, index)
+        refuse_custom_functions(expected_loss)
         _check_leaves(expected_loss, eager)
         grads = torch.autograd.grad(expected_loss, [eager[n] for n in trained], allow_unused=True)
         expected = dict(zip(trained, grads, strict=True))
@@ -79,20 +83,13 @@ def check_parity(
 def _check_leaves(loss: Tensor, eager: Mapping[str, Tensor]) -> None:
     """Refuse trained tensors from outside of the model, which tracing takes for constants."""
     known = {id(tensor) for tensor in eager.values()}
-    seen: set[object] = set()
-    ahead = [loss.grad_fn]
-    while ahead:
-        function = ahead.pop()
-        if function is None or function in seen:
-            continue
-        seen.add(function)
+    for function in graph_of(loss):
         variable = getattr(function, "variable", None)
         if variable is not None and id(variable) not in known:
             raise CaptureError(
-                f"a trained tensor of shape {tuple(variable.shape)} is no parameter of the model; "
+                f"the model: a trained tensor of shape {tuple(variable.shape)} is no parameter of the model; "
                 "register it as nn.Parameter of one of its modules"
             )
-        ahead.extend(following for following, _ in function.next_functions)
 
 
 def _eager(step: TrainStep, inputs: tuple[Tensor, ...], labels: tuple[Tensor, ...], index: int) -> Tensor:
@@ -120,10 +117,10 @@ def _compare(what: str, found: Tensor | None, expected: Tensor | None, index: in
         gap = "in being there at all"
     raise CaptureError(
         f"{_module(what)}: {what} of the captured program differs {gap} from the model's own "
-        f"in step {index + 1}. {_FIX}"
+        f"in step {index + 1}; {_FIX}"
     )
 
 
 def _module(what: str) -> str:
     name = what.split("'")[1] if "'" in what else ""
-    return f"module {name.rpartition('.')[0] or '(the model itself)'}"
+    return place(name.rpartition(".")[0])
