@@ -40,7 +40,7 @@ def check(name: str) -> dict[str, Any]:
     except CaptureError as error:
         return row | {"nodes": 0, "layers": 0, "captured": f"refused: {error}", "stages": {}}
     layers = len(package.layers)
-    found = difference(train_stages(case, package, [], STEPS, reseed=False), train_eager(case, STEPS))
+    found = difference(train_stages(case, package, [], STEPS, reseed=False), train_eager(make(name), STEPS))
     row |= {"nodes": len(package.program.nodes), "layers": layers}
     row["captured"] = f"differs: {found}" if found else IDENTICAL
     whole = train_stages(case, package, [], STEPS)

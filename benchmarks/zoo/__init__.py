@@ -50,4 +50,6 @@ def make(name: str, seed: int = 0) -> Case:
         ImportError: it comes from `transformers`, which is not installed (extra `bench`).
     """
     torch.manual_seed(seed)
-    return (ARCHITECTURES | UNTIED)[name]()
+    made = (ARCHITECTURES | UNTIED)[name]()
+    made.model.train()
+    return made

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -25,7 +27,7 @@ class Cnn(nn.Module):
 class TiedAutoencoder(nn.Module):
     def __init__(self, sizes: tuple[int, ...] = (64, 48, 32, 16)) -> None:
         super().__init__()
-        self.encoder = nn.ModuleList(nn.Linear(a, b) for a, b in zip(sizes, sizes[1:], strict=False))
+        self.encoder = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(sizes))
         self.biases = nn.ParameterList(nn.Parameter(torch.zeros(a)) for a in sizes[:-1])
 
     def forward(self, x: Tensor) -> Tensor:

@@ -39,7 +39,7 @@ def _uneven_slots(program: Program, places: tuple[int, ...]) -> set[int]:
             if not gradient.is_contiguous():
                 found.add(slot)
 
-        value.register_hook(look)
+        value.register_hook(look)  # type: ignore[no-untyped-call]
 
     with fake_mode():
         values = [fake_leaf(leaf) for leaf in program.leaves]
@@ -49,7 +49,7 @@ def _uneven_slots(program: Program, places: tuple[int, ...]) -> set[int]:
             if values[slot].requires_grad:
                 watch(slot, values[slot])
         try:
-            values[program.output].backward()
+            values[program.output].backward()  # type: ignore[no-untyped-call]
         except RuntimeError:
             # A backward formula without a fake implementation: nothing is known, every place stays.
             return set()

@@ -13,7 +13,7 @@ from ravnest_p2p.core.errors import CaptureError
 from ravnest_p2p.model import ops
 from ravnest_p2p.model.abstract import fake_leaf, fake_mode
 from ravnest_p2p.model.execute import call
-from ravnest_p2p.model.explain import brief, unlisted
+from ravnest_p2p.model.explain import brief, known_cause, unlisted
 from ravnest_p2p.model.program import Arg, Leaf, Node, Program, Ref, TensorSpec
 from ravnest_p2p.model.schema import MAX_INT, check_node
 
@@ -81,7 +81,11 @@ class Builder:
             with self._mode:
                 results = call(node, self._fakes.__getitem__)
         except Exception as error:
-            raise CaptureError(f"{self.where}: {name} could not be captured: {brief(error)}") from error
+            cause, fix = known_cause(str(error)) or (
+                f"{name} could not be captured ({brief(error)})",
+                "write this part with other operations",
+            )
+            raise CaptureError(f"{self.where}: {cause}; {fix}") from error
         specs = tuple(TensorSpec(tuple(r.shape), ops.dtype_name(r.dtype)) for r in results)
         node = Node(node.op, node.args, node.kwargs, specs, no_grad)
         values = [Value(len(self._fakes) + i) for i in range(len(results))]
@@ -118,7 +122,8 @@ class Builder:
             for value in values:
                 numbered[value] = len(numbered)
             nodes.append(Node(node.op, args, kwargs, node.outputs, node.no_grad))
-        names = {leaf.name for leaf in groups["param"] + groups["buffer"]}
+        buffers = {leaf.name for leaf in groups["buffer"]}
+        names = buffers | {leaf.name for leaf in groups["param"]}
         return Program(
             inputs=tuple(groups["input"]),
             params=tuple(groups["param"]),
@@ -126,7 +131,7 @@ class Builder:
             nodes=tuple(nodes),
             output=numbered[output],
             tied=tuple(group for group in tied if group[0] in names),
-            transient=tuple(sorted(transient & names)),
+            transient=tuple(sorted(transient & buffers)),
         )
 
 

@@ -1,9 +1,9 @@
 """Operations that trust their arguments, behind checks of our own.
 
-Problem: `aten.lstm` and its relatives, and `_weight_norm`, read and write past their tensors when the sizes of
-weights do not fit together, yet nothing else runs a recurrent layer as fast, or with the same bits. Solution:
-one operation of our own for each, which compares every shape and dtype first. A recurrent operation is one
-layer, so that a stack of them can be cut between its layers.
+Problem: `aten.lstm` and its relatives, and `_weight_norm`, read and write past their tensors when the sizes
+of weights do not fit together, yet nothing else runs a recurrent layer as fast, or with the same bits.
+Solution: one operation of our own for each, which compares every shape and dtype first. A recurrent operation
+is one layer, so that a stack of them can be cut between its layers.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def _recurrent(
     """
     directions = 2 if bidirectional else 1
     _need(
-        x.dim() == 3 and 0 < x.numel() and x.shape[0] <= MAX_STEPS,
+        x.dim() == 3 and x.numel() > 0 and x.shape[0] <= MAX_STEPS,
         f"{kind}: input is not (steps, batch, features)",
     )
     hidden = states[0]
@@ -124,7 +124,36 @@ def _single(kind: str) -> Callable[..., tuple[Tensor, ...]]:
     return run
 
 
-def _weight_norm(direction: Tensor, length: Tensor, dim: int) -> Tensor:
+def _cell(kind: str) -> Callable[..., Any]:
+    """One step of a recurrent network; arguments and results are those of ATen's operation."""
+
+    def run(
+        x: Tensor,
+        hx: Any,
+        w_ih: Tensor,
+        w_hh: Tensor,
+        b_ih: Tensor | None = None,
+        b_hh: Tensor | None = None,
+    ) -> Any:
+        states = list(hx) if kind == "lstm" else [hx]
+        _need(
+            len(states) == (2 if kind == "lstm" else 1) and x.dim() == 2,
+            f"{kind}_cell: input or states do not fit",
+        )
+        width = states[0].shape[-1]
+        rows = _GATES[kind] * width
+        expected = [(x.shape[0], width)] * len(states) + [(rows, x.shape[1]), (rows, width), (rows,), (rows,)]
+        _need((b_ih is None) == (b_hh is None), f"{kind}_cell: one bias alone does not fit")
+        given = [t for t in (*states, w_ih, w_hh, b_ih, b_hh) if t is not None]
+        for tensor, shape in zip(given, expected, strict=False):
+            _need(tensor.shape == shape and tensor.dtype == x.dtype, f"{kind}_cell: a tensor is not {shape}")
+        _need(x.dtype.is_floating_point and x.numel() * width > 0, f"{kind}_cell: input is empty or not real")
+        return getattr(torch, f"{kind}_cell")(x, hx, w_ih, w_hh, b_ih, b_hh)
+
+    return run
+
+
+def _weight_norm(direction: Tensor, length: Tensor, dim: int = 0) -> Tensor:
     """`direction` scaled so that its slices along `dim` have the norms `length`.
 
     Raises:
@@ -139,6 +168,7 @@ def _weight_norm(direction: Tensor, length: Tensor, dim: int) -> Tensor:
 
 
 _LAYER = "Tensor[] weights, bool bidirectional, bool train"
+_CELL = "Tensor w_ih, Tensor w_hh, Tensor? b_ih=None, Tensor? b_hh=None"
 CHECKED_OPS: dict[str, CheckedOp] = {
     "ravnest.lstm_layer.default": CheckedOp(
         f"ravnest::lstm_layer(Tensor x, Tensor hidden, Tensor cell, {_LAYER}) -> (Tensor, Tensor, Tensor)",
@@ -150,8 +180,17 @@ CHECKED_OPS: dict[str, CheckedOp] = {
         )
         for kind in ("gru", "rnn_tanh", "rnn_relu")
     },
+    "ravnest.lstm_cell.default": CheckedOp(
+        f"ravnest::lstm_cell(Tensor x, Tensor[] hx, {_CELL}) -> (Tensor, Tensor)", _cell("lstm")
+    ),
+    **{
+        f"ravnest.{kind}_cell.default": CheckedOp(
+            f"ravnest::{kind}_cell(Tensor x, Tensor hx, {_CELL}) -> Tensor", _cell(kind)
+        )
+        for kind in ("gru", "rnn_tanh", "rnn_relu")
+    },
     "ravnest.weight_norm.default": CheckedOp(
-        "ravnest::weight_norm(Tensor direction, Tensor length, int dim) -> Tensor", _weight_norm
+        "ravnest::weight_norm(Tensor direction, Tensor length, int dim=0) -> Tensor", _weight_norm
     ),
 }
 """By the name under which a program calls them."""

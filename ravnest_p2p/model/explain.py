@@ -30,37 +30,46 @@ _SHAPE = (
     "a shape depends on tensor values (boolean mask, nonzero, unique, packed or ragged lengths)",
     "keep the full shape and multiply by the mask, or use torch.where",
 )
-_CAUSES: tuple[tuple[str, tuple[str, str]], ...] = (
-    (r"assigned during export|register_buffer", (
-        "forward() assigns a tensor to an attribute",
-        "register it in __init__ by register_buffer(), and write to it in place",
-    )),
-    (r"uninitialized|Lazy", (
-        "a lazy module has no weights yet",
-        "run the model once on an example before it is submitted",
-    )),
-    (r"aten\.(nonzero|unique\w*|_unique\w*|masked_select)|repeat_interleave|PackedSequence|pack_padded|packed", _SHAPE),
+_PACKED = (
+    "packed sequences have lengths that depend on tensor values",
+    "pass padded sequences and mask the loss",
+)
+_COMPLEX = (
+    "complex numbers cannot travel",
+    "compute real and imaginary parts as two tensors (rotary embeddings by cos and sin)",
+)
+_ASSIGNED = (
+    "forward() assigns a tensor to an attribute",
+    "register it in __init__ by register_buffer(), and write to it in place",
+)
+_RENORM = (
+    "max_norm writes to the embedding's weight in forward()",
+    "leave max_norm out; weight decay or clipping in the loss keeps it small",
+)
+_SPARSE = "sparse tensors and gradients cannot travel", "use dense ones (sparse=False)"
+_BAG = "embedding bags trust the offsets that they are given", "use nn.Embedding and .sum(dim) or .mean(dim)"
+
+_RAISED: tuple[tuple[str, tuple[str, str]], ...] = (
+    ("assigned during export|register_buffer", _ASSIGNED),
+    ("pack_padded|pad_packed|PackedSequence", _PACKED),
+    (r"aten\.(_?unique|nonzero|masked_select)|repeat_interleave", _SHAPE),
     (r"\.numpy\(\)|\.tolist\(\)|_local_scalar_dense|\.item\(\)|aten\.item|data_ptr", _VALUE),
-    (r"[Dd]ata-dependent|data dependent|GuardOnDataDependent|is_nonzero|DYNAMIC_CONTROL_FLOW", _BRANCH),
-    (r"[Cc]omplex", ("complex numbers cannot travel", "compute real and imaginary parts as two tensors")),
-)  # fmt: skip
+    ("[Dd]ata-dependent|data dependent|GuardOnDataDependent|is_nonzero|DYNAMIC_CONTROL_FLOW", _BRANCH),
+    ("[Cc]omplex", _COMPLEX),
+    ("[Ss]parse", _SPARSE),
+)
+"""By words in what was raised, or in the line that raised it."""
 
 _UNLISTED: tuple[tuple[str, tuple[str, str]], ...] = (
-    (r"nonzero|unique|masked_select|repeat_interleave", _SHAPE),
-    (r"item|_local_scalar_dense|is_nonzero", _VALUE),
-    (r"complex|fft|_real|_imag|polar", (
-        "complex numbers cannot travel",
-        "compute real and imaginary parts as two tensors (rotary embeddings by cos and sin)",
-    )),
-    (r"_pack_padded|_pad_packed", (
-        "packed sequences have lengths that depend on tensor values",
-        "pass padded sequences and mask the loss",
-    )),
-    (r"embedding_renorm", (
-        "max_norm writes to the embedding's weight in forward()",
-        "leave max_norm out; weight decay or clipping in the loss keeps it small",
-    )),
-)  # fmt: skip
+    ("nonzero|unique|masked_select|repeat_interleave", _SHAPE),
+    ("item|_local_scalar_dense|is_nonzero", _VALUE),
+    ("complex|fft|_real|_imag|polar", _COMPLEX),
+    ("_pack_padded|_pad_packed", _PACKED),
+    ("embedding_renorm", _RENORM),
+    ("embedding_bag", _BAG),
+    ("sparse", _SPARSE),
+)
+"""By words in the name of an operation."""
 
 
 def brief(error: object) -> str:
@@ -88,6 +97,11 @@ def unlisted(name: str) -> tuple[str, str]:
     )
 
 
+def known_cause(text: str) -> tuple[str, str] | None:
+    """Cause and fix by the words of an error message, if they are known."""
+    return next((found for pattern, found in _RAISED if re.search(pattern, text)), None)
+
+
 def explain(error: BaseException, modules: Mapping[str, nn.Module]) -> str:
     """Module, line, cause and fix for an error that was raised inside of a model.
 
@@ -95,11 +109,16 @@ def explain(error: BaseException, modules: Mapping[str, nn.Module]) -> str:
         modules: by path, as `named_modules()` gives them.
     """
     where, line = _blamed(error, modules)
-    text = "\n".join(f"{type(e).__name__}: {e}" for e in _chain(error))
-    for pattern, (cause, fix) in _CAUSES:
-        if re.search(pattern, text):
-            return f"{where}: {cause}{line}; {fix}"
-    return f"{where}: {brief(error)}{line}; write this part with plain tensor operations"
+    text = "\n".join([line, *(f"{type(e).__name__}: {e}" for e in _chain(error))])
+    cause, fix = known_cause(text) or (brief(error), "write this part with plain tensor operations")
+    return f"{where}: {cause}{line}; {fix}"
+
+
+def failed(error: BaseException, modules: Mapping[str, nn.Module]) -> str:
+    """What to say where the model fails by itself, before anything is captured."""
+    where, line = _blamed(error, modules)
+    cause = f"it fails on the examples: {type(error).__name__}: {brief(error)}"
+    return f"{where}: {cause}{line}; check their shapes and dtypes"
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:

@@ -20,7 +20,7 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 from ravnest_p2p.core.errors import CaptureError
 from ravnest_p2p.model import ops
 from ravnest_p2p.model.builder import Builder, Value
-from ravnest_p2p.model.explain import brief, place
+from ravnest_p2p.model.explain import place, unlisted
 from ravnest_p2p.model.rewrite import RENAMED, bound_arguments, functional_of, rewriting
 
 _SKIPPED = {
@@ -34,6 +34,7 @@ _IN_PLACE = {
     "aten.bernoulli_.float": "aten.bernoulli.p",
     "aten.masked_fill_.Scalar": "aten.masked_fill.Scalar",
     "aten.masked_fill_.Tensor": "aten.masked_fill.Tensor",
+    "aten.normal_.default": "aten.normal_functional.default",
 }
 _DROPPED_KWARGS = {"device", "layout", "pin_memory", "non_blocking", "generator"}
 
@@ -118,7 +119,9 @@ class Lowering:
         instead = rewriting(name) if op else None
         if instead and op:
             return instead(self._builder, bound_arguments(op, values, named), self._no_grad)
-        if op and torch._C._dispatch_has_kernel_for_dispatch_key(op.name(), "CompositeImplicitAutograd"):
+        if op and torch._C._dispatch_has_kernel_for_dispatch_key(
+            op._schema.name, "CompositeImplicitAutograd"
+        ):
             return self._decompose(op, values, named)
         named = {k: v for k, v in named.items() if k not in _DROPPED_KWARGS}
         return self._builder.emit(name, values, named, no_grad=self._no_grad)
@@ -136,7 +139,7 @@ class Lowering:
         try:
             graph = self._builder.traced(run, tensors)
         except Exception as error:
-            raise self._refusal(f"{op} cannot be traced ({brief(error)})", "use other operations") from error
+            raise self._refusal(*unlisted(str(op))) from error
         return self.run(graph, list(tensors))
 
     def _write(self, node: FxNode, name: str) -> None:
@@ -206,6 +209,11 @@ class Lowering:
             self._set(target, written)
             return
         base = self._value(parent)
+        if target.target is operator.getitem:
+            raise self._refusal(
+                "it writes in place to a piece of a split tensor",
+                "assign the result, and torch.cat the pieces",
+            )
         name = str(target.target)
         if name.split(".")[1].endswith("_"):
             self._store(parent, written)

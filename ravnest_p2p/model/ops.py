@@ -22,19 +22,19 @@ asinh.default atan.default atan2.default atanh.default bitwise_and.Scalar bitwis
 bitwise_not.default bitwise_or.Scalar bitwise_or.Tensor bitwise_xor.Scalar bitwise_xor.Tensor ceil.default
 celu.default clamp.default clamp.Tensor clamp_max.default clamp_min.default cos.default cosh.default
 div.Scalar div.Scalar_mode div.Tensor div.Tensor_mode elu.default eq.Scalar eq.Tensor erf.default
-erfc.default exp.default exp2.default expm1.default floor.default floor_divide.default floor_divide.Scalar
-fmod.Scalar fmod.Tensor frac.default ge.Scalar ge.Tensor gelu.default glu.default gt.Scalar gt.Tensor
-hardshrink.default hardsigmoid.default hardswish.default hardtanh.default isfinite.default isinf.default
-isnan.default le.Scalar le.Tensor leaky_relu.default lerp.Scalar lerp.Tensor lgamma.default log.default
-log10.default log1p.default log2.default log_sigmoid.default logaddexp.default logical_and.default
-logical_not.default logical_or.default logical_xor.default lt.Scalar lt.Tensor masked_fill.Scalar
-masked_fill.Tensor maximum.default minimum.default mish.default mul.Scalar mul.Tensor nan_to_num.default
-ne.Scalar ne.Tensor neg.default pow.Scalar pow.Tensor_Scalar pow.Tensor_Tensor prelu.default
-reciprocal.default relu.default relu6.default remainder.Scalar remainder.Tensor round.default rsqrt.default
-rsub.Scalar rsub.Tensor selu.default sigmoid.default sign.default silu.default sin.default sinh.default
-softplus.default softshrink.default sqrt.default square.default sub.Scalar sub.Tensor tan.default
-tanh.default threshold.default trunc.default where.ScalarOther where.ScalarSelf
-where.Scalar where.self xlogy.Tensor
+erfc.default erfinv.default exp.default exp2.default expm1.default floor.default floor_divide.default
+floor_divide.Scalar fmod.Scalar fmod.Tensor frac.default ge.Scalar ge.Tensor gelu.default glu.default
+gt.Scalar gt.Tensor hardshrink.default hardsigmoid.default hardswish.default hardtanh.default
+isfinite.default isinf.default isnan.default le.Scalar le.Tensor leaky_relu.default lerp.Scalar lerp.Tensor
+lgamma.default log.default log10.default log1p.default log2.default log_sigmoid.default logaddexp.default
+logical_and.default logical_not.default logit.default logical_or.default logical_xor.default lt.Scalar
+lt.Tensor masked_fill.Scalar masked_fill.Tensor maximum.default minimum.default mish.default mul.Scalar
+mul.Tensor nan_to_num.default ne.Scalar ne.Tensor neg.default pow.Scalar pow.Tensor_Scalar pow.Tensor_Tensor
+prelu.default reciprocal.default relu.default relu6.default remainder.Scalar remainder.Tensor round.default
+rsqrt.default rsub.Scalar rsub.Tensor selu.default sigmoid.default sign.default silu.default sin.default
+sinh.default softplus.default softshrink.default sqrt.default square.default sub.Scalar sub.Tensor
+tan.default tanh.default threshold.default trunc.default where.ScalarOther where.ScalarSelf where.Scalar
+where.self xlogy.Tensor
 """
 
 _SHAPES = """
@@ -49,9 +49,9 @@ unbind.int unflatten.int unsqueeze.default view.default view_as.default
 """
 
 _SOURCES = """
-arange.default arange.start arange.start_step full.default full_like.default linspace.default
-new_full.default new_ones.default new_zeros.default ones.default ones_like.default scalar_tensor.default
-zeros.default zeros_like.default
+arange.default arange.start arange.start_step eye.default eye.m full.default full_like.default
+linspace.default new_full.default new_ones.default new_zeros.default ones.default ones_like.default
+scalar_tensor.default zeros.default zeros_like.default
 """
 
 _REDUCTIONS = """

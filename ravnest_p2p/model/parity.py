@@ -17,15 +17,15 @@ from ravnest_p2p.model.compute import StageComputation
 from ravnest_p2p.model.explain import place
 from ravnest_p2p.model.program import Program
 from ravnest_p2p.model.split import stage_program
-from ravnest_p2p.model.watch import Watch, graph_of, refuse_custom_functions
+from ravnest_p2p.model.watch import Watch, graph_of
 
 if TYPE_CHECKING:
     from ravnest_p2p.model.capture import TrainStep
 
 _STEP = 0.01
 _FIX = (
-    "usual causes: a Python counter or global in forward(), a tensor kept from the step before, or a gradient "
-    "taken inside; write it with plain tensor operations and buffers"
+    "usual causes: a Python counter or global in forward(), a tensor kept from the step before, or a "
+    "gradient taken inside; write it with plain tensor operations and buffers"
 )
 
 
@@ -59,19 +59,20 @@ def check_parity(
             zip(params, torch.autograd.grad(loss, list(params.values()), allow_unused=True), strict=True)
         )
         torch.manual_seed(index)
-        with Watch(step.model, settled=index > 0):
+        with Watch(step.model, settled=index > 0) as watch:
             expected_loss = _eager(step, inputs, labels, index)
-        refuse_custom_functions(expected_loss)
         _check_leaves(expected_loss, eager)
         grads = torch.autograd.grad(expected_loss, [eager[n] for n in trained], allow_unused=True)
         expected = dict(zip(trained, grads, strict=True))
-        _compare("the loss", loss.detach(), expected_loss.detach(), index)
+        _compare("the loss", loss.detach(), expected_loss.detach(), index, watch.reassigned)
         for name in trained:
             if name in found or not any(name in group for group in program.tied):
-                _compare(f"the gradient of {name!r}", found.get(name), expected[name], index)
+                _compare(
+                    f"the gradient of {name!r}", found.get(name), expected[name], index, watch.reassigned
+                )
         for name, tensor in buffers.items():
             if name in eager:
-                _compare(f"the buffer {name!r}", tensor, eager[name].detach(), index)
+                _compare(f"the buffer {name!r}", tensor, eager[name].detach(), index, watch.reassigned)
         with torch.no_grad():
             for name, tensor in params.items():
                 gradient = expected[name]
@@ -106,7 +107,9 @@ def _rolled(data: Mapping[str, Tensor], index: int) -> dict[str, Tensor]:
     return {name: t.roll(index, 0) if t.dim() else t.clone() for name, t in data.items()}
 
 
-def _compare(what: str, found: Tensor | None, expected: Tensor | None, index: int) -> None:
+def _compare(
+    what: str, found: Tensor | None, expected: Tensor | None, index: int, reassigned: list[str]
+) -> None:
     if found is None and expected is None:
         return
     if found is not None and expected is not None:
@@ -115,6 +118,12 @@ def _compare(what: str, found: Tensor | None, expected: Tensor | None, index: in
         gap = f"by up to {(found.double() - expected.double()).abs().max().item():.3g}"
     else:
         gap = "in being there at all"
+    if reassigned:
+        path, _, name = reassigned[0].rpartition(".")
+        raise CaptureError(
+            f"{place(path)}: forward() puts another tensor in the place of {name!r} and reads it in the next "
+            f"step; register it by register_buffer() and write in place: self.{name}.copy_(…)"
+        )
     raise CaptureError(
         f"{_module(what)}: {what} of the captured program differs {gap} from the model's own "
         f"in step {index + 1}; {_FIX}"

@@ -14,8 +14,9 @@ import torch
 
 from ravnest_p2p.core.errors import CaptureError
 from ravnest_p2p.model import ops
-from ravnest_p2p.model.builder import Builder, Value
+from ravnest_p2p.model.builder import Builder
 
+KINDS = ("lstm", "gru", "rnn_tanh", "rnn_relu")
 RENAMED = {
     "aten._log_softmax.default": "aten.log_softmax.int",
     "aten._softmax.default": "aten.softmax.int",
@@ -31,6 +32,7 @@ RENAMED = {
     "aten.unsafe_chunk.default": "aten.chunk.default",
     "aten.unsafe_split.Tensor": "aten.split.Tensor",
     "aten.vdot.default": "aten.dot.default",
+    **{f"aten.{kind}_cell.default": f"ravnest.{kind}_cell.default" for kind in KINDS},
 }
 """Operations that do the same under another name."""
 
@@ -111,11 +113,18 @@ def _recurrent(kind: str) -> Rewriting:
     return rewrite
 
 
+def _normal(builder: Builder, named: Mapping[str, Any], no_grad: bool) -> Any:
+    value = builder.emit("aten.randn_like.default", [named["self"]], {}, no_grad)
+    if named["std"] != 1:
+        value = builder.emit("aten.mul.Tensor", [value, named["std"]], {}, no_grad)
+    if named["mean"] != 0:
+        value = builder.emit("aten.add.Tensor", [value, named["mean"]], {}, no_grad)
+    return value
+
+
 _REWRITTEN: dict[str, Rewriting] = {
     "aten.to": _to,
     "aten._to_copy": _to,
-    "aten.lstm": _recurrent("lstm"),
-    "aten.gru": _recurrent("gru"),
-    "aten.rnn_tanh": _recurrent("rnn_tanh"),
-    "aten.rnn_relu": _recurrent("rnn_relu"),
+    "aten.normal_functional": _normal,
+    **{f"aten.{kind}": _recurrent(kind) for kind in KINDS},
 }

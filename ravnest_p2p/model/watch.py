@@ -15,6 +15,7 @@ from typing import Any
 import numpy
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import UninitializedParameter
 from torch.overrides import TorchFunctionMode
 
 from ravnest_p2p.core.errors import CaptureError
@@ -24,16 +25,23 @@ _PLAIN = (bool, int, float, str, type(None))
 _HOOK_FIX = "clip or change gradients by the job's optimizer options, or in forward()"
 
 
-def refuse_hooks(model: nn.Module) -> None:
-    """Refuse gradient hooks of modules and parameters; a copy of the model would not even have all of them.
+def refuse_unfit(model: nn.Module) -> None:
+    """Refuse gradient hooks of modules and parameters, which a copy would not even have, and unmade weights.
 
     Raises:
         CaptureError: names the module.
     """
     for path, module in model.named_modules():
         if module._backward_hooks or module._backward_pre_hooks:
-            raise CaptureError(f"{place(path, type(module).__name__)}: a backward hook cannot travel; {_HOOK_FIX}")
+            raise CaptureError(
+                f"{place(path, type(module).__name__)}: a backward hook cannot travel; {_HOOK_FIX}"
+            )
     for name, parameter in model.named_parameters():
+        if isinstance(parameter, UninitializedParameter):
+            raise CaptureError(
+                f"{place(name.rpartition('.')[0])}: a lazy module has no weights yet; run the model once on "
+                "an example before it is submitted"
+            )
         if parameter._backward_hooks or getattr(parameter, "_post_accumulate_grad_hooks", None):
             path = name.rpartition(".")[0]
             raise CaptureError(f"{place(path)}: the hook on parameter {name!r} cannot travel; {_HOOK_FIX}")
@@ -41,6 +49,9 @@ def refuse_hooks(model: nn.Module) -> None:
 
 class Watch(TorchFunctionMode):
     """Around one eager step of a model: refuses what its numbers alone do not show.
+
+    Attributes:
+        reassigned: tensors that the step replaced by others, by path.
 
     Args:
         settled: whether attributes may no longer change; the first step may fill caches.
@@ -51,16 +62,19 @@ class Watch(TorchFunctionMode):
         self._model = model
         self._settled = settled
         self._before: dict[tuple[str, str], Any] = {}
+        self._kept: dict[str, Tensor] = {}
+        self.reassigned: list[str] = []
         self._generators: list[Any] = []
 
     def __enter__(self) -> Watch:
         self._before = _attributes(self._model)
+        self._kept = _tensors(self._model)
         self._generators = _generators()
-        super().__enter__()
+        super().__enter__()  # type: ignore[no-untyped-call]
         return self
 
     def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
-        super().__exit__(kind, error, trace)
+        super().__exit__(kind, error, trace)  # type: ignore[no-untyped-call]
         if error is not None:
             return
         if repr(self._generators) != repr(_generators()):
@@ -69,17 +83,21 @@ class Watch(TorchFunctionMode):
                 "for constants; draw from torch, such as by torch.rand"
             )
         after = _attributes(self._model)
-        for key in self._before.keys() | after.keys() if self._settled else ():
-            if self._before.get(key) != after.get(key):
-                path, name = key
+        for key in sorted(self._before.keys() | after.keys()):
+            path, name = key
+            if self._before.get(key) != after.get(key) and (self._settled or name == "training"):
                 raise CaptureError(
                     f"{place(path)}: its attribute {name!r} changes in forward(), and tracing takes it for a "
                     "constant; register a tensor by register_buffer() and write to it in place"
                 )
+        tensors = _tensors(self._model)
+        self.reassigned = [key for key, kept in tensors.items() if self._kept.get(key, kept) is not kept]
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func in (Tensor.register_hook, Tensor.register_post_accumulate_grad_hook):
-            raise CaptureError(f"the model: forward() puts a gradient hook on a tensor, which cannot travel; {_HOOK_FIX}")
+            raise CaptureError(
+                f"the model: forward() puts a gradient hook on a tensor, which cannot travel; {_HOOK_FIX}"
+            )
         return func(*args, **(kwargs or {}))
 
 
@@ -98,8 +116,8 @@ def refuse_custom_functions(loss: Tensor) -> None:
                     "checkpoint(…, use_reentrant=False), or leave it out: stages may recompute by themselves"
                 )
             raise CaptureError(
-                f"the model: the backward pass of the custom autograd.Function {name} cannot travel; write it "
-                "with plain operations (straight-through: x + (f(x) - x).detach())"
+                f"the model: the backward pass of the custom autograd.Function {name} cannot travel; write "
+                "it with plain operations (straight-through: x + (f(x) - x).detach())"
             )
 
 
@@ -126,6 +144,16 @@ def _attributes(model: nn.Module) -> dict[tuple[str, str], Any]:
         for path, module in model.named_modules()
         for name, value in vars(module).items()
         if name == "training" or not name.startswith(("_parameters", "_buffers", "_modules", "_forward"))
+    }
+
+
+def _tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Tensor attributes and buffers by path."""
+    return {
+        f"{path}.{name}".lstrip("."): value
+        for path, module in model.named_modules()
+        for name, value in (*vars(module).items(), *module._buffers.items())
+        if isinstance(value, Tensor)
     }
 
 

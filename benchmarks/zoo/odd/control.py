@@ -80,6 +80,13 @@ def in_place_chain(self: Odd, h: Tensor) -> Tensor:
     return h.relu_()
 
 
+def in_place_on_piece(self: Odd, h: Tensor) -> Tensor:
+    with torch.no_grad():
+        left, right = (h * 2).chunk(2, 1)
+        left.mul_(3)
+    return h + torch.cat([right, left], 1)
+
+
 def slices_and_strides(self: Odd, h: Tensor) -> Tensor:
     even, odd_columns = h[:, ::2], h[:, 1::2]
     return torch.stack([odd_columns, even.flip(1)], -1).reshape(h.shape)
@@ -143,6 +150,7 @@ CASES: dict[str, Callable[[], Case]] = {
         where_and_topk,
         expert_routing,
         in_place_chain,
+        in_place_on_piece,
         slices_and_strides,
         autocast_inside,
         autocast_disabled,

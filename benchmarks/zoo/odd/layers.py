@@ -1,4 +1,4 @@
-"""Layers with habits: recurrent and packed ones, normed and parametrized weights, shared and compiled modules."""
+"""Layers with habits: recurrent, packed, normed, parametrized, shared, lazy and compiled ones."""
 
 from __future__ import annotations
 
@@ -109,7 +109,8 @@ CASES: dict[str, Callable[[], Case]] = {
     ),
     "gru_two_layers": lambda: case(Recurrent(nn.GRU(2, 4, 2, batch_first=True, bias=False))),
     "rnn_relu": lambda: case(Recurrent(nn.RNN(2, 4, 1, nonlinearity="relu"))),
-    "lstm_cell": wrapped(lambda: _Cell()),
+    "lstm_cell": wrapped(lambda: _Cell(nn.LSTMCell(2, WIDTH))),
+    "gru_cell": wrapped(lambda: _Cell(nn.GRUCell(2, WIDTH))),
     "lstm_projected": lambda: case(Recurrent(nn.LSTM(2, 8, proj_size=4))),
     "lstm_packed": lambda: case(Packed(nn.LSTM(2, 4, batch_first=True))),
     "spectral_norm": wrapped(lambda: parametrizations.spectral_norm(nn.Linear(WIDTH, WIDTH))),
@@ -133,15 +134,15 @@ CASES: dict[str, Callable[[], Case]] = {
 
 
 class _Cell(nn.Module):
-    def __init__(self) -> None:
+    def __init__(self, cell: nn.Module) -> None:
         super().__init__()
-        self.cell = nn.LSTMCell(2, WIDTH)
+        self.cell = cell
 
     def forward(self, h: Tensor) -> Tensor:
         state = None
         for part in h.view(4, 4, 2).unbind(1):
             state = self.cell(part, state)
-        return state[0]
+        return state[0] if isinstance(state, tuple) else state
 
 
 class _Instance(nn.Module):

@@ -70,7 +70,7 @@ class LazyCache(Odd):
 
     def middle(self, h: Tensor) -> Tensor:
         if self.mask is None:
-            self.mask = torch.ones(h.shape[1]).tril()
+            self.mask = torch.ones_like(h).tril()
         return h * self.mask
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -24,7 +26,7 @@ class UNet(nn.Module):
     def __init__(self, width: int = 8, depth: int = 4, classes: int = 3) -> None:
         super().__init__()
         widths = [width << i for i in range(depth + 1)]
-        pairs = list(zip(widths, widths[1:], strict=False))
+        pairs = list(pairwise(widths))
         self.stem = double_conv(3, width)
         self.downs = nn.ModuleList(double_conv(a, b) for a, b in pairs)
         self.ups = nn.ModuleList(nn.ConvTranspose2d(b, a, 2, 2) for a, b in reversed(pairs))
