@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 import random
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -62,6 +63,7 @@ def capture(
         owned = _storages(TrainStep(model, loss))
         program, weights = _trace(_copied_step(model, loss), inputs, labels, owned)
         data = {f"x{i}": t for i, t in enumerate(inputs)} | {f"y{i}": t for i, t in enumerate(labels)}
+        program = with_bounds(program, weights, data)
         check_parity(_copied_step(model, loss), program, weights, inputs, labels, data)
     try:
         Program.from_json(program.to_json())
@@ -152,7 +154,10 @@ def _trace(
 ) -> tuple[Program, dict[str, Tensor]]:
     tensors = named_tensors(step)
     try:
-        exported = torch.export.export(step, (inputs, labels), strict=False)
+        with warnings.catch_warnings():
+            # It warns of attributes that forward() assigns; the parity check judges them.
+            warnings.simplefilter("ignore", UserWarning)
+            exported = torch.export.export(step, (inputs, labels), strict=False)
     except Exception as error:
         raise CaptureError(explain(error, _modules(step))) from error
     names, tied = _shared_names(tensors)
@@ -210,7 +215,7 @@ def _finish(
         raise CaptureError(
             "the loss depends on no parameter; check for detach(), no_grad() or frozen weights"
         )
-    return with_bounds(builder.finish(values[0], tied, transient))
+    return builder.finish(values[0], tied, transient)
 
 
 def _shared_names(tensors: Mapping[str, Tensor]) -> tuple[dict[str, str], tuple[tuple[str, ...], ...]]:

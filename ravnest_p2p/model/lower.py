@@ -119,9 +119,7 @@ class Lowering:
         instead = rewriting(name) if op else None
         if instead and op:
             return instead(self._builder, bound_arguments(op, values, named), self._no_grad)
-        if op and torch._C._dispatch_has_kernel_for_dispatch_key(
-            op._schema.name, "CompositeImplicitAutograd"
-        ):
+        if op and _is_composite(op):
             return self._decompose(op, values, named)
         named = {k: v for k, v in named.items() if k not in _DROPPED_KWARGS}
         return self._builder.emit(name, values, named, no_grad=self._no_grad)
@@ -301,6 +299,11 @@ def _view_source(node: FxNode) -> FxNode | None:
     if isinstance(source, FxNode) and _storage(source) and _storage(source) == _storage(node):
         return source
     return None
+
+
+def _is_composite(op: torch._ops.OpOverload) -> bool:
+    name = op.name()  # type: ignore[no-untyped-call]
+    return torch._C._dispatch_has_kernel_for_dispatch_key(name, "CompositeImplicitAutograd")
 
 
 def _overload(name: str) -> torch._ops.OpOverload | None:
