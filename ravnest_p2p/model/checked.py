@@ -30,9 +30,18 @@ class CheckedOp:
         return self._op(*args, **kwargs)
 
 
-def _need(condition: bool, message: str) -> None:
+def _need(condition: bool, message: str, kind: str) -> None:
     if not condition:
-        raise ValueError(message)
+        raise ValueError(f"{kind}: {message}")
+
+
+def _fit(
+    kind: str, tensors: Sequence[Tensor], expected: Sequence[tuple[int, ...]], dtype: torch.dtype
+) -> None:
+    """Compare all shapes and dtypes; the message is made only where one is wrong."""
+    for tensor, shape in zip(tensors, expected, strict=True):
+        if tensor.shape != shape or tensor.dtype != dtype or not dtype.is_floating_point:
+            raise ValueError(f"{kind}: a tensor of shape {tuple(tensor.shape)} {tensor.dtype} is not {shape}")
 
 
 def _recurrent(
@@ -56,32 +65,19 @@ def _recurrent(
         ValueError: shapes or dtypes do not fit together.
     """
     directions = 2 if bidirectional else 1
-    _need(
-        x.dim() == 3 and x.numel() > 0 and x.shape[0] <= MAX_STEPS,
-        f"{kind}: input is not (steps, batch, features)",
-    )
     hidden = states[0]
-    _need(
-        hidden.dim() == 3 and hidden.numel() > 0,
-        f"{kind}: the hidden state is not (directions, batch, width)",
-    )
+    _need(x.dim() == 3 and x.shape[0] <= MAX_STEPS, "input is not (steps, batch, features)", kind)
+    _need(hidden.dim() == 3, "the hidden state is not (directions, batch, width)", kind)
+    _, batch, features = x.shape
     width = hidden.shape[2]
-    for state in states:
-        _need(
-            state.shape == (directions, x.shape[1], width),
-            f"{kind}: a state of shape {tuple(state.shape)} does not fit",
-        )
     rows = _GATES[kind] * width
-    shapes = [(rows, x.shape[2]), (rows, width), (rows,), (rows,)]
+    shapes = [(rows, features), (rows, width), (rows,), (rows,)]
     biased = len(weights) == 4 * directions
-    _need(biased or len(weights) == 2 * directions, f"{kind}: {len(weights)} weights do not fit")
-    expected = (shapes if biased else shapes[:2]) * directions
-    for weight, shape in zip(weights, expected, strict=True):
-        _need(weight.shape == shape, f"{kind}: a weight of shape {tuple(weight.shape)} is not {shape}")
-    _need(
-        x.dtype.is_floating_point and all(t.dtype == x.dtype for t in (*states, *weights)),
-        f"{kind}: dtypes differ",
-    )
+    tensors = [*states, *weights]
+    expected: list[tuple[int, ...]] = [(directions, batch, width)] * len(states)
+    expected += (shapes if biased else shapes[:2]) * directions
+    _need(len(tensors) == len(expected) and x.numel() * width > 0, "weights are missing or empty", kind)
+    _fit(kind, tensors, expected, x.dtype)
     if isinstance(x, FakeTensor):
         return _abstract(kind, x, states, weights, directions)
     op = getattr(torch.ops.aten, kind).input
@@ -137,33 +133,30 @@ def _cell(kind: str) -> Callable[..., Any]:
     ) -> Any:
         states = list(hx) if kind == "lstm" else [hx]
         _need(
-            len(states) == (2 if kind == "lstm" else 1) and x.dim() == 2,
-            f"{kind}_cell: input or states do not fit",
+            len(states) == (2 if kind == "lstm" else 1) and x.dim() == 2, "input or states do not fit", kind
         )
-        width = states[0].shape[-1]
+        width = states[0].shape[-1] if states[0].dim() else 0
         rows = _GATES[kind] * width
-        expected = [(x.shape[0], width)] * len(states) + [(rows, x.shape[1]), (rows, width), (rows,), (rows,)]
-        _need((b_ih is None) == (b_hh is None), f"{kind}_cell: one bias alone does not fit")
-        given = [t for t in (*states, w_ih, w_hh, b_ih, b_hh) if t is not None]
-        for tensor, shape in zip(given, expected, strict=False):
-            _need(tensor.shape == shape and tensor.dtype == x.dtype, f"{kind}_cell: a tensor is not {shape}")
-        _need(x.dtype.is_floating_point and x.numel() * width > 0, f"{kind}_cell: input is empty or not real")
+        biases = [b for b in (b_ih, b_hh) if b is not None]
+        expected: list[tuple[int, ...]] = [(x.shape[0], width)] * len(states)
+        expected += [(rows, x.shape[1]), (rows, width), *[(rows,)] * len(biases)]
+        _need(len(biases) != 1 and x.numel() * width > 0, "weights are missing or empty", kind)
+        _fit(kind, [*states, w_ih, w_hh, *biases], expected, x.dtype)
         return getattr(torch, f"{kind}_cell")(x, hx, w_ih, w_hh, b_ih, b_hh)
 
     return run
 
 
 def _weight_norm(direction: Tensor, length: Tensor, dim: int = 0) -> Tensor:
-    """`direction` scaled so that its slices along `dim` have the norms `length`.
+    """`direction` scaled so that its slices along `dim` have the norms `length`; -1: all of it has one.
 
     Raises:
         ValueError: `length` is not of size 1 but along `dim`, or dtypes differ.
     """
     rank = direction.dim()
-    _need(direction.numel() > 0 and -1 <= dim < rank, "weight_norm: dim is out of range")
-    wanted = [direction.shape[i] if i == dim else 1 for i in range(rank)] if dim >= 0 else []
-    _need(list(length.shape) == wanted, f"weight_norm: lengths {tuple(length.shape)} are not {wanted}")
-    _need(direction.dtype.is_floating_point and length.dtype == direction.dtype, "weight_norm: dtypes differ")
+    _need(direction.numel() > 0 and -1 <= dim < rank, "dim is out of range", "weight_norm")
+    wanted = () if dim < 0 else tuple(direction.shape[i] if i == dim else 1 for i in range(rank))
+    _fit("weight_norm", [length], [wanted], direction.dtype)
     return torch._weight_norm(direction, length, dim)
 
 

@@ -185,7 +185,8 @@ class _Step:
         if len(out) == 1:
             slots[out[0]] = result if isinstance(result, Tensor) else result[0]
         elif out:
-            for slot, tensor in zip(out, flatten(result), strict=True):
+            tensors = result if len(result) == len(out) else flatten(result)
+            for slot, tensor in zip(out, tensors, strict=True):
                 slots[slot] = tensor
         for slot in self.drop:
             slots[slot] = None

@@ -155,7 +155,7 @@ def test_a_hostile_recurrent_node_is_refused_before_it_runs() -> None:
     document = json.loads(package.program.to_json())
     (hidden,) = [leaf for leaf in document["params"] if leaf[0] == "lstm.weight_hh_l0"]
     hidden[1] = [24, 600]
-    with pytest.raises(PackageError, match="lstm: a weight of shape"):
+    with pytest.raises(PackageError, match="lstm: a tensor of shape"):
         Program.from_json(json.dumps(document).encode())
 
 
