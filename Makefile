@@ -30,7 +30,7 @@ $(READY): pyproject.toml constraints.txt requirements.lock
 
 lock:
 	$(PIP) uv
-	$(BIN)/uv pip compile --universal --python-version 3.10 --extra dev --extra examples --override overrides.txt \
+	$(BIN)/uv pip compile --universal --python-version 3.10 --extra dev --extra examples --extra bench --override overrides.txt \
 		--no-header --no-annotate pyproject.toml | grep -v "'never'" > requirements.lock
 
 demo: $(READY)

@@ -1,0 +1,1 @@
+"""Benchmarks: one question each, as `python -m benchmarks.NAME [--json] [--quick]`."""

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
+from torch.fx import GraphModule
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from ravnest_p2p.core.errors import CaptureError
 from ravnest_p2p.model import ops
 from ravnest_p2p.model.abstract import fake_leaf, fake_mode
 from ravnest_p2p.model.execute import call
+from ravnest_p2p.model.explain import brief, known_cause, unlisted
 from ravnest_p2p.model.program import Arg, Leaf, Node, Program, Ref, TensorSpec
 from ravnest_p2p.model.schema import MAX_INT, check_node
 
@@ -41,9 +44,19 @@ class Builder:
         self._leaves[value] = leaf
         return value
 
+    def leaf_of(self, value: Any) -> Leaf | None:
+        """The leaf that the value is, if it is one."""
+        return self._leaves.get(value) if isinstance(value, Value) else None
+
     def is_buffer(self, value: Any) -> bool:
-        leaf = self._leaves.get(value) if isinstance(value, Value) else None
+        leaf = self.leaf_of(value)
         return leaf is not None and leaf.kind == "buffer"
+
+    def traced(self, run: Callable[..., Any], values: Sequence[Value]) -> GraphModule:
+        """Graph of what `run` does on these values below autograd."""
+        with self._mode:
+            fakes = [self._fakes[value].detach() for value in values]
+            return make_fx(run)(*fakes)
 
     def spec(self, value: int) -> TensorSpec:
         fake = self._fakes[value]
@@ -58,10 +71,8 @@ class Builder:
         try:
             op = ops.resolve(name)
         except KeyError:
-            raise CaptureError(
-                f"{self.where}: the operation {name} may not travel to other peers; "
-                "replace it by plain tensor operations (ravnest_p2p.model.ops lists them)"
-            ) from None
+            cause, fix = unlisted(name)
+            raise CaptureError(f"{self.where}: {cause}; {fix}") from None
         clamp = name.startswith("aten.slice")
         packed = tuple(_pack(a, clamp) for a in args)
         node = Node(name, packed, tuple((k, _pack(v, clamp)) for k, v in sorted(kwargs.items())), (), no_grad)
@@ -70,7 +81,11 @@ class Builder:
             with self._mode:
                 results = call(node, self._fakes.__getitem__)
         except Exception as error:
-            raise CaptureError(f"{self.where}: {name} could not be captured: {error}") from error
+            cause, fix = known_cause(str(error)) or (
+                f"{name} could not be captured ({brief(error)})",
+                "write this part with other operations",
+            )
+            raise CaptureError(f"{self.where}: {cause}; {fix}") from error
         specs = tuple(TensorSpec(tuple(r.shape), ops.dtype_name(r.dtype)) for r in results)
         node = Node(node.op, node.args, node.kwargs, specs, no_grad)
         values = [Value(len(self._fakes) + i) for i in range(len(results))]
@@ -107,7 +122,8 @@ class Builder:
             for value in values:
                 numbered[value] = len(numbered)
             nodes.append(Node(node.op, args, kwargs, node.outputs, node.no_grad))
-        names = {leaf.name for leaf in groups["param"] + groups["buffer"]}
+        buffers = {leaf.name for leaf in groups["buffer"]}
+        names = buffers | {leaf.name for leaf in groups["param"]}
         return Program(
             inputs=tuple(groups["input"]),
             params=tuple(groups["param"]),
@@ -115,7 +131,7 @@ class Builder:
             nodes=tuple(nodes),
             output=numbered[output],
             tied=tuple(group for group in tied if group[0] in names),
-            transient=tuple(sorted(transient & names)),
+            transient=tuple(sorted(transient & buffers)),
         )
 
 

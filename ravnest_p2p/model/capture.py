@@ -10,23 +10,27 @@ from __future__ import annotations
 
 import copy
 import random
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import Any
 
 import numpy
 import torch
 from torch import Tensor, nn
+from torch.distributions import Distribution
 from torch.export.graph_signature import InputKind
 
 from ravnest_p2p.core.errors import CaptureError, PackageError
 from ravnest_p2p.model import ops
+from ravnest_p2p.model.bounds import with_bounds
 from ravnest_p2p.model.builder import Builder, Value
+from ravnest_p2p.model.explain import brief, explain, failed, place
 from ravnest_p2p.model.lower import Lowering
 from ravnest_p2p.model.package import Package
 from ravnest_p2p.model.parity import check_parity
 from ravnest_p2p.model.program import Leaf, Program
+from ravnest_p2p.model.watch import Watch, refuse_custom_functions, refuse_unfit
 
 
 def capture(
@@ -53,9 +57,13 @@ def capture(
     """
     inputs = tuple(_example(t, "input") for t in example_inputs)
     labels = tuple(_example(t, "label") for t in example_labels)
-    with _randomness_restored():
-        program, weights = _trace(_copied_step(model, loss), inputs, labels)
+    refuse_unfit(model)
+    with _randomness_restored(), _unvalidated_distributions():
+        _try_eagerly(_copied_step(model, loss), inputs, labels)
+        owned = _storages(TrainStep(model, loss))
+        program, weights = _trace(_copied_step(model, loss), inputs, labels, owned)
         data = {f"x{i}": t for i, t in enumerate(inputs)} | {f"y{i}": t for i, t in enumerate(labels)}
+        program = with_bounds(program, weights, data)
         check_parity(_copied_step(model, loss), program, weights, inputs, labels, data)
     try:
         Program.from_json(program.to_json())
@@ -85,6 +93,11 @@ def canonical_name(name: str) -> str:
     return name.removeprefix("model.") if name.startswith("model.") else "loss::" + name.removeprefix("loss.")
 
 
+def canonical_path(path: str) -> str:
+    """Path of a module in the user's model; "loss" for a loss module."""
+    return path.removeprefix("model").removeprefix(".")
+
+
 def named_tensors(step: TrainStep) -> dict[str, Tensor]:
     """All parameters and buffers by canonical name, a shared one under each of its names."""
     found: dict[str, Tensor] = {}
@@ -107,25 +120,46 @@ def _copied_step(model: nn.Module, loss: Callable[..., Tensor] | None) -> TrainS
     try:
         copied, copied_loss = copy.deepcopy((model, loss))
     except Exception as error:
-        raise CaptureError(
-            f"the model cannot be copied ({error}); keep no computed tensors as attributes between steps"
-        ) from error
+        raise CaptureError(_uncopied(model, error)) from error
     if not model.training:
         copied.train()
     return TrainStep(copied, copied_loss).cpu()
 
 
+def _modules(step: TrainStep) -> dict[str, nn.Module]:
+    return {canonical_path(path): module for path, module in step.named_modules()}
+
+
+def _storages(step: TrainStep) -> dict[int, str]:
+    """Names of the user's own tensors by storage; a copy of the model does not share them."""
+    return {tensor.untyped_storage()._cdata: name for name, tensor in named_tensors(step).items()}
+
+
+def _try_eagerly(step: TrainStep, inputs: tuple[Tensor, ...], labels: tuple[Tensor, ...]) -> None:
+    """Run the model once by itself, so that its own faults are told from those of tracing."""
+    given = tuple(t.clone() for t in inputs), tuple(t.clone() for t in labels)
+    with Watch(step.model, settled=False):
+        try:
+            loss = step(*given)
+        except CaptureError:
+            raise
+        except Exception as error:
+            raise CaptureError(failed(error, _modules(step))) from error
+    if isinstance(loss, Tensor):
+        refuse_custom_functions(loss)
+
+
 def _trace(
-    step: TrainStep, inputs: tuple[Tensor, ...], labels: tuple[Tensor, ...]
+    step: TrainStep, inputs: tuple[Tensor, ...], labels: tuple[Tensor, ...], owned: Mapping[int, str]
 ) -> tuple[Program, dict[str, Tensor]]:
     tensors = named_tensors(step)
     try:
-        exported = torch.export.export(step, (inputs, labels), strict=False)
+        with warnings.catch_warnings():
+            # It warns of attributes that forward() assigns; the parity check judges them.
+            warnings.simplefilter("ignore", UserWarning)
+            exported = torch.export.export(step, (inputs, labels), strict=False)
     except Exception as error:
-        raise CaptureError(
-            f"torch.export cannot trace the model: {error}\n"
-            "Usual causes: control flow that depends on tensor values, or .item(); use torch.where instead"
-        ) from error
+        raise CaptureError(explain(error, _modules(step))) from error
     names, tied = _shared_names(tensors)
     fields = [f"x{i}" for i in range(len(inputs))] + [f"y{i}" for i in range(len(labels))]
     transient = _transient(step, tensors)
@@ -145,6 +179,12 @@ def _trace(
             )
         elif spec.kind is InputKind.CONSTANT_TENSOR:
             name, kind, tensor = f"constant::{spec.target}", "buffer", exported.constants[str(spec.target)]
+            read = owned.get(tensor.untyped_storage()._cdata)
+            if read is not None:
+                raise CaptureError(
+                    f"the loss reads {read!r} of the model past its output; "
+                    "return it from forward(), or let the model compute its loss itself (loss=None)"
+                )
             transient.add(name)
         else:
             raise CaptureError(f"the model takes a {spec.kind.name}, which cannot travel; use tensors only")
@@ -175,8 +215,7 @@ def _finish(
         raise CaptureError(
             "the loss depends on no parameter; check for detach(), no_grad() or frozen weights"
         )
-    program = builder.finish(values[0], tied, transient)
-    return replace(program, layer_bounds=replace(program, layer_bounds=()).cut_map.bounds())
+    return builder.finish(values[0], tied, transient)
 
 
 def _shared_names(tensors: Mapping[str, Tensor]) -> tuple[dict[str, str], tuple[tuple[str, ...], ...]]:
@@ -192,6 +231,29 @@ def _shared_names(tensors: Mapping[str, Tensor]) -> tuple[dict[str, str], tuple[
 def _transient(step: TrainStep, tensors: Mapping[str, Tensor]) -> set[str]:
     saved = {canonical_name(name) for name in step.model.state_dict(prefix="model.")}
     return {name for name in tensors if name not in saved}
+
+
+def _uncopied(model: nn.Module, error: Exception) -> str:
+    for path, module in model.named_modules():
+        for name, value in vars(module).items():
+            if isinstance(value, Tensor) and value.grad_fn is not None:
+                where = place(path, type(module).__name__)
+                return (
+                    f"{where}: its attribute {name!r} is a computed tensor; compute it in forward() "
+                    "(for weight_norm: torch.nn.utils.parametrizations.weight_norm)"
+                )
+    return f"the model cannot be copied ({brief(error)}); keep only tensors and plain values as attributes"
+
+
+@contextmanager
+def _unvalidated_distributions() -> Iterator[None]:
+    """torch.distributions check their arguments by an `if` on tensor values, which cannot be traced."""
+    before = Distribution._validate_args
+    Distribution.set_default_validate_args(False)
+    try:
+        yield
+    finally:
+        Distribution.set_default_validate_args(before)
 
 
 @contextmanager

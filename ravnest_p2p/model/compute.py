@@ -8,7 +8,7 @@ between live weights and a scratch copy.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -17,7 +17,7 @@ from torch import Tensor
 from ravnest_p2p.core.errors import BlobError, FrameFormatError
 from ravnest_p2p.model import ops
 from ravnest_p2p.model.execute import bind, flatten
-from ravnest_p2p.model.program import Node, Ref, TensorSpec
+from ravnest_p2p.model.program import Arg, Node, Ref, TensorSpec
 from ravnest_p2p.model.split import StageProgram
 
 _MASK = (1 << 64) - 1
@@ -119,15 +119,20 @@ class StageComputation:
 
 
 class _Step:
-    """One compiled node: argument templates with holes, result slots, and slots to drop."""
+    """One compiled node: argument templates with holes, result slots, and slots to drop.
+
+    Whatever can be decided once is decided in the constructor, since `run` is what a small model's time is
+    spent in besides the arithmetic.
+    """
 
     __slots__ = (
         "args",
-        "copied",
+        "cloned",
         "drop",
         "holes",
         "index",
         "kwargs",
+        "named",
         "nested",
         "no_grad",
         "op",
@@ -136,50 +141,59 @@ class _Step:
     )
 
     def __init__(
-        self, index: int, node: Node, first: int, copied: frozenset[int], device: torch.device
+        self, index: int, node: Node, first: int, mutable: frozenset[int], device: torch.device
     ) -> None:
         self.index = index
-        self.op = ops.resolve(node.op)
-        self.args: list[Any] = list(node.args)
+        # The function behind the overload: the overload itself is one more Python call around it.
+        self.op = ops.resolve(node.op)._op
+        self.args: list[Any] = [bind(a, Ref) if isinstance(a, tuple) else a for a in node.args]
         self.holes = [(i, a.slot) for i, a in enumerate(node.args) if isinstance(a, Ref)]
-        self.nested = [(i, a) for i, a in enumerate(node.args) if isinstance(a, tuple)]
-        self.kwargs: dict[str, Any] = dict(node.kwargs)
+        self.nested = [(i, a) for i, a in enumerate(node.args) if isinstance(a, tuple) and _holds_slot(a)]
+        self.kwargs: dict[str, Any] = {name: bind(value, Ref) for name, value in node.kwargs}
+        self.named = [(name, value) for name, value in node.kwargs if _holds_slot(value)]
         if node.op in ops.FACTORY_OPS:
             self.kwargs["device"] = device
         self.no_grad = node.no_grad
         self.random = node.op in ops.RANDOM_OPS
         self.out = tuple(range(first, first + len(node.outputs)))
-        self.copied = copied - set(node.mutated()) if copied else copied
+        self.cloned = frozenset(node.refs()) & mutable - set(node.mutated())
         self.drop: tuple[int, ...] = ()
 
     def run(self, slots: list[Any], generator: torch.Generator | None, seed: int) -> None:
-        copied = self.copied
-
-        def fetch(slot: int) -> Any:
-            return slots[slot].clone() if slot in copied else slots[slot]
-
         args = self.args.copy()
+        kwargs = self.kwargs
+        if self.cloned:
+            # Training changes this buffer later, while autograd may keep what is read now.
+            held = {slot: slots[slot].clone() for slot in self.cloned}
+            fetch: Callable[[int], Any] = lambda slot: held.get(slot, slots[slot])  # noqa: E731
+        else:
+            fetch = slots.__getitem__
         for position, slot in self.holes:
             args[position] = fetch(slot)
         for position, value in self.nested:
             args[position] = bind(value, fetch)
-        kwargs = self.kwargs
-        if kwargs:
-            kwargs = {name: bind(value, fetch) for name, value in kwargs.items()}
-        if generator is not None and self.random:
+        if self.named:
+            kwargs = kwargs | {name: bind(value, fetch) for name, value in self.named}
+        if self.random and generator is not None:
             generator.manual_seed(node_seed(seed, self.index))
         if self.no_grad:
             with torch.no_grad():
                 result = self.op(*args, **kwargs)
         else:
             result = self.op(*args, **kwargs)
-        if len(self.out) == 1:
-            slots[self.out[0]] = result if isinstance(result, Tensor) else result[0]
-        elif self.out:
-            for slot, tensor in zip(self.out, flatten(result), strict=True):
+        out = self.out
+        if len(out) == 1:
+            slots[out[0]] = result if isinstance(result, Tensor) else result[0]
+        elif out:
+            tensors = result if len(result) == len(out) else flatten(result)
+            for slot, tensor in zip(out, tensors, strict=True):
                 slots[slot] = tensor
         for slot in self.drop:
             slots[slot] = None
+
+
+def _holds_slot(value: Arg) -> bool:
+    return isinstance(value, Ref) or (isinstance(value, tuple) and any(_holds_slot(item) for item in value))
 
 
 def _compile(stage: StageProgram, device: torch.device) -> list[_Step]:

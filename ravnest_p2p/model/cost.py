@@ -52,6 +52,11 @@ def node_flops(node: Node, specs: tuple[TensorSpec, ...]) -> float:
     if kind == "scaled_dot_product_attention":
         queries, keys = operands[0].shape, operands[1].shape
         return 4.0 * math.prod(queries) * keys[-2]
+    if kind.endswith(("_layer", "_cell")):
+        weights = sum(
+            math.prod(spec.shape) for spec in operands if len(spec.shape) == 2 and spec.differentiable
+        )
+        return 2.0 * math.prod(operands[0].shape[:-1]) * weights
     if kind == "embedding":
         return 2 * FLOPS_PER_BYTE * node.outputs[0].nbytes
     moved = sum(spec.nbytes for spec in operands[:2]) + sum(spec.nbytes for spec in node.outputs)

@@ -15,24 +15,26 @@ from typing import Any
 import torch
 from torch.fx import GraphModule
 from torch.fx import Node as FxNode
+from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from ravnest_p2p.core.errors import CaptureError
 from ravnest_p2p.model import ops
 from ravnest_p2p.model.builder import Builder, Value
+from ravnest_p2p.model.explain import place, unlisted
+from ravnest_p2p.model.rewrite import RENAMED, bound_arguments, functional_of, rewriting
 
-_SKIPPED = {"_assert_tensor_metadata", "_assert_scalar", "_assert_async", "sym_constrain_range_for_size"}
-_RENAMED = {
-    "aten.new_empty.default": "aten.new_zeros.default",
-    "aten.empty.memory_format": "aten.zeros.default",
-    "aten.empty_like.default": "aten.zeros_like.default",
-    "aten.lift_fresh_copy.default": "aten.clone.default",
-    "aten.detach_.default": "aten.detach.default",
-    "aten.slice_copy.Tensor": "aten.slice.Tensor",
+_SKIPPED = {
+    "_assert_async",
+    "_assert_scalar",
+    "_assert_tensor_metadata",
+    "sym_constrain_range",
+    "sym_constrain_range_for_size",
 }
 _IN_PLACE = {
     "aten.bernoulli_.float": "aten.bernoulli.p",
     "aten.masked_fill_.Scalar": "aten.masked_fill.Scalar",
     "aten.masked_fill_.Tensor": "aten.masked_fill.Tensor",
+    "aten.normal_.default": "aten.normal_functional.default",
 }
 _DROPPED_KWARGS = {"device", "layout", "pin_memory", "non_blocking", "generator"}
 
@@ -58,7 +60,7 @@ class Lowering:
             elif node.op == "output":
                 return self._value(node.args[0])
             else:
-                self._builder.where = _where(node)
+                self._builder.where = _where(node) or self._builder.where
                 self._lower(node)
         raise CaptureError("the exported graph has no output")
 
@@ -76,9 +78,12 @@ class Lowering:
             raise self._refusal(f"{name} is not a tensor operation", "compute it outside of forward()")
         if target._schema.name.split("::")[1] in _SKIPPED:
             return
-        name = _RENAMED.get(name, name)
+        name = RENAMED.get(name, name)
         if target._schema.is_mutable and name.split(".")[1].endswith("_"):
             self._write(node, name)
+            return
+        if isinstance(node.kwargs.get("out"), FxNode):
+            self._write_out(node, target)
             return
         self._set(node, self._emit(name, node.args, node.kwargs))
         for position in ops.STATISTICS_ARGS.get(name, ()):
@@ -103,14 +108,37 @@ class Lowering:
         self._no_grad = before
 
     def _emit(self, name: str, args: Any, kwargs: Mapping[str, Any]) -> Any:
+        name = RENAMED.get(name, name)
+        op = None if name in ops.ALLOWED_OPS else _overload(name)
         values = [self._value(a) for a in args]
-        named = {k: self._value(v) for k, v in kwargs.items() if k not in _DROPPED_KWARGS}
-        for key in kwargs.keys() & {"device", "generator"}:
-            if kwargs[key] is not None and str(kwargs[key]) != "cpu":
-                raise self._refusal(
-                    f"{key}={kwargs[key]} is fixed in the code", "take it from an input tensor"
-                )
+        named = {k: self._value(v) for k, v in kwargs.items()}
+        for value in (*values, *named.values()):
+            fixed = value.device if isinstance(value, torch.Generator) else value
+            if isinstance(fixed, torch.device) and fixed.type != "cpu":
+                raise self._refusal(f"{fixed} is fixed in the code", "take the device from an input tensor")
+        instead = rewriting(name) if op else None
+        if instead and op:
+            return instead(self._builder, bound_arguments(op, values, named), self._no_grad)
+        if op and _is_composite(op):
+            return self._decompose(op, values, named)
+        named = {k: v for k, v in named.items() if k not in _DROPPED_KWARGS}
         return self._builder.emit(name, values, named, no_grad=self._no_grad)
+
+    def _decompose(self, op: torch._ops.OpOverload, values: list[Any], named: dict[str, Any]) -> Any:
+        """Lower the operations that a composite one (such as einsum) consists of."""
+        leaves, shape = tree_flatten((values, named))
+        tensors = [leaf for leaf in leaves if isinstance(leaf, Value)]
+
+        def run(*fakes: torch.Tensor) -> Any:
+            given = iter(fakes)
+            args, kwargs = tree_unflatten([next(given) if isinstance(x, Value) else x for x in leaves], shape)
+            return op(*args, **kwargs)
+
+        try:
+            graph = self._builder.traced(run, tensors)
+        except Exception as error:
+            raise self._refusal(*unlisted(str(op))) from error
+        return self.run(graph, list(tensors))
 
     def _write(self, node: FxNode, name: str) -> None:
         """Lower an in-place operation."""
@@ -124,6 +152,18 @@ class Lowering:
             return
         written = self._written(name, value, node)
         self._store(target, written)
+        self._env[node] = self._env[target]
+        self._version[node] = self._version[target]
+
+    def _write_out(self, node: FxNode, op: torch._ops.OpOverload) -> None:
+        """Lower an operation that writes its result into the tensor `out`."""
+        kwargs = dict(node.kwargs)
+        target = kwargs.pop("out")
+        assert isinstance(target, FxNode)
+        functional = functional_of(op)
+        if functional is None:
+            raise self._refusal(f"{op} writes to out=", "assign the result instead")
+        self._store(target, self._emit(functional, node.args, kwargs))
         self._env[node] = self._env[target]
         self._version[node] = self._version[target]
 
@@ -157,10 +197,21 @@ class Lowering:
                 self._bump(target)
                 self._version[target] = self._writes[_storage(target)]
                 return
+            held = self._builder.leaf_of(self._env[target])
+            if held is not None and held.kind != "input":
+                raise self._refusal(
+                    f"it writes to the parameter {held.name!r} in forward()",
+                    "keep such a tensor as a buffer, or change it between the steps",
+                )
             self._bump(target)
             self._set(target, written)
             return
         base = self._value(parent)
+        if target.target is operator.getitem:
+            raise self._refusal(
+                "it writes in place to a piece of a split tensor",
+                "assign the result, and torch.cat the pieces",
+            )
         name = str(target.target)
         if name.split(".")[1].endswith("_"):
             self._store(parent, written)
@@ -175,9 +226,12 @@ class Lowering:
             "aten.view.default",
             "aten.reshape.default",
             "aten.flatten.using_ints",
-            "aten.alias.default",
+            "aten.unsqueeze.default",
+            "aten.squeeze.dim",
         ):
             merged = emit("aten.reshape.default", [written, shape], {}, self._no_grad)
+        elif name.rsplit(".", 1)[0] in ("aten.alias", "aten.to", "aten.contiguous", "aten.view_as"):
+            merged = written
         elif name == "aten.transpose.int":
             merged = emit(name, [written, *target.args[1:]], {}, self._no_grad)
         else:
@@ -213,8 +267,7 @@ class Lowering:
         elif str(node.target).split(".")[1].endswith("_"):
             self._set(node, self._value(source))
         else:
-            name = str(node.target)
-            self._set(node, self._emit(_RENAMED.get(name, name), node.args, node.kwargs))
+            self._set(node, self._emit(str(node.target), node.args, node.kwargs))
 
     def _set(self, node: FxNode, value: Any) -> None:
         self._env[node] = value
@@ -248,9 +301,20 @@ def _view_source(node: FxNode) -> FxNode | None:
     return None
 
 
+def _is_composite(op: torch._ops.OpOverload) -> bool:
+    name = op.name()  # type: ignore[no-untyped-call]
+    return torch._C._dispatch_has_kernel_for_dispatch_key(name, "CompositeImplicitAutograd")
+
+
+def _overload(name: str) -> torch._ops.OpOverload | None:
+    namespace, packet, overload = name.split(".")
+    found = getattr(getattr(torch.ops, namespace), packet, None)
+    return getattr(found, overload, None)
+
+
 def _where(node: FxNode) -> str:
     stack = list((node.meta.get("nn_module_stack") or {}).values())
-    path = stack[-1][0] if stack else ""
-    kind = str(stack[-1][1]).rsplit(".", 1)[-1] if stack else ""
-    path = path.removeprefix("model").removeprefix(".")
-    return f"module {path or '(the model itself)'}" + (f" ({kind})" if kind else "")
+    if not stack:
+        return ""
+    path, kind = stack[-1][0], str(stack[-1][1]).rsplit(".", 1)[-1]
+    return place(path.removeprefix("model").removeprefix("."), kind)

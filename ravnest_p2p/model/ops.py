@@ -5,7 +5,7 @@ files, some show uninitialised memory, some trust their arguments and write outs
 Solution: a fixed list of operations by full name. Left out on purpose: everything that allocates without
 filling (`empty`), re-interprets memory (`as_strided`, `view.dtype`, `set_`, `resize_`), has shapes that
 depend on data (`nonzero`, `masked_select`), parses text (`einsum`), or checks its arguments badly
-(`lstm.input`).
+(`lstm.input`; `model.checked` has a stand-in that checks them).
 """
 
 from __future__ import annotations
@@ -14,25 +14,27 @@ from functools import cache
 
 import torch
 
+from ravnest_p2p.model.checked import CHECKED_OPS, CheckedOp
+
 _ELEMENTWISE = """
 abs.default acos.default acosh.default add.Scalar add.Tensor addcdiv.default addcmul.default asin.default
 asinh.default atan.default atan2.default atanh.default bitwise_and.Scalar bitwise_and.Tensor
 bitwise_not.default bitwise_or.Scalar bitwise_or.Tensor bitwise_xor.Scalar bitwise_xor.Tensor ceil.default
 celu.default clamp.default clamp.Tensor clamp_max.default clamp_min.default cos.default cosh.default
 div.Scalar div.Scalar_mode div.Tensor div.Tensor_mode elu.default eq.Scalar eq.Tensor erf.default
-erfc.default exp.default exp2.default expm1.default floor.default floor_divide.default floor_divide.Scalar
-fmod.Scalar fmod.Tensor frac.default ge.Scalar ge.Tensor gelu.default glu.default gt.Scalar gt.Tensor
-hardshrink.default hardsigmoid.default hardswish.default hardtanh.default isfinite.default isinf.default
-isnan.default le.Scalar le.Tensor leaky_relu.default lerp.Scalar lerp.Tensor lgamma.default log.default
-log10.default log1p.default log2.default log_sigmoid.default logaddexp.default logical_and.default
-logical_not.default logical_or.default logical_xor.default lt.Scalar lt.Tensor masked_fill.Scalar
-masked_fill.Tensor maximum.default minimum.default mish.default mul.Scalar mul.Tensor nan_to_num.default
-ne.Scalar ne.Tensor neg.default pow.Scalar pow.Tensor_Scalar pow.Tensor_Tensor prelu.default
-reciprocal.default relu.default relu6.default remainder.Scalar remainder.Tensor round.default rsqrt.default
-rsub.Scalar rsub.Tensor selu.default sigmoid.default sign.default silu.default sin.default sinh.default
-softplus.default softshrink.default sqrt.default square.default sub.Scalar sub.Tensor tan.default
-tanh.default threshold.default trunc.default where.ScalarOther where.ScalarSelf
-where.Scalar where.self xlogy.Tensor
+erfc.default erfinv.default exp.default exp2.default expm1.default floor.default floor_divide.default
+floor_divide.Scalar fmod.Scalar fmod.Tensor frac.default ge.Scalar ge.Tensor gelu.default glu.default
+gt.Scalar gt.Tensor hardshrink.default hardsigmoid.default hardswish.default hardtanh.default
+isfinite.default isinf.default isnan.default le.Scalar le.Tensor leaky_relu.default lerp.Scalar lerp.Tensor
+lgamma.default log.default log10.default log1p.default log2.default log_sigmoid.default logaddexp.default
+logical_and.default logical_not.default logit.default logical_or.default logical_xor.default lt.Scalar
+lt.Tensor masked_fill.Scalar masked_fill.Tensor maximum.default minimum.default mish.default mul.Scalar
+mul.Tensor nan_to_num.default ne.Scalar ne.Tensor neg.default pow.Scalar pow.Tensor_Scalar pow.Tensor_Tensor
+prelu.default reciprocal.default relu.default relu6.default remainder.Scalar remainder.Tensor round.default
+rsqrt.default rsub.Scalar rsub.Tensor selu.default sigmoid.default sign.default silu.default sin.default
+sinh.default softplus.default softshrink.default sqrt.default square.default sub.Scalar sub.Tensor
+tan.default tanh.default threshold.default trunc.default where.ScalarOther where.ScalarSelf where.Scalar
+where.self xlogy.Tensor
 """
 
 _SHAPES = """
@@ -47,9 +49,9 @@ unbind.int unflatten.int unsqueeze.default view.default view_as.default
 """
 
 _SOURCES = """
-arange.default arange.start arange.start_step full.default full_like.default linspace.default
-new_full.default new_ones.default new_zeros.default ones.default ones_like.default scalar_tensor.default
-zeros.default zeros_like.default
+arange.default arange.start arange.start_step eye.default eye.m full.default full_like.default
+linspace.default new_full.default new_ones.default new_zeros.default ones.default ones_like.default
+scalar_tensor.default zeros.default zeros_like.default
 """
 
 _REDUCTIONS = """
@@ -83,7 +85,8 @@ smooth_l1_loss.default soft_margin_loss.default triplet_margin_loss.default
 """
 
 _RANDOM = """
-alpha_dropout.default bernoulli.default bernoulli.p dropout.default feature_alpha_dropout.default
+alpha_dropout.default bernoulli.default bernoulli.p dropout.default exponential.default
+feature_alpha_dropout.default
 feature_dropout.default rand.default rand_like.default randint.default randint.low randn.default
 randn_like.default rrelu.default scaled_dot_product_attention.default uniform.default
 """
@@ -113,6 +116,7 @@ ALLOWED_OPS = (
     _names(_ELEMENTWISE + _SHAPES + _SOURCES + _REDUCTIONS + _INDEXING + _LAYERS + _LOSSES)
     | RANDOM_OPS
     | MUTATING_OPS
+    | CHECKED_OPS.keys()
 )
 
 SCALAR_OPERAND_OPS = _names(_ELEMENTWISE + _MUTATING)
@@ -150,7 +154,7 @@ MEMORY_FORMATS: dict[str, torch.memory_format] = {
 
 
 @cache
-def resolve(name: str) -> torch._ops.OpOverload:
+def resolve(name: str) -> torch._ops.OpOverload | CheckedOp:
     """The operation of an allowed name.
 
     Raises:
@@ -158,6 +162,8 @@ def resolve(name: str) -> torch._ops.OpOverload:
     """
     if name not in ALLOWED_OPS:
         raise KeyError(name)
+    if name in CHECKED_OPS:
+        return CHECKED_OPS[name]
     _, packet, overload = name.split(".")
     try:
         op: torch._ops.OpOverload = getattr(getattr(torch.ops.aten, packet), overload)

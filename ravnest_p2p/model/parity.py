@@ -1,7 +1,7 @@
 """Prove that a captured program computes what the user's model computes.
 
-Two steps with the same seeds on both sides, an update of the weights between them: a custom autograd function
-shows in the gradients of the first step, a Python counter in the second. Equality is to the last bit.
+Two steps with the same seeds on both sides, an update of the weights between them: a gradient that tracing
+lost shows in the first step, a state that it took for a constant in the second. Equality is to the last bit.
 """
 
 from __future__ import annotations
@@ -14,16 +14,18 @@ from torch import Tensor
 
 from ravnest_p2p.core.errors import CaptureError
 from ravnest_p2p.model.compute import StageComputation
+from ravnest_p2p.model.explain import place
 from ravnest_p2p.model.program import Program
 from ravnest_p2p.model.split import stage_program
+from ravnest_p2p.model.watch import Watch, graph_of
 
 if TYPE_CHECKING:
     from ravnest_p2p.model.capture import TrainStep
 
 _STEP = 0.01
 _FIX = (
-    "Usual causes: a custom autograd.Function, a Python counter or random number in forward(), or a tensor "
-    "kept from the step before. Write it with plain tensor operations and buffers"
+    "usual causes: a Python counter or global in forward(), a tensor kept from the step before, or a "
+    "gradient taken inside; write it with plain tensor operations and buffers"
 )
 
 
@@ -57,17 +59,20 @@ def check_parity(
             zip(params, torch.autograd.grad(loss, list(params.values()), allow_unused=True), strict=True)
         )
         torch.manual_seed(index)
-        expected_loss = _eager(step, inputs, labels, index)
+        with Watch(step.model, settled=index > 0) as watch:
+            expected_loss = _eager(step, inputs, labels, index)
         _check_leaves(expected_loss, eager)
         grads = torch.autograd.grad(expected_loss, [eager[n] for n in trained], allow_unused=True)
         expected = dict(zip(trained, grads, strict=True))
-        _compare("the loss", loss.detach(), expected_loss.detach(), index)
+        _compare("the loss", loss.detach(), expected_loss.detach(), index, watch.reassigned)
         for name in trained:
             if name in found or not any(name in group for group in program.tied):
-                _compare(f"the gradient of {name!r}", found.get(name), expected[name], index)
+                _compare(
+                    f"the gradient of {name!r}", found.get(name), expected[name], index, watch.reassigned
+                )
         for name, tensor in buffers.items():
             if name in eager:
-                _compare(f"the buffer {name!r}", tensor, eager[name].detach(), index)
+                _compare(f"the buffer {name!r}", tensor, eager[name].detach(), index, watch.reassigned)
         with torch.no_grad():
             for name, tensor in params.items():
                 gradient = expected[name]
@@ -79,20 +84,13 @@ def check_parity(
 def _check_leaves(loss: Tensor, eager: Mapping[str, Tensor]) -> None:
     """Refuse trained tensors from outside of the model, which tracing takes for constants."""
     known = {id(tensor) for tensor in eager.values()}
-    seen: set[object] = set()
-    ahead = [loss.grad_fn]
-    while ahead:
-        function = ahead.pop()
-        if function is None or function in seen:
-            continue
-        seen.add(function)
+    for function in graph_of(loss):
         variable = getattr(function, "variable", None)
         if variable is not None and id(variable) not in known:
             raise CaptureError(
-                f"a trained tensor of shape {tuple(variable.shape)} is no parameter of the model; "
+                f"the model: a trained tensor of shape {tuple(variable.shape)} is no parameter of the model; "
                 "register it as nn.Parameter of one of its modules"
             )
-        ahead.extend(following for following, _ in function.next_functions)
 
 
 def _eager(step: TrainStep, inputs: tuple[Tensor, ...], labels: tuple[Tensor, ...], index: int) -> Tensor:
@@ -109,7 +107,9 @@ def _rolled(data: Mapping[str, Tensor], index: int) -> dict[str, Tensor]:
     return {name: t.roll(index, 0) if t.dim() else t.clone() for name, t in data.items()}
 
 
-def _compare(what: str, found: Tensor | None, expected: Tensor | None, index: int) -> None:
+def _compare(
+    what: str, found: Tensor | None, expected: Tensor | None, index: int, reassigned: list[str]
+) -> None:
     if found is None and expected is None:
         return
     if found is not None and expected is not None:
@@ -118,12 +118,18 @@ def _compare(what: str, found: Tensor | None, expected: Tensor | None, index: in
         gap = f"by up to {(found.double() - expected.double()).abs().max().item():.3g}"
     else:
         gap = "in being there at all"
+    if reassigned:
+        path, _, name = reassigned[0].rpartition(".")
+        raise CaptureError(
+            f"{place(path)}: forward() puts another tensor in the place of {name!r} and reads it in the next "
+            f"step; register it by register_buffer() and write in place: self.{name}.copy_(…)"
+        )
     raise CaptureError(
         f"{_module(what)}: {what} of the captured program differs {gap} from the model's own "
-        f"in step {index + 1}. {_FIX}"
+        f"in step {index + 1}; {_FIX}"
     )
 
 
 def _module(what: str) -> str:
     name = what.split("'")[1] if "'" in what else ""
-    return f"module {name.rpartition('.')[0] or '(the model itself)'}"
+    return place(name.rpartition(".")[0])

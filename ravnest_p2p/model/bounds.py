@@ -1,0 +1,102 @@
+"""Choose the layer bounds of a freshly captured program.
+
+Problem: gradients cross a cut as contiguous tensors. Where the uncut program has them in another memory
+layout (behind the transposition of attention heads), a sum over them may be done in another order, and the
+last bit of the result would depend on the cut. Solution: the backward pass runs on fake tensors to find the
+places with such gradients; one real step that is cut at all of them shows whether it matters, and where it
+does they are no bounds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from ravnest_p2p.model.abstract import fake_leaf, fake_mode
+from ravnest_p2p.model.compute import StageComputation
+from ravnest_p2p.model.execute import call
+from ravnest_p2p.model.program import Program
+from ravnest_p2p.model.split import split
+
+
+def with_bounds(program: Program, weights: Mapping[str, Tensor], data: Mapping[str, Tensor]) -> Program:
+    """The program with its `layer_bounds`.
+
+    Args:
+        data: one micro-batch by field name.
+    """
+    places, end = program.cut_map.bounds()[:-1], len(program.nodes)
+    uneven = _uneven_slots(program, places)
+    suspect = tuple(p for p in places if uneven & set(program.cut_map.crossing(p)))
+    if suspect and not _same_gradients(program, (*suspect, end), weights, data):
+        places = tuple(place for place in places if place not in suspect)
+    return replace(program, layer_bounds=(*places, end))
+
+
+def _uneven_slots(program: Program, places: tuple[int, ...]) -> set[int]:
+    """Slots crossing these places whose gradient is not contiguous, as far as fake tensors tell."""
+    crossing = {slot for place in places for slot in program.cut_map.crossing(place)}
+    found: set[int] = set()
+
+    def watch(slot: int, value: Tensor) -> None:
+        def look(gradient: Tensor) -> None:
+            if not gradient.is_contiguous():
+                found.add(slot)
+
+        value.register_hook(look)  # type: ignore[no-untyped-call]
+
+    with fake_mode():
+        values = [fake_leaf(leaf) for leaf in program.leaves]
+        for node in program.nodes:
+            values.extend(call(node, values.__getitem__))
+        for slot in crossing:
+            if values[slot].requires_grad:
+                watch(slot, values[slot])
+        try:
+            values[program.output].backward()  # type: ignore[no-untyped-call]
+        except RuntimeError:
+            # A backward formula without a fake implementation: any of them may be uneven.
+            return crossing
+    return found
+
+
+def _same_gradients(
+    program: Program, bounds: tuple[int, ...], weights: Mapping[str, Tensor], data: Mapping[str, Tensor]
+) -> bool:
+    """Whether a step cut at all of these places gives the bits of the uncut one."""
+    whole = _gradients(replace(program, layer_bounds=(len(program.nodes),)), weights, data)
+    cut = _gradients(replace(program, layer_bounds=bounds), weights, data)
+    return whole.keys() == cut.keys() and all(torch.equal(whole[n], cut[n]) for n in whole)
+
+
+def _gradients(
+    program: Program, weights: Mapping[str, Tensor], data: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """Gradients of one step, each layer on a stage of its own."""
+    stages = split(program, range(1, len(program.layer_bounds)))
+    runs = []
+    carried: tuple[Tensor, ...] = ()
+    for stage in stages:
+        params = {n: weights[n].clone().requires_grad_() for n in stage.params}
+        buffers = {n: weights[n].clone() for n in stage.buffers}
+        received = [
+            tensor.detach().contiguous().requires_grad_(spec.differentiable)
+            for tensor, spec in zip(carried, stage.receives, strict=True)
+        ]
+        carried = StageComputation(stage).forward(params, buffers, received, data, 0)
+        runs.append((stage, params, received, carried))
+    back: list[Tensor | None] = [torch.ones_like(carried[0])]
+    found: dict[str, Tensor] = {}
+    for stage, params, received, sent in reversed(runs):
+        flowing = [i for i, spec in enumerate(stage.sends) if spec.differentiable]
+        wanted = [*params.values(), *(t for t in received if t.requires_grad)]
+        given = [back[i] for i in flowing]
+        grads = torch.autograd.grad([sent[i] for i in flowing], wanted, given, allow_unused=True)
+        found.update({n: g for n, g in zip(params, grads, strict=False) if g is not None})
+        rest = iter(grads[len(params) :])
+        back = [next(rest) if t.requires_grad else None for t in received]
+        back = [None if g is None else g.contiguous() for g in back]
+    return found
