@@ -1,0 +1,101 @@
+"""Measure on this machine what each layer of a program takes, one layer of a kind only.
+
+Problem: counted operations mispredict time by up to a factor of two (small convolutions, exotic activations),
+and a model that fits nowhere cannot be run to find out. Solution: run layers one at a time, forward and
+backward, on random numbers; layers of equal operations are measured once. Only the shares are used: all
+layers together keep the cost that was counted, so that peers' speeds mean what they meant.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from statistics import median
+
+import torch
+from torch import Tensor
+
+from ravnest_p2p.core.types import LayerCost
+from ravnest_p2p.model.blocks import signatures
+from ravnest_p2p.model.compute import StageComputation
+from ravnest_p2p.model.program import Program, TensorSpec
+from ravnest_p2p.model.split import StageProgram, stage_program
+
+ROUNDS = 5
+MOST_S = 0.5
+"""One kind of layer is measured `ROUNDS` times, or until this much time has gone."""
+
+
+def measured_layers(program: Program) -> tuple[LayerCost, ...]:
+    """The program's layers with `flops` shared out by measured time.
+
+    Takes the memory of the largest layer, and at most about a second for each kind of layer. The result
+    depends on this machine and on what else it does.
+    """
+    times_s = layer_times_s(program)
+    total = sum(layer.flops for layer in program.layers)
+    share = total / max(sum(times_s), 1e-12)
+    return tuple(
+        replace(layer, flops=time_s * share) for layer, time_s in zip(program.layers, times_s, strict=True)
+    )
+
+
+def layer_times_s(program: Program) -> tuple[float, ...]:
+    """Seconds of every layer's forward and backward on this machine."""
+    known: dict[int, float] = {}
+    found = []
+    for index, kind in enumerate(signatures(program)):
+        if kind not in known:
+            known[kind] = _time_s(_alone(program, index))
+        found.append(known[kind])
+    return tuple(found)
+
+
+def stand_in(spec: TensorSpec, generator: torch.Generator) -> Tensor:
+    """Small random numbers, or zeros where numbers are whole: valid as activation, weight, index and mask."""
+    if spec.torch_dtype.is_floating_point:
+        return (torch.randn(spec.shape, generator=generator) * 0.05).to(spec.torch_dtype)
+    return torch.zeros(spec.shape, dtype=spec.torch_dtype)
+
+
+def _alone(program: Program, index: int) -> StageProgram:
+    """One layer as a stage that receives what it would compute again as well (masks, tables)."""
+    stage = stage_program(program, index, index + 1)
+    begin = program.layer_bounds[index - 1] if index else 0
+    inside = tuple((i, node) for i, node in stage.nodes if i >= begin)
+    made = {slot for i, _ in inside for slot in range(program.first_slots[i], program.first_slots[i + 1])}
+    read = {slot for _, node in inside for slot in node.refs()} | set(stage.sent_slots)
+    remade = tuple(sorted(read - made - set(stage.received_slots) - set(range(len(program.leaves)))))
+    received = (*stage.received_slots, *remade)
+    specs = tuple(program.analysis.specs[slot] for slot in received)
+    return replace(stage, nodes=inside, received_slots=received, receives=specs)
+
+
+def _time_s(stage: StageProgram) -> float:
+    generator = torch.Generator().manual_seed(0)
+    params = {n: stand_in(stage.tensor_spec(n), generator).requires_grad_() for n in stage.params}
+    buffers = {n: stand_in(stage.tensor_spec(n), generator).abs_() for n in stage.buffers}
+    data = {n: stand_in(stage.tensor_spec(n), generator) for n in stage.data_inputs}
+    received = [stand_in(spec, generator).requires_grad_(spec.differentiable) for spec in stage.receives]
+    computation = StageComputation(stage)
+    spent: list[float] = []
+    while len(spent) < 2 or (len(spent) <= ROUNDS and sum(spent) < MOST_S):
+        spent.append(_round_s(computation, params, buffers, received, data))
+    return median(spent[1:])
+
+
+def _round_s(
+    computation: StageComputation,
+    params: Mapping[str, Tensor],
+    buffers: Mapping[str, Tensor],
+    received: Sequence[Tensor],
+    data: Mapping[str, Tensor],
+) -> float:
+    begun_s = time.perf_counter()
+    sent = computation.forward(params, buffers, received, data, 0)
+    roots = [tensor for tensor in sent if tensor.requires_grad]
+    wanted = [tensor for tensor in (*params.values(), *received) if tensor.requires_grad]
+    if roots and wanted:
+        torch.autograd.grad(roots, wanted, [torch.ones_like(t) for t in roots], allow_unused=True)
+    return time.perf_counter() - begun_s
