@@ -36,12 +36,14 @@ class Analysis:
         contiguous: of every slot.
         saved_bytes: for every node, what it keeps for the backward pass and no node before it kept already.
         total_bytes: of all leaves and results together.
+        precision: that it was made in.
     """
 
     specs: tuple[TensorSpec, ...]
     contiguous: tuple[bool, ...]
     saved_bytes: tuple[int, ...]
     total_bytes: int
+    precision: str = "fp32"
 
 
 class Budget:
@@ -118,7 +120,7 @@ def analyse(program: Program, budget: Budget | None = None, precision: str = "fp
             saved.append(meter.take())
             values.extend(results)
         specs = tuple(TensorSpec(tuple(v.shape), ops.dtype_name(v.dtype), v.requires_grad) for v in values)
-        return Analysis(specs, tuple(v.is_contiguous() for v in values), tuple(saved), budget.used)
+        return Analysis(specs, tuple(v.is_contiguous() for v in values), tuple(saved), budget.used, precision)
 
 
 def guard_pieces(node: Node, fetch: Callable[[int], Any]) -> None:

@@ -15,6 +15,7 @@ from itertools import takewhile
 from ravnest_p2p.model.program import Arg, Program, Ref
 
 _NUMBER = re.compile(r"^\d+$")
+_BLOCK = re.compile(r"(?:[^.]+\.)+?\d+\.(?=.)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +55,11 @@ def groups(program: Program) -> tuple[Group, ...]:
     at = 0
     while at < len(marks):
         length, repeats = _repeating(marks, at)
-        found.append(Group(at, length, repeats, span_name(names, at, at + length * repeats)))
+        before = found[-1] if found else None
+        if repeats == 1 and before is not None and before.repeats == 1 and _same_block(names, at):
+            found[-1] = Group(before.lo, before.length + 1, 1, span_name(names, before.lo, at + 1))
+        else:
+            found.append(Group(at, length, repeats, span_name(names, at, at + length * repeats)))
         at += length * repeats
     return tuple(found)
 
@@ -88,6 +93,12 @@ def span_name(names: Sequence[tuple[str, ...]], lo: int, hi: int) -> str:
         return ".".join(shared)
     tops = list(dict.fromkeys(".".join(path[:2] if path[1:] else path) for path in paths))
     return tops[0] if len(tops) == 1 else f"{tops[0]} … {tops[-1]}"
+
+
+def _same_block(names: Sequence[tuple[str, ...]], at: int) -> bool:
+    """Whether a layer is of the same numbered block as the one before it."""
+    before, here = (_BLOCK.match(".".join((*names[n], ""))) for n in (at - 1, at))
+    return before is not None and here is not None and before[0] == here[0]
 
 
 def _repeating(marks: Sequence[int], at: int) -> tuple[int, int]:

@@ -80,13 +80,13 @@ class StorageMeter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.bytes -= size
 
 
-def footprint(stage: StageProgram, make: Make | None = None, precision: str = "fp32") -> Footprint:
-    """Run one micro-batch forward and backward, and count its storages.
+def footprint(stage: StageProgram, make: Make | None = None) -> Footprint:
+    """Run one micro-batch forward and backward, in the precision of the program's analysis; count storages.
 
     Args:
         make: gives each tensor that the stage starts from; fake ones without numbers where None.
-        precision: the one that the stage's program was analysed in.
     """
+    precision = stage.program.analysis.precision
     with fake_mode() if make is None else nullcontext(), computing_in(precision):
         return _run(stage, _empty if make is None else make)
 

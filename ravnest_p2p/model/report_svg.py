@@ -56,9 +56,8 @@ def svg_of(report: Report, name: str) -> str:
 
 
 def _subtitle(report: Report) -> str:
-    millions = report.params / 1e6
     return (
-        f"{millions:,.1f} M parameters, {len(report.layers)} layers, "
+        f"{report.params:,} parameters, {len(report.layers)} layers, "
         f"micro-batch of {report.microbatch_size}, {report.terms.optimizer.name}, "
         f"{report.terms.precision}; balance {100 * report.balance:.0f} %"
     )
@@ -82,8 +81,10 @@ def _layers(report: Report) -> list[str]:
                 f"<title>{escape(tip)}</title></rect>"
             )
         middle, width = (edges[lo] + edges[hi]) / 2, edges[hi] - edges[lo]
-        parts.append(_text(middle, _BAR_TOP - 10, f"stage {number}", "", "middle"))
-        parts.append(_text(middle, _BAR_TOP + 34, f"{100 * width / room:.0f} %", "on", "middle"))
+        title = f"stage {number}" if width > 52 else str(number)
+        parts.append(_text(middle, _BAR_TOP - 10, title, "", "middle"))
+        if width > 36:
+            parts.append(_text(middle, _BAR_TOP + 34, f"{100 * width / room:.0f} %", "on", "middle"))
         if hi < len(report.layers):
             parts += _cut(edges[hi], stage.need.out_bytes)
     return parts

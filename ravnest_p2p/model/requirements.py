@@ -145,7 +145,7 @@ class Requirements:
         )
         peak = 0
         if exact:
-            found = footprint(stage_program(self.program, lo, hi), precision=self.terms.precision)
+            found = footprint(stage_program(self.program, lo, hi))
             peak = found.weight_bytes + found.peak_bytes
         return Need(
             lo=lo,

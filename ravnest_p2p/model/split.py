@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
@@ -35,7 +36,6 @@ class StageProgram:
         sends: what goes to the stage after, in order; the loss for the last.
         nodes: (index in the whole program, node).
         received_slots, sent_slots: slots of `receives` and `sends`.
-        cost: of its layers together; `out_bytes` is that of the last one.
     """
 
     program: Program
@@ -50,7 +50,17 @@ class StageProgram:
     nodes: tuple[tuple[int, Node], ...]
     received_slots: tuple[int, ...]
     sent_slots: tuple[int, ...]
-    cost: LayerCost
+
+    @cached_property
+    def cost(self) -> LayerCost:
+        """Of its layers together; `out_bytes` is that of the last one."""
+        costs = self.program.layers[self.lo : self.hi]
+        return LayerCost(
+            flops=sum(c.flops for c in costs),
+            param_bytes=sum(c.param_bytes for c in costs),
+            activation_bytes=sum(c.activation_bytes for c in costs),
+            out_bytes=costs[-1].out_bytes,
+        )
 
     @property
     def is_first(self) -> bool:
@@ -83,7 +93,6 @@ def stage_program(program: Program, lo: int, hi: int) -> StageProgram:
     used = {slot for _, node in nodes for slot in node.refs()} | set(sent)
     leaves = [(slot, leaf) for slot, leaf in enumerate(program.leaves) if slot in used]
     specs = program.analysis.specs
-    costs = program.layers[lo:hi]
     return StageProgram(
         program=program,
         lo=lo,
@@ -97,12 +106,6 @@ def stage_program(program: Program, lo: int, hi: int) -> StageProgram:
         nodes=nodes,
         received_slots=received,
         sent_slots=sent,
-        cost=LayerCost(
-            flops=sum(c.flops for c in costs),
-            param_bytes=sum(c.param_bytes for c in costs),
-            activation_bytes=sum(c.activation_bytes for c in costs),
-            out_bytes=costs[-1].out_bytes,
-        ),
     )
 
 
