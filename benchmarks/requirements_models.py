@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks.llm_shapes import Gpt2, Gpt2Shape, Llama, LlamaShape, next_token_loss
+from ravnest_p2p.model import Package, capture_without_weights
 
 
 @dataclass(frozen=True)
@@ -112,13 +113,29 @@ CASES: dict[str, Callable[[], Case]] = {
         _headed(nn.Conv2d(3, 64, 4, 4), *(Depthwise(64) for _ in range(6)), width=64), 8, 64
     ),
     "mlp": lambda: Case(
-        nn.Sequential(*(m for _ in range(8) for m in (nn.Linear(512, 512), nn.ReLU())), nn.Linear(512, 8)),
+        nn.Sequential(*(m for _ in range(16) for m in (nn.Linear(512, 512), nn.ReLU())), nn.Linear(512, 8)),
         (torch.randn(128, 512),),
         (torch.randn(128, 8),),
         F.mse_loss,
     ),
     "lstm": lambda: _tokens(Recurrent(192, 6), 64, 32, 24),
 }
+
+
+LARGE: dict[str, Callable[[], Case]] = {
+    "gpt2 100M": lambda: _tokens(Gpt2(Gpt2Shape(8192, 256, 768, 12, 12, False)), 8192, 2, 128),
+    "convnext 50M": lambda: _images(
+        _headed(nn.Conv2d(3, 512, 8, 8), *(Depthwise(512) for _ in range(24)), width=512), 4, 128
+    ),
+}
+
+
+def weightless(name: str) -> Package:
+    """A large case by shapes alone."""
+    with torch.device("meta"):
+        case = LARGE[name]()
+    inputs, labels = (tuple(torch.zeros_like(t, device="cpu") for t in g) for g in (case.inputs, case.labels))
+    return capture_without_weights(case.model, inputs, loss=case.loss, example_labels=labels)
 
 
 def make(name: str) -> Case:

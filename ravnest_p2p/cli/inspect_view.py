@@ -91,7 +91,7 @@ def _memory(report: Report) -> Table:
     for kind in ("weights", "gradients", "optimizer", "speculative", "averaging", "activations"):
         sizes = [bytes_text(getattr(stage.need.memory, kind)) for stage in stages]
         table.add_row("early step ŵ" if kind == "speculative" else kind, *sizes)
-    table.add_row("peak of one step", *(bytes_text(stage.need.peak_bytes) for stage in stages))
+    table.add_row("peak, exact", *(bytes_text(stage.need.peak_bytes) for stage in stages))
     needed = [Text(bytes_text(stage.need.memory.needed), style="bold") for stage in stages]
     table.add_row(Text("needed", style="bold"), *needed)
     offers = [stage.offered_bytes for stage in stages]
@@ -103,8 +103,8 @@ def _memory(report: Report) -> Table:
 def _footnote(report: Report) -> str:
     return (
         f"balance {100 * report.balance:.0f} %: mean of the stages' times over the slowest. "
-        "needed: all of the above × 1.6 (resident size), and 315 MB for the worker. "
-        "peak of one step: weights, activations and gradients of one micro-batch, exact."
+        "peak: of these and of what a backward needs beside. "
+        "needed: these × 1.6 (resident size), and 315 MB for the worker."
     )
 
 

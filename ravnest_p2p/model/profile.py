@@ -9,7 +9,7 @@ layers together keep the cost that was counted, so that peers' speeds mean what 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable
 from dataclasses import replace
 
 import torch
@@ -71,30 +71,37 @@ def _alone(program: Program, index: int) -> StageProgram:
     return replace(stage, nodes=inside, received_slots=received, receives=specs)
 
 
+class StageRun:
+    """One stage with random weights and inputs, to be run again and again."""
+
+    def __init__(self, stage: StageProgram) -> None:
+        generator = torch.Generator().manual_seed(0)
+
+        def made(names: Iterable[str]) -> dict[str, Tensor]:
+            return {name: stand_in(stage.tensor_spec(name), generator) for name in names}
+
+        self._params = {name: tensor.requires_grad_() for name, tensor in made(stage.params).items()}
+        self._buffers = {name: tensor.abs_() for name, tensor in made(stage.buffers).items()}
+        self._data = made(stage.data_inputs)
+        self._received = [
+            stand_in(spec, generator).requires_grad_(spec.differentiable) for spec in stage.receives
+        ]
+        self._computation = StageComputation(stage)
+
+    def step(self) -> None:
+        """Forward and backward of one micro-batch."""
+        sent = self._computation.forward(self._params, self._buffers, self._received, self._data, 0)
+        roots = [tensor for tensor in sent if tensor.requires_grad]
+        wanted = [tensor for tensor in (*self._params.values(), *self._received) if tensor.requires_grad]
+        if roots and wanted:
+            torch.autograd.grad(roots, wanted, [torch.ones_like(t) for t in roots], allow_unused=True)
+
+
 def _time_s(stage: StageProgram) -> float:
-    generator = torch.Generator().manual_seed(0)
-    params = {n: stand_in(stage.tensor_spec(n), generator).requires_grad_() for n in stage.params}
-    buffers = {n: stand_in(stage.tensor_spec(n), generator).abs_() for n in stage.buffers}
-    data = {n: stand_in(stage.tensor_spec(n), generator) for n in stage.data_inputs}
-    received = [stand_in(spec, generator).requires_grad_(spec.differentiable) for spec in stage.receives]
-    computation = StageComputation(stage)
+    run = StageRun(stage)
     spent: list[float] = []
     while len(spent) < 2 or (len(spent) <= ROUNDS and sum(spent) < MOST_S):
-        spent.append(_round_s(computation, params, buffers, received, data))
+        begun_s = time.perf_counter()
+        run.step()
+        spent.append(time.perf_counter() - begun_s)
     return min(spent[1:])
-
-
-def _round_s(
-    computation: StageComputation,
-    params: Mapping[str, Tensor],
-    buffers: Mapping[str, Tensor],
-    received: Sequence[Tensor],
-    data: Mapping[str, Tensor],
-) -> float:
-    begun_s = time.perf_counter()
-    sent = computation.forward(params, buffers, received, data, 0)
-    roots = [tensor for tensor in sent if tensor.requires_grad]
-    wanted = [tensor for tensor in (*params.values(), *received) if tensor.requires_grad]
-    if roots and wanted:
-        torch.autograd.grad(roots, wanted, [torch.ones_like(t) for t in roots], allow_unused=True)
-    return time.perf_counter() - begun_s

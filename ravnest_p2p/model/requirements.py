@@ -74,8 +74,8 @@ class Need:
         flops: forward and backward.
         memory: as the planner counts it.
         in_bytes, out_bytes: over the cuts before and after, in each direction.
-        peak_bytes: most bytes of weights, activations and gradients at once with one micro-batch in flight,
-            exact; 0 where it was not asked for.
+        peak_bytes: most bytes of tensors at once, exact: all of `memory`, with what the backward of one
+            micro-batch needs beside; 0 where it was not asked for.
     """
 
     lo: int
@@ -143,10 +143,6 @@ class Requirements:
             microbatches_per_update=self.terms.microbatches_per_update,
             last=stage == stages - 1,
         )
-        peak = 0
-        if exact:
-            found = footprint(stage_program(self.program, lo, hi))
-            peak = found.weight_bytes + found.peak_bytes
         return Need(
             lo=lo,
             hi=hi,
@@ -156,7 +152,29 @@ class Requirements:
             memory=memory,
             in_bytes=table.cut_bytes(lo),
             out_bytes=table.cut_bytes(hi),
-            peak_bytes=peak,
+            peak_bytes=self._peak_bytes(lo, hi, staleness, stage == stages - 1) if exact else 0,
+        )
+
+    def _peak_bytes(self, lo: int, hi: int, staleness: int, last: bool) -> int:
+        """At a backward: that micro-batch, the others in flight, and every copy of what is trained."""
+        stage = stage_program(self.program, lo, hi)
+        found = footprint(stage)
+        copies = stage_memory(
+            param_bytes=sum(stage.tensor_spec(name).nbytes for name in stage.params),
+            activation_bytes=found.held_bytes,
+            optimizer=self.terms.optimizer,
+            staleness=staleness,
+            microbatches_per_update=self.terms.microbatches_per_update,
+            last=last,
+        )
+        others = copies.activations - found.held_bytes
+        return (
+            found.weight_bytes
+            + copies.tensors
+            - copies.weights
+            - copies.activations
+            + others
+            + found.peak_bytes
         )
 
     @cached_property

@@ -25,8 +25,8 @@ def optimizer_slots(optimizer: OptimizerSpec) -> int:
 
 
 def speculative_copies(staleness: int, microbatches_per_update: int, last: bool) -> int:
-    """Scratch copies ŵ alive at once: none on the last stage; two where a window outlives half an update."""
-    if last:
+    """Scratch copies ŵ alive at once: none without staleness; two where a window outlives half an update."""
+    if last or staleness == 0:
         return 0
     return 2 if microbatches_per_update < 2 * staleness else 1
 
