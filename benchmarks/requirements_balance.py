@@ -1,13 +1,16 @@
 """Section `balance`: how even the stages are that `split` makes, by the clock.
 
 Every stage runs forward and backward alone, the stages of a split in turn, and each round gives one ratio;
-the median round counts. Unequal peers are emulated: a stage's time is divided by its peer's speed.
+the median round counts. Unequal peers are emulated: a stage's time is divided by its peer's speed. The ideal
+is the best of every order and every cut that fits the peers' memory; "fluid" is what no cut could beat, the
+model shared out like water.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from itertools import combinations, permutations
 from statistics import median
 from typing import Any
 
@@ -15,7 +18,10 @@ import torch
 
 from benchmarks.common import Goal
 from benchmarks.requirements_models import CASES, make
-from ravnest_p2p.core.types import LayerCost
+from ravnest_p2p.core.planning.cost import need_of
+from ravnest_p2p.core.planning.cuts import LayerTable
+from ravnest_p2p.core.planning.memory import PROCESS_OVERHEAD_BYTES
+from ravnest_p2p.core.types import Capability, LayerCost
 from ravnest_p2p.model import Package, Requirements, StageProgram, capture, measured_layers, split
 from ravnest_p2p.model.fitting import a_peer, cuts_of, fit
 from ravnest_p2p.model.profile import StageRun
@@ -70,22 +76,45 @@ def _equal(package: Package, measured: Sequence[LayerCost], rounds: int) -> dict
 
 def _unequal(package: Package, measured: Sequence[LayerCost], rounds: int) -> dict[str, Any]:
     needs = Requirements(package, layers=measured)
-    whole = needs.need(0, len(measured), stages=3, staleness=2).memory.needed
-    overhead = needs.need(0, 1).memory.needed - needs.need(0, 1).memory.tensors * 8 // 5
-    peers = [
-        a_peer(
-            f"{speed:g}", flops=speed * 1e10, memory_bytes=int(overhead + ROOM * (whole - overhead) * part)
-        )
-        for speed, part in zip(SPEEDS, (speed / sum(SPEEDS) for speed in SPEEDS), strict=True)
-    ]
+    peers = _peers(needs)
     draft = fit(needs, peers, any_order=True)
-    stages = split(package, cuts_of(draft))
     speeds = [float(peer.peer) for peer in draft.peers]
     ratios = []
-    for times in _rounds(stages, rounds):
+    for times in _rounds(split(package, cuts_of(draft)), rounds):
         slowest = max(time_s / speed for time_s, speed in zip(times, speeds, strict=True))
         ratios.append(slowest / (sum(times) / sum(speeds)))
-    return {"order": " → ".join(f"{speed:g}" for speed in speeds), "over_ideal": median(ratios)}
+    found, best = median(ratios), _best(needs, peers)
+    order = " → ".join(f"{speed:g}" for speed in speeds)
+    return {"order": order, "over_fluid": found, "best_over_fluid": best, "over_ideal": found / best}
+
+
+def _peers(needs: Requirements) -> list[Capability]:
+    """Peers of speed 1 : ½ : ¼ whose memory holds little more than their share of the model."""
+    whole = needs.need(0, len(needs.layers), stages=3, staleness=2).memory.needed - PROCESS_OVERHEAD_BYTES
+    peers = []
+    for speed in SPEEDS:
+        room = PROCESS_OVERHEAD_BYTES + ROOM * whole * speed / sum(SPEEDS)
+        peers.append(a_peer(f"{speed:g}", flops=speed * 1e10, memory_bytes=int(room)))
+    return peers
+
+
+def _best(needs: Requirements, peers: Sequence[Capability]) -> float:
+    """Every order and every pair of cuts that fits: the least time of the slowest, over a fluid one."""
+    spec = needs.terms.job(needs.layers)
+    table = LayerTable(needs.layers)
+    fits = need_of(spec, table, 3)
+    count = len(needs.layers)
+    best = float("inf")
+    for order in permutations(peers):
+        for a, b in combinations(range(1, count), 2):
+            parts = ((0, a), (a, b), (b, count))
+            slowest_s = max(table.flops(*part) / peer.flops for part, peer in zip(parts, order, strict=True))
+            if slowest_s < best and all(
+                fits(stage, *part) <= peer.memory_bytes
+                for stage, (part, peer) in enumerate(zip(parts, order, strict=True))
+            ):
+                best = slowest_s
+    return best / (table.flops(0, count) / sum(peer.flops for peer in peers))
 
 
 def _rounds(stages: Sequence[StageProgram], rounds: int) -> list[list[float]]:

@@ -52,20 +52,16 @@ def section(quick: bool) -> tuple[dict[str, Any], list[Goal]]:
     resident: dict[str, Any] = {}
     for name in RESIDENT[:1] if quick else RESIDENT:
         resident |= _resident(name)
-    columns = {key: [row[key] for row in resident.values()] for key in next(iter(resident.values()))}
     goals += [
-        Goal(
-            "resident size over the predicted tensor bytes",
-            max(columns["resident_over_predicted"]),
-            "",
-            "<= 1.6",
-        ),
-        Goal(
-            "resident size over what the planner reserves", max(columns["resident_over_needed"]), "", "<= 1"
-        ),
-        Goal("a stage of 3 over one process, both synchronous", max(columns["part_of_whole"]), "", "<= 0.4"),
+        _most(resident, "resident_over_predicted", "resident size over the predicted tensor bytes", "<= 1.6"),
+        _most(resident, "resident_over_needed", "resident size over what the planner reserves", "<= 1"),
+        _most(resident, "part_of_whole", "a stage of 3 over one process, both synchronous", "<= 0.4"),
     ]
     return {"tensors": rows, "resident": resident}, goals
+
+
+def _most(rows: dict[str, Any], column: str, name: str, goal: str) -> Goal:
+    return Goal(name, max(row[column] for row in rows.values()), "", goal)
 
 
 def train(stage: StageProgram, number: int, stages: int, staleness: int) -> None:

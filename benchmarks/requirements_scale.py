@@ -1,4 +1,4 @@
-"""Section `scale`: published language models analysed and planned by shapes alone, each in a fresh process."""
+"""Section `scale`: published language models analysed and planned by shapes, each in its own process."""
 
 from __future__ import annotations
 

@@ -37,7 +37,7 @@ def a_peer(
         devices=(Device("cpu", memory_bytes, flops),),
         up_bps=up_bps,
         down_bps=down_bps,
-        coordinate=Coordinate((0.0, 0.0), 0.0, 0.0),
+        coordinate=Coordinate((0.0, 0.0), 0.0, 1.0),
         reachability=Reachability.PUBLIC,
         uptime_s=0.0,
         reliability=1.0,
