@@ -9,6 +9,8 @@ from rich.text import Text
 from ravnest_p2p.cli.live import bytes_text
 from ravnest_p2p.model.report import Report
 
+_STAGES_A_TABLE = 5
+
 
 def print_report(report: Report, name: str, console: Console | None = None) -> None:
     """Headline, blocks, split, and what the numbers mean."""
@@ -20,7 +22,8 @@ def print_report(report: Report, name: str, console: Console | None = None) -> N
         console.print()
         console.print(_split(report))
         console.print()
-        console.print(_memory(report))
+        for first in range(0, len(report.stages), _STAGES_A_TABLE):
+            console.print(_memory(report, first))
         console.print(Text(_footnote(report), style="dim"))
 
 
@@ -85,9 +88,9 @@ def _split(report: Report) -> Table:
     return table
 
 
-def _memory(report: Report) -> Table:
-    stages = report.stages
-    table = _table("memory", right=tuple(f"stage {number}" for number in range(len(stages))))
+def _memory(report: Report, first: int) -> Table:
+    stages = report.stages[first : first + _STAGES_A_TABLE]
+    table = _table("memory", right=tuple(f"stage {first + n}" for n in range(len(stages))))
     for kind in ("weights", "gradients", "optimizer", "speculative", "averaging", "activations"):
         sizes = [bytes_text(getattr(stage.need.memory, kind)) for stage in stages]
         table.add_row("early step ŵ" if kind == "speculative" else kind, *sizes)

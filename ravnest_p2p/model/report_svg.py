@@ -69,6 +69,7 @@ def _layers(report: Report) -> list[str]:
     total = sum(work) or 1.0
     edges = [_MARGIN + room * done / total for done in accumulate(work, initial=0.0)]
     parts: list[str] = []
+    written = 0.0
     for number, stage in enumerate(report.stages):
         lo, hi = stage.need.lo, stage.need.hi
         colour = _COLOURS[number % len(_COLOURS)]
@@ -86,16 +87,18 @@ def _layers(report: Report) -> list[str]:
         if width > 36:
             parts.append(_text(middle, _BAR_TOP + 34, f"{100 * width / room:.0f} %", "on", "middle"))
         if hi < len(report.layers):
-            parts += _cut(edges[hi], stage.need.out_bytes)
+            parts += _cut(edges[hi], stage.need.out_bytes, labelled=edges[hi] - written > 52)
+            written = edges[hi] if edges[hi] - written > 52 else written
     return parts
 
 
-def _cut(x: float, size: int) -> list[str]:
+def _cut(x: float, size: int, *, labelled: bool) -> list[str]:
+    """A line through the bar and what crosses there; labels that would overlap are only shown by pointing."""
     bottom = _BAR_TOP + _BAR_HEIGHT
     return [
         f'<line x1="{x:.2f}" x2="{x:.2f}" y1="{_BAR_TOP - 6}" y2="{bottom + 14}" stroke="#102a43" '
-        'stroke-width="2"/>',
-        _text(x, bottom + 30, _size(size), "small", "middle"),
+        f'stroke-width="2"><title>{_size(size)} cross here</title></line>',
+        *([_text(x, bottom + 30, _size(size), "small", "middle")] if labelled else []),
     ]
 
 
@@ -135,7 +138,9 @@ def _legend(top: float) -> list[str]:
 
 
 def _size(count: int) -> str:
-    return f"{count / 1000:.0f} kB" if 0 < count < 1_000_000 else bytes_text(count)
+    if count < 1000:
+        return f"{count} B"
+    return f"{count / 1000:.0f} kB" if count < 1_000_000 else bytes_text(count)
 
 
 def _short(name: str) -> str:

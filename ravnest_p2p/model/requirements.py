@@ -30,8 +30,8 @@ class Terms:
     """How the model is to be trained, as far as it decides what a stage needs.
 
     Attributes:
-        precision: "fp32", or "bf16": activations and what crosses the cuts as torch.autocast has them;
-            weights, gradients and optimizer stay float32.
+        precision: "fp32", or "bf16": activations as torch.autocast holds them, its copies of the weights
+            among them; weights, gradients, optimizer and what crosses the cuts stay float32.
         microbatches_per_update: m.
         staleness_bound: upper bound on any stage's τ; None stands for half of m.
     """
@@ -212,9 +212,13 @@ def requirements(
 
 
 def in_precision(program: Program, precision: str) -> Program:
-    """The program with its analysis made in another precision; the same program where it is "fp32"."""
+    """The program with what it holds in another precision; the same program where it is "fp32".
+
+    What crosses a cut keeps its declared dtype, so that the cuts do not change the result.
+    """
     if precision == "fp32":
         return program
     twin = replace(program)
-    twin.__dict__["analysis"] = analyse(program, precision=precision)
+    found = analyse(program, precision=precision)
+    twin.__dict__["analysis"] = replace(found, specs=program.analysis.specs)
     return twin

@@ -167,7 +167,7 @@ def test_equal_blocks_are_one_group() -> None:
     assert edges[-1][1] == len(report.layers)
 
 
-def test_bf16_halves_activations_and_boundaries_only() -> None:
+def test_bf16_shrinks_activations_only() -> None:
     tokens = torch.zeros(64, 8, dtype=torch.long)
     package = capture_without_weights(
         CharGpt(width=32), (tokens,), loss=flat_cross_entropy, example_labels=(tokens,)
@@ -175,9 +175,7 @@ def test_bf16_halves_activations_and_boundaries_only() -> None:
     full, half = (Requirements(package, Terms(precision=p)) for p in ("fp32", "bf16"))
     assert half.whole.memory.weights == full.whole.memory.weights
     assert half.whole.memory.activations < 0.8 * full.whole.memory.activations
-    widths = [(a.out_bytes, b.out_bytes) for a, b in zip(full.layers, half.layers, strict=True)]
-    assert all(a // 2 <= b <= a for a, b in widths)
-    assert any(b < a for a, b in widths)
+    assert [layer.out_bytes for layer in half.layers] == [layer.out_bytes for layer in full.layers]
     assert package.report(Terms(precision="bf16"), stages=2).stages[0].need.peak_bytes > 0
     with pytest.raises(ConfigError, match="int4"):
         Requirements(deep(), Terms(precision="int4"))
