@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import sys
 from pathlib import Path
+from typing import Any
 
 from ravnest_p2p.client.request import JobRequest
 from ravnest_p2p.core.errors import ConfigError
@@ -17,6 +18,20 @@ def load_request(argument: str) -> JobRequest:
 
     Raises:
         ConfigError: no such file or function, the file fails, or the function returns something else.
+    """
+    where, request = load_made(argument, "write one that returns a JobRequest")
+    if not isinstance(request, JobRequest):
+        raise ConfigError(f"{where} returned {type(request).__name__}, not a JobRequest")
+    return request
+
+
+def load_made(argument: str, wanted: str) -> tuple[str, Any]:
+    """Run the file, call its function, and return ("function() of FILE", what it made).
+
+    Args:
+        wanted: what to tell a user whose file lacks the function.
+    Raises:
+        ConfigError: no such file or function, or the file fails.
     """
     name, separator, function = argument.rpartition(":")
     if not separator or not name.endswith(".py"):
@@ -34,14 +49,12 @@ def load_request(argument: str) -> JobRequest:
         spec.loader.exec_module(module)
         make = getattr(module, function, None)
         if not callable(make):
-            raise ConfigError(f"{name} has no function {function}(); write one that returns a JobRequest")
-        request = make()
+            raise ConfigError(f"{name} has no function {function}(); {wanted}")
+        made = make()
     except (ConfigError, KeyboardInterrupt):
         raise
     except Exception as error:
         raise ConfigError(f"{name} failed: {type(error).__name__}: {error}") from error
     finally:
         sys.path.remove(str(path.parent))
-    if not isinstance(request, JobRequest):
-        raise ConfigError(f"{function}() of {name} returned {type(request).__name__}, not a JobRequest")
-    return request
+    return f"{function}() of {name}", made

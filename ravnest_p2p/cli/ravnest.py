@@ -11,11 +11,14 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from ravnest_p2p.cli import inspecting
+
 if TYPE_CHECKING:
     from ravnest_p2p.client.swarm import Swarm
 
 _EPILOG = """examples:
   ravnest peers
+  ravnest inspect examples/cnn/train.py --stages 2
   ravnest submit examples/cnn/train.py --follow
   ravnest jobs --peer /ip4/192.0.2.1/tcp/4001/p2p/12D3KooW…
   ravnest fetch 5aafd19aa8bd --out model.safetensors
@@ -42,6 +45,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
+    if options.command == "inspect":
+        return inspecting.run(options)
     from ravnest_p2p.client.swarm import connect
 
     if options.command == "submit":
@@ -207,6 +212,7 @@ def _parser() -> argparse.ArgumentParser:
 
     add("peers", _peers, "list the peers of the swarm", "ravnest peers --json")
     add("jobs", _jobs, "list the jobs of the swarm", "ravnest jobs")
+    inspecting.add_to(commands)
     submit = add("submit", _submit, "submit a job", "ravnest submit examples/cnn/train.py --follow")
     submit.add_argument(
         "file",

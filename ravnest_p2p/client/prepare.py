@@ -63,7 +63,7 @@ def prepare(request: JobRequest, folder: Path, say: Say) -> tuple[Prepared, Prog
         ConfigError: data or settings that do not fit together.
         CaptureError: the model cannot be captured faithfully.
     """
-    columns = _columns(request, say)
+    columns = columns_of(request, say)
     samples = len(columns[0])
     inputs, labels = columns[: len(columns) - request.labels], columns[len(columns) - request.labels :]
     batches = _total_batches(request, samples)
@@ -119,7 +119,12 @@ def prepare(request: JobRequest, folder: Path, say: Say) -> tuple[Prepared, Prog
     return Prepared(job, spec, len(manifest), blobs), package.program
 
 
-def _columns(request: JobRequest, say: Say) -> list[Tensor]:
+def columns_of(request: JobRequest, say: Say) -> list[Tensor]:
+    """The request's data as tensors of the dtypes that are trained with, labels last.
+
+    Raises:
+        ConfigError: the data are no columns of equal length.
+    """
     data: Any = request.data
     if isinstance(data, Dataset) or not isinstance(data, (tuple, list)):
         data = _materialised(data, say)

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from ravnest_p2p.core.errors import ConfigError
 from ravnest_p2p.model import ops
 from ravnest_p2p.model.execute import call
 from ravnest_p2p.model.program import Leaf, Node, Program, TensorSpec
@@ -23,6 +24,7 @@ from ravnest_p2p.model.program import Leaf, Node, Program, TensorSpec
 DEFAULT_TENSOR_BYTES = 1 << 36
 DEFAULT_TOTAL_BYTES = 1 << 42
 MAX_PIECES = 4096
+PRECISIONS = ("fp32", "bf16")
 
 
 @dataclass(frozen=True)
@@ -34,12 +36,14 @@ class Analysis:
         contiguous: of every slot.
         saved_bytes: for every node, what it keeps for the backward pass and no node before it kept already.
         total_bytes: of all leaves and results together.
+        precision: that it was made in.
     """
 
     specs: tuple[TensorSpec, ...]
     contiguous: tuple[bool, ...]
     saved_bytes: tuple[int, ...]
     total_bytes: int
+    precision: str = "fp32"
 
 
 class Budget:
@@ -75,9 +79,22 @@ def fake_leaf(leaf: Leaf) -> torch.Tensor:
     return torch.empty(leaf.shape, dtype=ops.DTYPES[leaf.dtype], requires_grad=leaf.kind == "param")
 
 
-def analyse(program: Program, budget: Budget | None = None) -> Analysis:
+def computing_in(precision: str) -> torch.autocast:
+    """The context in which a stage computes: "fp32" as declared, "bf16" as torch.autocast has it.
+
+    Raises:
+        ConfigError: another word.
+    """
+    if precision not in PRECISIONS:
+        raise ConfigError(f"precision {precision!r} is unknown; it is one of {', '.join(PRECISIONS)}")
+    return torch.autocast("cpu", dtype=torch.bfloat16, enabled=precision == "bf16")
+
+
+def analyse(program: Program, budget: Budget | None = None, precision: str = "fp32") -> Analysis:
     """Run the whole program on fake tensors.
 
+    Args:
+        precision: of the computation; results are compared with their declaration in "fp32" only.
     Raises:
         ValueError: a result differs from its declaration, an operation refuses its arguments, or the byte
             budget is over; the message names the node.
@@ -85,7 +102,7 @@ def analyse(program: Program, budget: Budget | None = None) -> Analysis:
     budget = budget or Budget()
     for leaf in program.leaves:
         budget.add(leaf.shape, ops.DTYPES[leaf.dtype])
-    with fake_mode():
+    with fake_mode(), computing_in(precision):
         values = [fake_leaf(leaf) for leaf in program.leaves]
         meter = _SavedMeter(values)
         saved: list[int] = []
@@ -96,13 +113,14 @@ def analyse(program: Program, budget: Budget | None = None) -> Analysis:
                 guard_pieces(node, values.__getitem__)
                 with meter:
                     results = call(node, values.__getitem__)
-                _compare(node, results)
+                if precision == "fp32":
+                    _compare(node, results)
             except Exception as error:
                 raise ValueError(f"node {index} ({node.op}): {_brief(error)}") from error
             saved.append(meter.take())
             values.extend(results)
         specs = tuple(TensorSpec(tuple(v.shape), ops.dtype_name(v.dtype), v.requires_grad) for v in values)
-        return Analysis(specs, tuple(v.is_contiguous() for v in values), tuple(saved), budget.used)
+        return Analysis(specs, tuple(v.is_contiguous() for v in values), tuple(saved), budget.used, precision)
 
 
 def guard_pieces(node: Node, fetch: Callable[[int], Any]) -> None:

@@ -11,15 +11,20 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ravnest_p2p.core.errors import PackageError
-from ravnest_p2p.core.types import LayerCost
+from ravnest_p2p.core.errors import CaptureError, PackageError
+from ravnest_p2p.core.types import Capability, LayerCost
 from ravnest_p2p.model.parse import Limits
 from ravnest_p2p.model.program import Program, TensorSpec
+
+if TYPE_CHECKING:
+    from ravnest_p2p.model.report import Report
+    from ravnest_p2p.model.requirements import Terms
 
 PROGRAM_FILE = "program.json"
 WEIGHTS_FILE = "weights.safetensors"
@@ -58,6 +63,34 @@ class Package:
     def layers(self) -> tuple[LayerCost, ...]:
         return self.program.layers
 
+    @property
+    def has_weights(self) -> bool:
+        """False where the model was captured by shapes alone: fit for a report, not for training."""
+        return bool(self.weights) or not self.program.params
+
+    def report(
+        self,
+        terms: Terms | None = None,
+        *,
+        stages: int | None = None,
+        peers: Sequence[Capability] | None = None,
+        layers: Sequence[LayerCost] | None = None,
+    ) -> Report:
+        """What the model needs, layer by layer, and how it would be split.
+
+        Args:
+            terms: optimizer, precision, micro-batches an update; AdamW in float32 where None.
+            stages: propose a split over so many equal peers.
+            peers: propose a split over these, one stage each, in the order that is best.
+            layers: costs to use instead of the counted ones, such as `measured_layers` gives.
+        Raises:
+            PlanningError: no split fits; the message says what is missing.
+            ConfigError: the precision is unknown.
+        """
+        from ravnest_p2p.model.report import make_report
+
+        return make_report(self, terms, stages=stages, peers=peers, layers=layers)
+
     def state_dict(self, weights: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
         """Weights as the user's `load_state_dict(…, strict=False)` takes them.
 
@@ -76,7 +109,13 @@ class Package:
         return state
 
     def save(self, folder: str | os.PathLike[str]) -> tuple[Path, Path]:
-        """Write both files into an existing folder; returns (program path, weights path)."""
+        """Write both files into an existing folder; returns (program path, weights path).
+
+        Raises:
+            CaptureError: the model was captured without weights.
+        """
+        if not self.has_weights:
+            raise CaptureError("the model was captured without weights; build it on the CPU to train it")
         program_path, weights_path = Path(folder) / PROGRAM_FILE, Path(folder) / WEIGHTS_FILE
         program_path.write_bytes(self.program.to_json())
         save_file({name: tensor.contiguous() for name, tensor in self.weights.items()}, weights_path)

@@ -9,12 +9,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
+from typing import TYPE_CHECKING
 
 from ravnest_p2p.core.errors import PackageError
-from ravnest_p2p.core.types import LayerCost
+from ravnest_p2p.core.types import Capability, LayerCost
 from ravnest_p2p.model import ops
 from ravnest_p2p.model.program import Node, Program, TensorSpec
+
+if TYPE_CHECKING:
+    from ravnest_p2p.model.package import Package
+    from ravnest_p2p.model.requirements import Terms
 
 
 @dataclass(frozen=True)
@@ -30,7 +36,6 @@ class StageProgram:
         sends: what goes to the stage after, in order; the loss for the last.
         nodes: (index in the whole program, node).
         received_slots, sent_slots: slots of `receives` and `sends`.
-        cost: of its layers together; `out_bytes` is that of the last one.
     """
 
     program: Program
@@ -45,7 +50,17 @@ class StageProgram:
     nodes: tuple[tuple[int, Node], ...]
     received_slots: tuple[int, ...]
     sent_slots: tuple[int, ...]
-    cost: LayerCost
+
+    @cached_property
+    def cost(self) -> LayerCost:
+        """Of its layers together; `out_bytes` is that of the last one."""
+        costs = self.program.layers[self.lo : self.hi]
+        return LayerCost(
+            flops=sum(c.flops for c in costs),
+            param_bytes=sum(c.param_bytes for c in costs),
+            activation_bytes=sum(c.activation_bytes for c in costs),
+            out_bytes=costs[-1].out_bytes,
+        )
 
     @property
     def is_first(self) -> bool:
@@ -78,7 +93,6 @@ def stage_program(program: Program, lo: int, hi: int) -> StageProgram:
     used = {slot for _, node in nodes for slot in node.refs()} | set(sent)
     leaves = [(slot, leaf) for slot, leaf in enumerate(program.leaves) if slot in used]
     specs = program.analysis.specs
-    costs = program.layers[lo:hi]
     return StageProgram(
         program=program,
         lo=lo,
@@ -92,23 +106,43 @@ def stage_program(program: Program, lo: int, hi: int) -> StageProgram:
         nodes=nodes,
         received_slots=received,
         sent_slots=sent,
-        cost=LayerCost(
-            flops=sum(c.flops for c in costs),
-            param_bytes=sum(c.param_bytes for c in costs),
-            activation_bytes=sum(c.activation_bytes for c in costs),
-            out_bytes=costs[-1].out_bytes,
-        ),
     )
 
 
-def split(program: Program, cuts: Sequence[int]) -> list[StageProgram]:
-    """All stages, where stage s starts at layer cuts[s-1].
+def split(
+    model: Package | Program,
+    cuts: Sequence[int] | None = None,
+    *,
+    stages: int | None = None,
+    peers: Sequence[Capability] | None = None,
+    terms: Terms | None = None,
+    layers: Sequence[LayerCost] | None = None,
+) -> list[StageProgram]:
+    """All stages of a model, cut at given layers, into equal parts, or for given peers.
+
+    Exactly one of `cuts`, `stages` and `peers` is given. The latter two cut as the swarm's planner does: the
+    slowest stage as fast as can be, then the fewest bytes over the cuts.
 
     Args:
-        cuts: layer indices, ascending, each in (0, number of layers).
+        cuts: stage s starts at layer cuts[s-1]; ascending, each in (0, number of layers).
+        stages: that many for equal peers, whose memory and links are no bound.
+        peers: one stage for each, in this order; their speed, link and memory are respected.
+        terms: optimizer, precision and the rest that memory depends on.
+        layers: costs to use instead of the program's own, such as `measured_layers` gives.
     Raises:
         PackageError: the cuts do not ascend, or the program has no such layers.
+        PlanningError: too few layers for so many stages, or the peers' memory does not suffice.
+        ValueError: not exactly one way to cut is given.
     """
+    if sum(way is not None for way in (cuts, stages, peers)) != 1:
+        raise ValueError("give exactly one of cuts, stages and peers")
+    program = model if isinstance(model, Program) else model.program
+    if cuts is None:
+        from ravnest_p2p.model.fitting import cuts_of, equal_peers, fit
+        from ravnest_p2p.model.requirements import Requirements
+
+        chosen = equal_peers(stages) if stages is not None else list(peers or ())
+        cuts = cuts_of(fit(Requirements(program, terms, layers), chosen))
     edges = [0, *cuts, len(program.layer_bounds)]
     return [stage_program(program, lo, hi) for lo, hi in pairwise(edges)]
 

@@ -9,6 +9,8 @@ Source: docs/design, "How a model travels" (resident size 1.25–1.57 × tensor 
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from ravnest_p2p.core.types import OptimizerSpec
 
 PROCESS_OVERHEAD_BYTES = 300 * 1024 * 1024
@@ -27,10 +29,69 @@ def optimizer_slots(optimizer: OptimizerSpec) -> int:
 
 
 def speculative_copies(staleness: int, microbatches_per_update: int, last: bool) -> int:
-    """Scratch copies ŵ alive at once: none on the last stage; two where a window outlives half an update."""
-    if last:
+    """Scratch copies ŵ alive at once: none without staleness; two where a window outlives half an update."""
+    if last or staleness == 0:
         return 0
     return 2 if microbatches_per_update < 2 * staleness else 1
+
+
+class StageMemory(NamedTuple):
+    """A stage's memory by what it is for, bytes.
+
+    Attributes:
+        weights: parameters and buffers.
+        gradients: the sums of one update.
+        optimizer: state that the optimizer keeps.
+        speculative: the scratch copies ŵ.
+        averaging: the copy that an averaging round works on.
+        activations: of all micro-batches in flight.
+    """
+
+    weights: int
+    gradients: int
+    optimizer: int
+    speculative: int
+    averaging: int
+    activations: int
+
+    @property
+    def tensors(self) -> int:
+        """Bytes of all tensors together."""
+        return sum(self)
+
+    @property
+    def needed(self) -> int:
+        """What the stage takes of a peer: the tensors as resident size, and the worker itself."""
+        return (self.tensors * 8 + 4) // 5 + PROCESS_OVERHEAD_BYTES
+
+
+def stage_memory(
+    *,
+    param_bytes: int,
+    activation_bytes: int,
+    optimizer: OptimizerSpec,
+    staleness: int,
+    microbatches_per_update: int,
+    last: bool,
+) -> StageMemory:
+    """Memory of a stage; every part grows with every argument.
+
+    Args:
+        param_bytes: parameters and buffers of the stage's layers.
+        activation_bytes: held by its layers for one micro-batch between forward and backward, in bf16 with
+            the copies of the weights that autocast makes.
+        staleness: τ; τ + 1 micro-batches are in flight.
+        microbatches_per_update: m.
+        last: the last stage needs no ŵ.
+    """
+    return StageMemory(
+        weights=param_bytes,
+        gradients=param_bytes,
+        optimizer=param_bytes * optimizer_slots(optimizer),
+        speculative=param_bytes * speculative_copies(staleness, microbatches_per_update, last),
+        averaging=param_bytes,
+        activations=activation_bytes * (staleness + 1),
+    )
 
 
 def stage_memory_bytes(
@@ -41,27 +102,13 @@ def stage_memory_bytes(
     staleness: int,
     microbatches_per_update: int,
     last: bool,
-    precision: str = "fp32",
 ) -> int:
-    """Memory that a stage needs on its peer, bytes; grows with every argument.
-
-    Args:
-        param_bytes: parameters and buffers of the stage's layers.
-        activation_bytes: held by its layers for one micro-batch between forward and backward.
-        staleness: τ; τ + 1 micro-batches are in flight.
-        microbatches_per_update: m.
-        last: the last stage needs no ŵ.
-        precision: with "bf16" each micro-batch in flight holds its own half-size copy of the weights; what
-            it saves was measured as 0.66 of float32's for a GPT and an MLP, 1.06 for a small CNN.
-    """
-    weights_gradients_average = 3
-    copies = (
-        weights_gradients_average
-        + optimizer_slots(optimizer)
-        + speculative_copies(staleness, microbatches_per_update, last)
-    )
-    in_flight = activation_bytes
-    if precision == "bf16":
-        in_flight += activation_bytes // 8 + param_bytes // 2
-    tensors = param_bytes * copies + in_flight * (staleness + 1)
-    return (tensors * 8 + 4) // 5 + PROCESS_OVERHEAD_BYTES
+    """Memory that a stage needs on its peer, bytes; see `stage_memory`."""
+    return stage_memory(
+        param_bytes=param_bytes,
+        activation_bytes=activation_bytes,
+        optimizer=optimizer,
+        staleness=staleness,
+        microbatches_per_update=microbatches_per_update,
+        last=last,
+    ).needed

@@ -1,0 +1,224 @@
+"""What a model needs of those who train it: memory by what it is for, work, and bytes over each cut.
+
+Problem: a planner, a report and a user's question must never give three answers. Solution: one description of
+the training (`Terms`), the planner's own memory model and layer costs below every number, and beside them the
+exact peak of a stage's tensors, from a run on fake tensors.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+
+from ravnest_p2p.core.planning.cuts import LayerTable
+from ravnest_p2p.core.planning.memory import StageMemory, stage_memory
+from ravnest_p2p.core.types import BlobHash, JobSpec, LayerCost, OptimizerSpec
+from ravnest_p2p.model.abstract import analyse
+from ravnest_p2p.model.blocks import Group, groups, layer_names, span_name
+from ravnest_p2p.model.footprint import footprint
+from ravnest_p2p.model.package import Package
+from ravnest_p2p.model.program import Program
+from ravnest_p2p.model.split import stage_program
+
+_ADAMW = OptimizerSpec("adamw", 1e-3)
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """How the model is to be trained, as far as it decides what a stage needs.
+
+    Attributes:
+        precision: "fp32", or "bf16": activations as torch.autocast holds them, its copies of the weights
+            among them; weights, gradients, optimizer and what crosses the cuts stay float32.
+        microbatches_per_update: m.
+        staleness_bound: upper bound on any stage's τ; None stands for half of m.
+    """
+
+    optimizer: OptimizerSpec = field(default=_ADAMW)
+    precision: str = "fp32"
+    microbatches_per_update: int = 4
+    staleness_bound: int | None = None
+
+    def job(self, layers: Sequence[LayerCost], stages: int = 0) -> JobSpec:
+        """The job as the planner sees it: layers and terms, without blobs and data."""
+        m = self.microbatches_per_update
+        bound = max(1, m // 2) if self.staleness_bound is None else self.staleness_bound
+        return JobSpec(
+            name="",
+            program=BlobHash(""),
+            weights=(),
+            fields=(),
+            samples=0,
+            layers=tuple(layers),
+            microbatch_size=1,
+            microbatches_per_update=m,
+            updates_per_round=1,
+            total_batches=1,
+            seed=0,
+            optimizer=self.optimizer,
+            stages=stages,
+            clusters=1,
+            staleness_bound=bound,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Need:
+    """What layers [lo, hi) need, for one micro-batch.
+
+    Attributes:
+        name: what their parameters' names share.
+        params: number of trained parameters.
+        flops: forward and backward.
+        memory: as the planner counts it.
+        in_bytes, out_bytes: over the cuts before and after, in each direction.
+        peak_bytes: most bytes of tensors at once, exact: all of `memory`, with what the backward of one
+            micro-batch needs beside; 0 where it was not asked for.
+    """
+
+    lo: int
+    hi: int
+    name: str
+    params: int
+    flops: float
+    memory: StageMemory
+    in_bytes: int
+    out_bytes: int
+    peak_bytes: int = 0
+
+
+class Requirements:
+    """What the parts of one program need under the given terms; each number is computed when it is asked for.
+
+    Args:
+        model: a package or its program.
+        layers: costs to use instead of the program's own, such as measured ones.
+    """
+
+    def __init__(
+        self, model: Package | Program, terms: Terms | None = None, layers: Sequence[LayerCost] | None = None
+    ) -> None:
+        self.terms = terms or Terms()
+        program = model.program if isinstance(model, Package) else model
+        self.program = in_precision(program, self.terms.precision)
+        self._layers = None if layers is None else tuple(layers)
+
+    @cached_property
+    def layers(self) -> tuple[LayerCost, ...]:
+        """Cost of every layer, in the terms' precision."""
+        return self.program.layers if self._layers is None else self._layers
+
+    @cached_property
+    def groups(self) -> tuple[Group, ...]:
+        """Runs of equal blocks."""
+        return groups(self.program)
+
+    @property
+    def params(self) -> int:
+        """Number of trained parameters, tied ones once."""
+        return sum(math.prod(leaf.shape) for leaf in self.program.params)
+
+    @cached_property
+    def whole(self) -> Need:
+        """The model on one peer."""
+        return self.need(0, len(self.layers))
+
+    def need(
+        self, lo: int, hi: int, *, stage: int = 0, stages: int = 1, staleness: int = 0, exact: bool = False
+    ) -> Need:
+        """What layers [lo, hi) need as stage number `stage` of `stages`.
+
+        Args:
+            staleness: τ of the stage.
+            exact: also find `peak_bytes`; takes about a second for each thousand nodes.
+        """
+        table = self._table
+        memory = stage_memory(
+            param_bytes=table.param_bytes(lo, hi),
+            activation_bytes=table.activation_bytes(lo, hi),
+            optimizer=self.terms.optimizer,
+            staleness=staleness,
+            microbatches_per_update=self.terms.microbatches_per_update,
+            last=stage == stages - 1,
+        )
+        return Need(
+            lo=lo,
+            hi=hi,
+            name=span_name(self._names, lo, hi),
+            params=sum(self._params[lo:hi]),
+            flops=table.flops(lo, hi),
+            memory=memory,
+            in_bytes=table.cut_bytes(lo),
+            out_bytes=table.cut_bytes(hi),
+            peak_bytes=self._peak_bytes(lo, hi, staleness, stage == stages - 1) if exact else 0,
+        )
+
+    def _peak_bytes(self, lo: int, hi: int, staleness: int, last: bool) -> int:
+        """At a backward: that micro-batch, the others in flight, and every copy of what is trained."""
+        stage = stage_program(self.program, lo, hi)
+        found = footprint(stage)
+        copies = stage_memory(
+            param_bytes=sum(stage.tensor_spec(name).nbytes for name in stage.params),
+            activation_bytes=found.held_bytes,
+            optimizer=self.terms.optimizer,
+            staleness=staleness,
+            microbatches_per_update=self.terms.microbatches_per_update,
+            last=last,
+        )
+        others = copies.activations - found.held_bytes
+        return (
+            found.weight_bytes
+            + copies.tensors
+            - copies.weights
+            - copies.activations
+            + others
+            + found.peak_bytes
+        )
+
+    @cached_property
+    def _table(self) -> LayerTable:
+        return LayerTable(self.layers)
+
+    @cached_property
+    def _names(self) -> tuple[tuple[str, ...], ...]:
+        return layer_names(self.program)
+
+    @cached_property
+    def _params(self) -> tuple[int, ...]:
+        inputs = len(self.program.inputs)
+        counted = []
+        seen: set[int] = set()
+        lo = 0
+        for hi in self.program.layer_bounds:
+            used = {slot for node in self.program.nodes[lo:hi] for slot in node.refs()} - seen
+            held = [slot for slot in used if inputs <= slot < inputs + len(self.program.params)]
+            counted.append(sum(math.prod(self.program.leaves[slot].shape) for slot in held))
+            seen.update(held)
+            lo = hi
+        return tuple(counted)
+
+
+def requirements(
+    model: Package | Program, terms: Terms | None = None, layers: Sequence[LayerCost] | None = None
+) -> Requirements:
+    """What a captured model needs; see `Requirements`.
+
+    Raises:
+        ConfigError: the precision is unknown, or an operation refuses it.
+    """
+    return Requirements(model, terms, layers)
+
+
+def in_precision(program: Program, precision: str) -> Program:
+    """The program with what it holds in another precision; the same program where it is "fp32".
+
+    What crosses a cut keeps its declared dtype, so that the cuts do not change the result.
+    """
+    if precision == "fp32":
+        return program
+    twin = replace(program)
+    found = analyse(program, precision=precision)
+    twin.__dict__["analysis"] = replace(found, specs=program.analysis.specs)
+    return twin
