@@ -7,7 +7,7 @@
 from ravnest_p2p.model.capture import capture
 from ravnest_p2p.model.compute import StageComputation, node_seed
 from ravnest_p2p.model.package import Package, load_tensors
-from ravnest_p2p.model.parse import Limits
+from ravnest_p2p.model.parse import Limits, read_program
 from ravnest_p2p.model.program import Leaf, Node, Program, Ref, TensorSpec
 from ravnest_p2p.model.split import StageProgram, split, stage_program
 
@@ -24,6 +24,7 @@ __all__ = [
     "capture",
     "load_tensors",
     "node_seed",
+    "read_program",
     "split",
     "stage_program",
 ]

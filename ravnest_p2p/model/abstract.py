@@ -9,7 +9,7 @@ same run tells the planner which values carry gradients, and what autograd would
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,11 +17,15 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from ravnest_p2p.model import ops
+from ravnest_p2p.model.effort import inner_bytes, node_effort
 from ravnest_p2p.model.execute import call
 from ravnest_p2p.model.program import Leaf, Node, Program, TensorSpec
 
 DEFAULT_TENSOR_BYTES = 1 << 36
 DEFAULT_TOTAL_BYTES = 1 << 42
+DEFAULT_FLOPS = 1e16
+"""Of one micro-batch: a model of 7 B parameters needs that for 240,000 tokens."""
+
 MAX_PIECES = 4096
 
 
@@ -43,18 +47,23 @@ class Analysis:
 
 
 class Budget:
-    """Counts bytes and refuses more than allowed.
+    """Counts bytes and operations, and refuses more than allowed.
 
-    Raises (from `add`):
-        ValueError: one tensor, or all together, are over the limit.
+    Raises (from `add` and `work`):
+        ValueError: one tensor, all together, or the work on them are over the limit.
     """
 
     def __init__(
-        self, tensor_bytes: int = DEFAULT_TENSOR_BYTES, total_bytes: int = DEFAULT_TOTAL_BYTES
+        self,
+        tensor_bytes: int = DEFAULT_TENSOR_BYTES,
+        total_bytes: int = DEFAULT_TOTAL_BYTES,
+        flops: float = DEFAULT_FLOPS,
     ) -> None:
         self._tensor_bytes = tensor_bytes
         self._total_bytes = total_bytes
+        self._flops = flops
         self.used = 0
+        self.worked = 0.0
 
     def add(self, shape: tuple[int, ...], dtype: torch.dtype) -> None:
         size = math.prod(shape) * dtype.itemsize
@@ -63,6 +72,17 @@ class Budget:
         self.used += size
         if self.used > self._total_bytes:
             raise ValueError(f"all tensors together are over the limit of {self._total_bytes} bytes")
+
+    def work(self, node: Node, specs: Sequence[TensorSpec]) -> None:
+        """Add what the node computes; `specs` are those of all slots up to its results."""
+        inside = inner_bytes(node, specs)
+        if inside > self._tensor_bytes:
+            raise ValueError(f"a tensor inside has {inside} bytes, over the limit of {self._tensor_bytes}")
+        self.worked += node_effort(node, specs)
+        if self.worked > self._flops:
+            raise ValueError(
+                f"one micro-batch takes more than {self._flops:.3g} operations, the limit of this peer"
+            )
 
 
 def fake_mode() -> FakeTensorMode:
@@ -88,6 +108,7 @@ def analyse(program: Program, budget: Budget | None = None) -> Analysis:
     with fake_mode():
         values = [fake_leaf(leaf) for leaf in program.leaves]
         meter = _SavedMeter(values)
+        specs = [_spec(value) for value in values]
         saved: list[int] = []
         for index, node in enumerate(program.nodes):
             try:
@@ -97,12 +118,19 @@ def analyse(program: Program, budget: Budget | None = None) -> Analysis:
                 with meter:
                     results = call(node, values.__getitem__)
                 _compare(node, results)
+                specs.extend(_spec(result) for result in results)
+                budget.work(node, specs)
             except Exception as error:
                 raise ValueError(f"node {index} ({node.op}): {_brief(error)}") from error
             saved.append(meter.take())
             values.extend(results)
-        specs = tuple(TensorSpec(tuple(v.shape), ops.dtype_name(v.dtype), v.requires_grad) for v in values)
-        return Analysis(specs, tuple(v.is_contiguous() for v in values), tuple(saved), budget.used)
+        # Again, since a write can make a buffer carry gradients.
+        final = tuple(_spec(value) for value in values)
+        return Analysis(final, tuple(v.is_contiguous() for v in values), tuple(saved), budget.used)
+
+
+def _spec(value: torch.Tensor) -> TensorSpec:
+    return TensorSpec(tuple(value.shape), ops.dtype_name(value.dtype), value.requires_grad)
 
 
 def guard_pieces(node: Node, fetch: Callable[[int], Any]) -> None:

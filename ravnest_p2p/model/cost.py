@@ -9,6 +9,7 @@ about a factor of two: workers report measured times.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 from ravnest_p2p.core.types import LayerCost
 from ravnest_p2p.model.program import Node, Program, TensorSpec
@@ -32,7 +33,7 @@ _VIEWS = {
 }
 
 
-def node_flops(node: Node, specs: tuple[TensorSpec, ...]) -> float:
+def node_flops(node: Node, specs: Sequence[TensorSpec]) -> float:
     """Operations of the node's forward pass, without those of its backward pass.
 
     Args:
@@ -58,7 +59,7 @@ def node_flops(node: Node, specs: tuple[TensorSpec, ...]) -> float:
     return FLOPS_PER_BYTE * moved
 
 
-def train_flops(node: Node, specs: tuple[TensorSpec, ...]) -> float:
+def train_flops(node: Node, specs: Sequence[TensorSpec]) -> float:
     """Operations of forward and backward: each differentiable matrix operand costs one more forward."""
     forward = node_flops(node, specs)
     gradients = sum(specs[slot].differentiable for slot in node.refs()[:2])

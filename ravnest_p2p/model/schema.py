@@ -33,6 +33,9 @@ def check_node(node: Node) -> None:
     for name, value in node.kwargs:
         if name in given:
             raise ValueError(f"{node.op} got argument {name} twice")
+        if any(a.name == name and "Tensor" in str(a.real_type) for a in positional):
+            # Which argument is written to, and what a node costs, is told by position.
+            raise ValueError(f"{node.op} takes the tensor {name} by position only")
         given[name] = value
     for argument in arguments:
         if argument.name not in given:
@@ -58,10 +61,6 @@ def check_node(node: Node) -> None:
 def _check_buffers(node: Node) -> None:
     if node.op in ops.MUTATING_OPS and node.outputs:
         raise ValueError(f"{node.op} writes in place and defines no slot")
-    names = dict(node.kwargs)
-    for position in ops.STATISTICS_ARGS.get(node.op, ()):
-        if ops.resolve(node.op)._schema.arguments[position].name in names:
-            raise ValueError(f"{node.op} takes its statistics by position only")
 
 
 def fits(value: Arg, kind: str) -> bool:
