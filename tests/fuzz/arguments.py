@@ -1,4 +1,4 @@
-"""Random arguments of an operation, read from its schema: mostly sensible, often on the edge, at times absurd."""
+"""Random arguments of an operation, read from its schema: mostly sensible, often on the edge, or absurd."""
 
 from __future__ import annotations
 

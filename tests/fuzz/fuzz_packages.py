@@ -48,7 +48,7 @@ class Findings:
 
 
 class Board:
-    """Memory that a child shares with its parent: the seed at work, its start, its program, and the counts."""
+    """Memory that a child shares with its parent: the seed at work, its start, its program, the counts."""
 
     def __init__(self) -> None:
         self._memory = mmap.mmap(-1, _HEAD.size + TEXT_BYTES)
