@@ -7,15 +7,23 @@ from typing import Any
 
 from ravnest_p2p.model import Ref, ops
 from tests.fuzz.draft import Draft
+from tests.fuzz.shapes import numbers, operands
 
 FLOATS = ("float32", "float32", "float32", "float64", "bfloat16", "float16")
 WHOLE = ("int64", "int64", "int32", "int16", "int8", "uint8", "bool")
 SIZES = (0, 1, 1, 2, 2, 3, 4, 5, 8)
 EDGES = (-(2**48), -(2**31), -7, -2, -1, 0, 1, 2, 3, 7, 2**15, 2**31 - 1, 2**31, 2**40, 2**48)
+SHARES = (0.0, 0.5, 1.0, 0.1)
 NUMBERS = (0.0, 1.0, 0.5, -1.0, 1e-5, 2.0, 1e300, -1e300, 1e-300, float("inf"), float("-inf"), float("nan"))
 INDEX_NAMES = {"indices", "index", "target", "condition", "mask"}
 BOOLS = {"condition", "mask"}
 WRITTEN = {"running_mean", "running_var"}
+_STRINGS = {
+    "padding": ("same", "valid"),
+    "mode": ("constant", "reflect", "replicate", "circular"),
+    "approximate": ("none", "tanh"),
+    "rounding_mode": ("floor", "trunc"),
+}
 
 
 class Arguments:
@@ -27,8 +35,9 @@ class Arguments:
         self._op = op
         self._name = op.split(".")[1]
         self._dtype = random.choice(FLOATS if random.random() < 0.75 else WHOLE)
-        self._shapes = iter(self._template())
+        self._shapes = iter(operands(self._name, random))
         self._base: tuple[int, ...] = ()
+        self._by_size = random.random() < 0.5
 
     def draw(self) -> tuple[list[Any], dict[str, Any]]:
         """Positional and keyword arguments."""
@@ -58,6 +67,16 @@ class Arguments:
 
     def _value(self, kind: str, name: str, written: bool) -> Any:
         random = self._random
+        if name in {"pin_memory", "sparse", "sparse_grad"}:
+            return random.random() < 0.02 or (None if kind.startswith("Optional") else False)
+        if self._name.startswith("upsample") and kind.startswith("Optional[List["):
+            if (name == "output_size") != self._by_size and random.random() < 0.95:
+                return None
+            kind = kind[len("Optional[") : -1]
+        if kind == "List[int]" and random.random() < 0.8:
+            chosen = numbers(self._name, name, self._base, random)
+            if chosen is not None:
+                return chosen
         if kind.startswith("Optional["):
             inner = kind[len("Optional[") : -1]
             return None if random.random() < 0.3 else self._value(inner, name, written)
@@ -71,11 +90,12 @@ class Arguments:
         if kind == "bool":
             return random.random() < 0.5
         if kind == "float":
-            return random.choice(NUMBERS)
+            return random.choice(SHARES if name == "p" and random.random() < 0.8 else NUMBERS)
         if kind == "number":
             return random.choice([random.choice(NUMBERS), random.choice(EDGES), True, 2, -1, 0])
         if kind == "str":
-            return random.choice(sorted(ops.STRINGS))
+            fitting = _STRINGS.get(name, ())
+            return random.choice(fitting if fitting and random.random() < 0.9 else sorted(ops.STRINGS))
         if kind == "ScalarType":
             return ops.DTYPES[random.choice((*FLOATS, *WHOLE))]
         if kind == "MemoryFormat":
@@ -85,13 +105,8 @@ class Arguments:
     def _length(self, name: str) -> int:
         if name in {"tensors", "indices"}:
             return self._random.choice((0, 1, 2, 2, 3))
-        if name in {"kernel_size", "stride", "padding", "dilation", "output_padding", "output_size"}:
-            digits = [c for c in self._name if c in "123"]
-            return self._random.choice((1, int(digits[0]) if digits else 2, 2))
-        if name in {"pad"}:
-            return self._random.choice((2, 4, 6, 3))
-        if name in {"normalized_shape"}:
-            return 1
+        if name == "scale_factors":
+            return 2
         return self._random.choice((0, 1, 2, len(self._base), len(self._base), 3))
 
     def _int(self, name: str) -> int:
@@ -104,8 +119,6 @@ class Arguments:
             return random.randint(-rank, rank)
         if name == "num_groups" or name == "groups":
             return random.choice((1, 1, 2, 4))
-        if name == "normalized_shape":
-            return self._base[-1] if self._base else 1
         if name == "reduction":
             return random.choice((0, 1, 2))
         if name in {"ignore_index", "padding_idx"}:
@@ -133,6 +146,9 @@ class Arguments:
                 dtype = self._dtype
         elif random.random() < 0.05:
             dtype = random.choice((*FLOATS, *WHOLE))
+        if self._op in {"aten.one_hot.default", "aten.masked_fill.Tensor"} and random.random() < 0.9:
+            dtype = "int64" if self._name == "one_hot" else dtype
+            shape = () if name == "value" else shape
         floating = ops.DTYPES[dtype].is_floating_point
         kind = (
             "buffer" if written else random.choice(("param", "param", "input") if floating else ("buffer",))
@@ -161,51 +177,6 @@ class Arguments:
             return tuple(random.choice(SIZES) for _ in range(random.choice((0, 1, 1, 2, 2, 3, 3, 4, 4, 5))))
         shape = tuple(n if random.random() < 0.9 else 1 for n in self._base)
         return shape if random.random() < 0.8 else shape[random.randint(0, len(shape)) :]
-
-    def _template(self) -> list[tuple[int, ...]]:
-        """Shapes that fit the operations whose operands are not of one shape."""
-
-        def size() -> int:
-            return self._random.choice((1, 2, 3, 4, 8, 0) if self._random.random() < 0.3 else (1, 2, 3, 4, 6))
-
-        n, k, m, b = size(), size(), size(), size()
-        name = self._name
-        spatial = {"conv1d": 1, "conv2d": 2, "conv3d": 3, "conv_transpose1d": 1, "conv_transpose2d": 2}
-        if name in spatial:
-            image = [self._random.choice((1, 2, 3, 5, 8)) for _ in range(spatial[name])]
-            window = [self._random.choice((1, 1, 2, 3)) for _ in range(spatial[name])]
-            weight = (k, m, *window) if "transpose" in name else (m, k, *window)
-            return [(b, k, *image), weight, (m,)]
-        pools = {"1": 3, "2": 4}
-        digit = next((c for c in name if c in pools), "")
-        if "pool" in name or name.startswith(("upsample", "pixel")):
-            rank = pools.get(digit, 4)
-            return [tuple(self._random.choice((1, 2, 4, 8)) for _ in range(rank))]
-        known: dict[str, list[tuple[int, ...]]] = {
-            "linear": [(b, n, k), (m, k), (m,)],
-            "matmul": [(b, n, k), (k, m)],
-            "mm": [(n, k), (k, m)],
-            "bmm": [(b, n, k), (b, k, m)],
-            "mv": [(n, k), (k,)],
-            "dot": [(n,), (n,)],
-            "outer": [(n,), (m,)],
-            "addmm": [(n, m), (n, k), (k, m)],
-            "addbmm": [(n, m), (b, n, k), (b, k, m)],
-            "baddbmm": [(b, n, m), (b, n, k), (b, k, m)],
-            "embedding": [(n, k), (b, m)],
-            "batch_norm": [(b, k, n), (k,), (k,), (k,), (k,)],
-            "instance_norm": [(b, k, n, m), (k,), (k,), (k,), (k,)],
-            "group_norm": [(b, k, n), (k,), (k,)],
-            "layer_norm": [(b, n, k), (k,), (k,)],
-            "rms_norm": [(b, n, k), (k,)],
-            "scaled_dot_product_attention": [(b, 2, n, k), (b, 2, m, k), (b, 2, m, k), (n, m)],
-            "cross_entropy_loss": [(b, k), (b,), (k,)],
-            "nll_loss_nd": [(b, k), (b,), (k,)],
-            "prelu": [(b, k, n), (k,)],
-            "index_select": [(b, n, k), (m,)],
-            "cosine_embedding_loss": [(b, k), (b, k), (b,)],
-        }
-        return known.get(name, [])
 
 
 def _plain(value: Any) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Callable
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from random import Random
@@ -27,6 +28,8 @@ LIMITS = Limits(tensor_bytes=16 << 20, total_bytes=128 << 20, flops=1e9)
 
 Say = Callable[[bytes], None]
 NAMES = sorted(ops.ALLOWED_OPS)
+DRAWS = 8
+"""Attempts to find arguments that the operation takes."""
 
 
 @cache
@@ -70,18 +73,24 @@ def _attempt(data: bytes, random: Random, say: Say) -> str:
 
 
 def _operation(random: Random, op: str, say: Say) -> str:
-    draft = Draft()
-    results: list[int] = []
-    try:
-        for name in (op, *random.sample(NAMES, random.choice((0, 0, 1, 2)))):
-            args, kwargs = Arguments(random, draft, name).draw()
-            results += draft.add(name, args, kwargs, random.random() < 0.05)
-        program = draft.finish(results)
-    except Exception:
-        if not results:
-            return "unbuilt"
-        program = draft.finish(results)
-    return _attempt(program.to_json(), random, say)
+    for _ in range(DRAWS):
+        draft = Draft()
+        try:
+            results = _add(draft, op, random)
+            break
+        except Exception:
+            continue
+    else:
+        return "unbuilt"
+    for name in random.sample(NAMES, random.choice((0, 0, 1, 2))):
+        with suppress(Exception):
+            results += _add(draft, name, random)
+    return _attempt(draft.finish(results).to_json(), random, say)
+
+
+def _add(draft: Draft, op: str, random: Random) -> list[int]:
+    args, kwargs = Arguments(random, draft, op).draw()
+    return draft.add(op, args, kwargs, random.random() < 0.05)
 
 
 def _mutated_program(random: Random) -> bytes:
