@@ -132,8 +132,11 @@ class Arguments:
         shape = next(self._shapes, None)
         if shape is None:
             shape = self._related()
-        if random.random() < 0.06:
+        if random.random() < 0.03:
             shape = tuple(random.choice(SIZES) for _ in range(random.randint(0, 5)))
+        elif random.random() < 0.06 and shape:
+            place = random.randrange(len(shape))
+            shape = (*shape[:place], random.choice((0, 1, 2, 7, 33)), *shape[place + 1 :])
         self._base = self._base or shape
         if not written and draft.nodes and random.random() < 0.25:
             same = [n for n, fake in enumerate(draft.fakes) if tuple(fake.shape) == shape]

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ravnest_p2p.model import Leaf, Program, StageComputation, stage_program
+from tests.fuzz.fenced import Fence
 
 
 def values_of(leaf: Leaf, random: Random) -> Tensor:
@@ -45,8 +46,17 @@ def execute(program: Program, random: Random) -> None:
     Raises:
         Exception: whatever the operations say; a worker reports it and goes on.
     """
+    fence = Fence()
+    try:
+        _step(program, random, fence)
+    finally:
+        fence.close()
+
+
+def _step(program: Program, random: Random, fence: Fence) -> None:
     stage = stage_program(program, 0, len(program.layer_bounds))
-    held = {leaf.name: values_of(leaf, random) for leaf in program.leaves}
+    at_end = random.random() < 0.8
+    held = {leaf.name: fence.enclose(values_of(leaf, random), at_end) for leaf in program.leaves}
     params = {name: held[name].requires_grad_() for name in stage.params}
     buffers = {name: held[name] for name in stage.buffers}
     data = {name: held[name] for name in stage.data_inputs}
