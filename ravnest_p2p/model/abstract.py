@@ -9,7 +9,7 @@ same run tells the planner which values carry gradients, and what autograd would
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,14 +19,13 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from ravnest_p2p.model import ops
 from ravnest_p2p.model.effort import inner_bytes, node_effort
 from ravnest_p2p.model.execute import call
+from ravnest_p2p.model.guards import guard
 from ravnest_p2p.model.program import Leaf, Node, Program, TensorSpec
 
 DEFAULT_TENSOR_BYTES = 1 << 36
 DEFAULT_TOTAL_BYTES = 1 << 42
 DEFAULT_FLOPS = 1e16
 """Of one micro-batch: a model of 7 B parameters needs that for 240,000 tokens."""
-
-MAX_PIECES = 4096
 
 
 @dataclass(frozen=True)
@@ -114,7 +113,7 @@ def analyse(program: Program, budget: Budget | None = None) -> Analysis:
             try:
                 for spec in node.outputs:
                     budget.add(spec.shape, spec.torch_dtype)
-                guard_pieces(node, values.__getitem__)
+                guard(node, values.__getitem__)
                 with meter:
                     results = call(node, values.__getitem__)
                 _compare(node, results)
@@ -131,27 +130,6 @@ def analyse(program: Program, budget: Budget | None = None) -> Analysis:
 
 def _spec(value: torch.Tensor) -> TensorSpec:
     return TensorSpec(tuple(value.shape), ops.dtype_name(value.dtype), value.requires_grad)
-
-
-def guard_pieces(node: Node, fetch: Callable[[int], Any]) -> None:
-    """Refuse an operation that would cut a tensor into very many pieces, before it does."""
-    name = node.op.split(".")[1]
-    if name not in {"split", "chunk", "unbind"}:
-        return
-    bound = {a.name: v for a, v in zip(ops.resolve(node.op)._schema.arguments, node.args, strict=False)}
-    bound.update(node.kwargs)
-    source = bound["self"]
-    dim = bound.get("dim", 0)
-    length = fetch(source.slot).shape[dim]  # type: ignore[union-attr]
-    if name == "chunk":
-        pieces = bound["chunks"]
-    elif name == "unbind":
-        pieces = length
-    else:
-        size = bound.get("split_size")
-        pieces = -(-length // max(1, size)) if isinstance(size, int) else 0
-    if not isinstance(pieces, int) or pieces > MAX_PIECES:
-        raise ValueError(f"more than {MAX_PIECES} pieces")
 
 
 def _compare(node: Node, results: tuple[torch.Tensor, ...]) -> None:

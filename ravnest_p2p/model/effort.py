@@ -13,6 +13,7 @@ from collections.abc import Sequence
 
 from ravnest_p2p.model import ops
 from ravnest_p2p.model.cost import FLOPS_PER_BYTE, train_flops
+from ravnest_p2p.model.guards import arguments
 from ravnest_p2p.model.program import Arg, Node, TensorSpec
 
 _BROADCAST = frozenset(name.split(".")[1] for name in ops.LOSS_OPS) | {"cosine_similarity"}
@@ -46,19 +47,13 @@ def visited_bytes(node: Node, specs: Sequence[TensorSpec]) -> float:
     """Bytes that a pool's or an attention's loops read; 0 where they show in operands and results."""
     kind = node.op.split(".")[1]
     if kind in _POOLS:
-        return node.outputs[0].nbytes * _window(_argument(node, "kernel_size"), rank=int(kind[-2]))
+        return node.outputs[0].nbytes * _window(arguments(node).get("kernel_size"), rank=int(kind[-2]))
     if kind == "scaled_dot_product_attention":
         query, key = (specs[slot].shape for slot in node.refs()[:2])
         return 2.0 * node.outputs[0].nbytes * key[-2] * (1 + query[-1] / max(1, node.outputs[0].shape[-1]))
     return 0.0
 
 
-def _argument(node: Node, name: str) -> Arg:
-    arguments = ops.resolve(node.op)._schema.arguments
-    bound = {a.name: value for a, value in zip(arguments, node.args, strict=False)}
-    return bound.get(name, dict(node.kwargs).get(name))
-
-
-def _window(kernel: Arg, rank: int) -> float:
+def _window(kernel: Arg | None, rank: int) -> float:
     sizes = [float(n) for n in kernel if isinstance(n, int)] if isinstance(kernel, tuple) else []
     return math.prod(sizes * rank if len(sizes) == 1 else sizes)

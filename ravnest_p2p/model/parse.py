@@ -45,10 +45,10 @@ class Limits:
     """
 
     json_bytes: int = 16 << 20
-    items: int = 1_500_000
-    leaves: int = 50_000
-    nodes: int = 50_000
-    slots: int = 100_000
+    items: int = 1_000_000
+    leaves: int = 30_000
+    nodes: int = 30_000
+    slots: int = 60_000
     tensor_bytes: int = abstract.DEFAULT_TENSOR_BYTES
     total_bytes: int = abstract.DEFAULT_TOTAL_BYTES
     flops: float = abstract.DEFAULT_FLOPS

@@ -49,6 +49,8 @@ def check_node(node: Node) -> None:
             raise ValueError(f"{node.op}: argument {argument.name} is not a valid {kind}")
         if value is True and (node.op, argument.name) in _SPARSE:
             raise ValueError(f"{node.op}: {argument.name}=True makes gradients that cannot be sent")
+        if value is True and argument.name == "pin_memory":
+            raise ValueError(f"{node.op}: pinned memory is not for travelling programs")
     if given:
         raise ValueError(f"{node.op} has no argument {sorted(given)[0]}")
     _check_buffers(node)

@@ -34,10 +34,11 @@ def read_ordinary(path: str | os.PathLike[str], limit: int, *, head_only: bool =
         handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except (OSError, ValueError) as error:
         raise PackageError(f"file {name!r} cannot be read: {error}") from error
+    found = os.fstat(handle)
+    if not stat.S_ISREG(found.st_mode):
+        os.close(handle)
+        raise PackageError(f"{name!r} is not an ordinary file")
     with os.fdopen(handle, "rb") as file:
-        found = os.fstat(handle)
-        if not stat.S_ISREG(found.st_mode):
-            raise PackageError(f"{name!r} is not an ordinary file")
         if not head_only and found.st_size > limit:
             raise PackageError(f"file {name!r} has {found.st_size} bytes, over the limit of {limit}")
         return file.read(limit)

@@ -13,8 +13,9 @@ from typing import Any
 
 from ravnest_p2p.core.errors import PackageError
 from ravnest_p2p.model import Limits, Package, Program, ops
-from ravnest_p2p.model.abstract import fake_leaf, fake_mode, guard_pieces
+from ravnest_p2p.model.abstract import fake_leaf, fake_mode
 from ravnest_p2p.model.execute import call
+from ravnest_p2p.model.guards import guard
 from ravnest_p2p.model.parse import _leaves, _node
 from ravnest_p2p.model.schema import check_node
 from tests.fuzz.arguments import EDGES, FLOATS, WHOLE, Arguments
@@ -96,9 +97,10 @@ def _add(draft: Draft, op: str, random: Random) -> list[int]:
 def _mutated_program(random: Random) -> bytes:
     changed = copy.deepcopy(document(random.choice(FAMILIES)))
     for _ in range(random.choice((1, 1, 2, 4))):
-        random.choice((_change_value, _change_value, _change_node, _change_node, _change_leaf))(
-            changed, random
-        )
+        change = random.choice((_change_value, _change_value, _change_node, _change_node, _change_leaf))
+        # An earlier change may have left nothing of the form that this one works on.
+        with suppress(TypeError, KeyError, IndexError, AttributeError, ValueError):
+            change(changed, random)
     if random.random() < 0.8:
         _declare_anew(changed)
     return json.dumps(changed).encode()
@@ -145,8 +147,6 @@ def _change_value(changed: dict[str, Any], random: Random) -> None:
 
 def _change_node(changed: dict[str, Any], random: Random) -> None:
     nodes = changed["nodes"]
-    if not nodes or not isinstance(nodes[0], list):
-        return
     place = random.randrange(len(nodes))
     match random.randrange(5):
         case 0:
@@ -168,9 +168,7 @@ def _change_node(changed: dict[str, Any], random: Random) -> None:
 
 
 def _change_leaf(changed: dict[str, Any], random: Random) -> None:
-    leaf = random.choice(changed[random.choice(("inputs", "params"))] or [[0, [1], "float32", "param"]])
-    if not isinstance(leaf, list) or len(leaf) != 4 or not isinstance(leaf[1], list):
-        return
+    leaf = random.choice(changed[random.choice(("inputs", "params"))])
     if random.random() < 0.4:
         leaf[2] = random.choice((*FLOATS, *WHOLE))
     elif leaf[1]:
@@ -186,7 +184,7 @@ def _declare_anew(changed: dict[str, Any]) -> None:
             for item in changed["nodes"]:
                 node = _node(item, len(values))
                 check_node(node)
-                guard_pieces(node, values.__getitem__)
+                guard(node, values.__getitem__)
                 results = call(node, values.__getitem__)
                 item[3] = [[list(r.shape), ops.dtype_name(r.dtype)] for r in results]
                 values.extend(results)

@@ -8,8 +8,9 @@ from typing import Any
 import torch
 
 from ravnest_p2p.model import Leaf, Node, Program, Ref, TensorSpec, ops
-from ravnest_p2p.model.abstract import fake_leaf, fake_mode, guard_pieces
+from ravnest_p2p.model.abstract import fake_leaf, fake_mode
 from ravnest_p2p.model.execute import call
+from ravnest_p2p.model.guards import guard
 from ravnest_p2p.model.schema import check_node
 
 FLOAT32 = torch.float32
@@ -42,7 +43,7 @@ class Draft:
         """
         node = Node(op, tuple(args), tuple(sorted((kwargs or {}).items())), (), no_grad)
         check_node(node)
-        guard_pieces(node, self.fakes.__getitem__)
+        guard(node, self.fakes.__getitem__)
         with self._mode:
             results = call(node, self.fakes.__getitem__)
         specs = tuple(TensorSpec(tuple(r.shape), ops.dtype_name(r.dtype)) for r in results)

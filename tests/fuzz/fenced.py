@@ -1,7 +1,7 @@
 """Tensors between unmapped pages: who reads or writes one element too far is killed, not lucky.
 
-Problem: an operation that trusts a shape reads its neighbours in memory, and mostly nothing happens. Solution:
-a tensor's bytes end (or start) where a page begins that nobody may touch.
+Problem: an operation that trusts a shape reads its neighbours in memory, and mostly nothing happens.
+Solution: a tensor's bytes end (or start) where a page begins that nobody may touch.
 """
 
 from __future__ import annotations

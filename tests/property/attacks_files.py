@@ -178,8 +178,8 @@ HEADERS: dict[str, Attack] = {
     "weights: a header that is a list": _raw(b"[]"),
     "weights: a header with NaN": _raw(b'{"a":NaN}'),
     "weights: a header of no UTF-8": _raw(b'{"\xff":1}'),
-    "weights: a tensor twice": _raw(
-        _HEADER.rstrip().rstrip(b"}") + b"," + _HEADER[1:], WEIGHTS[8 + _HEADER_BYTES :], says="twice"
+    "weights: a tensor twice in a file": _raw(
+        _HEADER.rstrip()[:-1] + b"," + _HEADER[1:], WEIGHTS[8 + _HEADER_BYTES :], says="twice"
     ),
     "weights: metadata of numbers": _header(lambda header: header.update(__metadata__={"a": 1})),
     "weights: metadata nested": _header(lambda header: header.update(__metadata__={"a": {"b": "c"}})),

@@ -190,9 +190,9 @@ BOMBS: dict[str, Attack] = {
         says="inside",
     ),
     "bomb: a similarity that makes n by n": more(
-        node("zeros.default", [[2**24, 1, 1]], (2**24, 1, 1)),
-        node("zeros.default", [[2**24, 1]], (2**24, 1)),
-        node("cosine_similarity.default", [ref(NEW), ref(NEW + 1), -1], (2**24, 2**24)),
+        node("zeros.default", [[2**20, 1, 1]], (2**20, 1, 1)),
+        node("zeros.default", [[2**20, 1]], (2**20, 1)),
+        node("cosine_similarity.default", [ref(NEW), ref(NEW + 1), -1], (2**20, 2**20)),
         says=_OVER,
     ),
 }
@@ -207,7 +207,7 @@ WORK: dict[str, Attack] = {
     "work: a tall product of one number": more(
         node("zeros.default", [[1, 2**33]], (1, 2**33)),
         node("t.default", [ref(NEW)], (2**33, 1)),
-        *[node("matmul.default", [ref(NEW), ref(NEW + 1)], (1, 1))] * 60_000,
+        *[node("matmul.default", [ref(NEW), ref(NEW + 1)], (1, 1))] * 50_000,
         says="items",
     ),
     "work: product by keyword": more(
@@ -397,7 +397,7 @@ ARGUMENTS: dict[str, Attack] = {
     "channels last of a matrix": _wrong(
         "clone.default", [ref(X)], kwargs={"memory_format": {"memory_format": "channels_last"}}
     ),
-    "a logarithm of truth": _wrong("bitwise_not.default", [ref(X)]),
+    "bits of a fraction": _wrong("bitwise_not.default", [ref(X)]),
     "a scalar in place of a list of tensors": _wrong("cat.default", [ref(X)], says="not a valid"),
     "no tensors to join": _wrong("cat.default", [[]]),
     "attention without heads": more(
@@ -410,6 +410,27 @@ ARGUMENTS: dict[str, Attack] = {
             kwargs={"enable_gqa": True},
         ),
         says="node 7",
+    ),
+    "attention with more values than keys": more(
+        node("zeros.default", [[2, 4, 4, 8]], (2, 4, 4, 8)),
+        node("zeros.default", [[2, 4, 2, 8]], (2, 4, 2, 8)),
+        node("zeros.default", [[2, 4, 64, 8]], (2, 4, 64, 8)),
+        node(
+            "scaled_dot_product_attention.default",
+            [ref(NEW), ref(NEW + 1), ref(NEW + 2)],
+            (2, 4, 4, 8),
+        ),
+        says="do not fit together",
+    ),
+    "attention with fewer heads of values": more(
+        node("zeros.default", [[2, 4, 4, 8]], (2, 4, 4, 8)),
+        node("zeros.default", [[2, 1, 4, 8]], (2, 1, 4, 8)),
+        node(
+            "scaled_dot_product_attention.default",
+            [ref(NEW), ref(NEW), ref(NEW + 1)],
+            (2, 4, 4, 8),
+        ),
+        says="do not fit together",
     ),
     "a loss that is reduced in an unknown way": _wrong("mse_loss.default", [ref(X), ref(HIDDEN), 9], ()),
     "a gradient of a whole number": put("output", NEW, "output"),

@@ -1,4 +1,4 @@
-"""Every attack on a package is refused by name: quickly, in little memory, and without killing the process."""
+"""Every attack on a package is refused by name: quickly, in little memory, and nobody dies."""
 
 from __future__ import annotations
 
