@@ -29,10 +29,9 @@ def guard(node: Node, fetch: Fetch) -> None:
     Raises:
         ValueError: says what is wrong.
     """
-    given = arguments(node)
     rule = _RULES.get(node.op.split(".")[1])
     if rule is not None:
-        rule(given, fetch)
+        rule(arguments(node), fetch)
 
 
 def arguments(node: Node) -> dict[str, Arg]:

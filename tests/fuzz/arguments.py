@@ -37,6 +37,7 @@ class Arguments:
         self._dtype = random.choice(FLOATS if random.random() < 0.75 else WHOLE)
         self._shapes = iter(operands(self._name, random))
         self._base: tuple[int, ...] = ()
+        self._loose = random.choice((0.0, 0.05, 0.05, 0.5))
         self._by_size = random.random() < 0.5
 
     def draw(self) -> tuple[list[Any], dict[str, Any]]:
@@ -132,9 +133,9 @@ class Arguments:
         shape = next(self._shapes, None)
         if shape is None:
             shape = self._related()
-        if random.random() < 0.03:
+        if random.random() < self._loose / 2:
             shape = tuple(random.choice(SIZES) for _ in range(random.randint(0, 5)))
-        elif random.random() < 0.06 and shape:
+        elif random.random() < self._loose and shape:
             place = random.randrange(len(shape))
             shape = (*shape[:place], random.choice((0, 1, 2, 7, 33)), *shape[place + 1 :])
         self._base = self._base or shape
