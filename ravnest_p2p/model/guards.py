@@ -1,13 +1,15 @@
 """What the operations themselves fail to check, checked before they run, on fake or real tensors.
 
-Problem: some kernels trust their operands (attention reads past its keys where there are more values), some
-abstract ones take arguments that the real ones refuse, some cut a tensor into a billion pieces. Solution: a
-rule for each such operation, over its arguments by name and the shapes of its operands.
+Problem: some kernels trust their operands (attention reads past its keys where there are more values, a
+maximum over nothing is written back outside of the image), some abstract ones take arguments that the real
+ones refuse, some cut a tensor into a billion pieces. Solution: a rule for each such operation, over its
+arguments by name and the shapes of its operands.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 from torch import Tensor
@@ -83,6 +85,23 @@ def _range(given: Given, fetch: Fetch) -> None:
         raise ValueError(f"{low} … {high} is not a range to draw from")
 
 
+def _windows(given: Given, fetch: Fetch, rank: int) -> None:
+    """A window that lies in the padding alone yields an index outside of the image; backward writes there."""
+    image = _shape(given["self"], fetch)
+    for axis, size in enumerate(image[-rank:]):
+        window, padding, step = (
+            _of_axis(given.get(name), axis, otherwise)
+            for name, otherwise in (("kernel_size", 1), ("padding", 0), ("dilation", 1))
+        )
+        if padding > 0 and (step > size or -(-padding // step) >= window):
+            raise ValueError(f"a window of {window} by steps of {step} misses an image of {size}")
+
+
+def _of_axis(value: Arg | None, axis: int, otherwise: int) -> int:
+    sizes = [n for n in value if isinstance(n, int)] if isinstance(value, tuple) else []
+    return max(otherwise, sizes[min(axis, len(sizes) - 1)]) if sizes else otherwise
+
+
 def _attention(given: Given, fetch: Fetch) -> None:
     """The CPU kernel takes the number of keys, heads and batches from whichever operand it likes best."""
     query, key, value = (_shape(given[name], fetch) for name in ("query", "key", "value"))
@@ -110,6 +129,8 @@ _RULES: dict[str, Callable[[Given, Fetch], None]] = {
     "bitwise_xor": _whole,
     "chunk": _pieces,
     "log_softmax": _dim,
+    "max_pool1d": partial(_windows, rank=1),
+    "max_pool2d": partial(_windows, rank=2),
     "scaled_dot_product_attention": _attention,
     "softmax": _dim,
     "split": _pieces,

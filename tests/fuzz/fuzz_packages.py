@@ -32,6 +32,7 @@ from tests.fuzz import cases
 
 HANG_S = 5.0
 STUCK_S = 60.0
+"""Asleep for so long; a child that is ready to run only waits for the computer."""
 MEMORY_BYTES = 1 << 30
 CHILD_CASES = 2000
 OUTCOMES = ("unbuilt", "refused", "failed", "ran")
@@ -56,8 +57,8 @@ class Board:
         self.counts = [0] * len(OUTCOMES)
         self._seed, self._started_s = -1, 0.0
 
-    def begin(self, seed: int) -> None:
-        self._seed, self._started_s = seed, time.process_time()
+    def begin(self, seed: int, started_s: float) -> None:
+        self._seed, self._started_s = seed, started_s
         self.say(b"")
 
     def say(self, text: bytes) -> None:
@@ -78,7 +79,7 @@ def _child(board: Board, first: int, end: int, folder: Path) -> None:
     with Path(os.devnull).open("w") as quiet:
         os.dup2(quiet.fileno(), 2)
     for seed in range(first, min(end, first + CHILD_CASES)):
-        board.begin(seed)
+        board.begin(seed, time.process_time())
         try:
             outcome = cases.run_case(seed, folder, board.say)
         except BaseException:
@@ -89,7 +90,7 @@ def _child(board: Board, first: int, end: int, folder: Path) -> None:
             os._exit(_FINDING + 1)
         if seed % 200 == 0:
             FakeTensorMode.cache_clear()
-    board.begin(min(end, first + CHILD_CASES))
+    board.begin(min(end, first + CHILD_CASES), 0.0)
     os._exit(0)
 
 
@@ -109,7 +110,8 @@ def _watch(pid: int, board: Board) -> str:
         if seed != seen:
             seen, since = seed, time.monotonic()
         used = process.cpu_times()
-        if used.user + used.system - started_s > HANG_S or time.monotonic() - since > STUCK_S:
+        waits = time.monotonic() - since > STUCK_S and process.status() != psutil.STATUS_RUNNING
+        if waits or used.user + used.system - started_s > HANG_S:
             os.kill(pid, signal.SIGKILL)
             os.waitpid(pid, 0)
             return "hangs"
@@ -128,6 +130,7 @@ def fuzz(count: int, seed: int, seconds: float = float("inf")) -> Findings:
         place = seed
         while place < seed + count and time.monotonic() - started_s < seconds:
             board = Board()
+            board.begin(place, 0.0)
             pid = os.fork()
             if pid == 0:
                 _child(board, place, seed + count, Path(folder))
@@ -136,6 +139,7 @@ def fuzz(count: int, seed: int, seconds: float = float("inf")) -> Findings:
             findings.outcomes.update(dict(zip(OUTCOMES, counts, strict=True)))
             place = reached
             if wrong:
+                print(f"seed {reached}: {wrong}\n    {text[-1500:].decode(errors='replace')}", flush=True)
                 findings.bad.append((reached, wrong, text))
                 findings.outcomes["bad"] += 1
                 place += 1
@@ -152,8 +156,6 @@ def main() -> None:
     options = parser.parse_args()
     findings = fuzz(options.count, options.seed, options.seconds)
     print(dict(findings.outcomes))
-    for seed, wrong, text in findings.bad:
-        print(f"seed {seed}: {wrong}\n    {text[-1500:].decode(errors='replace')}")
     sys.exit(bool(findings.bad))
 
 

@@ -342,6 +342,16 @@ ARGUMENTS: dict[str, Attack] = {
     "pool of stride zero": _pool([2, 2], [0, 0]),
     "pool of padding over half its window": _pool([2, 2], [2, 2], [2, 2]),
     "pool divided by zero": _pool([2, 2], [2, 2], [0, 0], False, True, 0),
+    "maxima over padding alone": more(
+        node("zeros.default", [[3, 1, 8]], (3, 1, 8)),
+        node("max_pool2d.default", [ref(NEW), [2, 3], [], [1, 1], [2], True], (3, 1, 3)),
+        says="misses",
+    ),
+    "maxima over padding alone, in a row": more(
+        node("zeros.default", [[3, 1]], (3, 1)),
+        node("max_pool1d.default", [ref(NEW), [2], [], [1], [2], True], (3, 1)),
+        says="misses",
+    ),
     "norm of no groups": _wrong("group_norm.default", [ref(X), 0]),
     "norm of another shape": _wrong("layer_norm.default", [ref(X), [2**40]]),
     "norm with a weight of another size": _wrong("layer_norm.default", [ref(X), [8], ref(WEIGHT)]),
