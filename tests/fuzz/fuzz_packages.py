@@ -64,10 +64,14 @@ class Board:
     def say(self, text: bytes) -> None:
         text = text[:TEXT_BYTES]
         self._memory[_HEAD.size : _HEAD.size + len(text)] = text
-        _HEAD.pack_into(self._memory, 0, self._seed, self._started_s, len(text), *self.counts)
+        # Not pack_into, which writes zeros first; the parent may look at any moment.
+        self._memory[: _HEAD.size] = _HEAD.pack(self._seed, self._started_s, len(text), *self.counts)
 
     def read(self) -> tuple[int, float, bytes, list[int]]:
-        seed, started_s, length, *counts = _HEAD.unpack_from(self._memory)
+        head, again = b"", self._memory[: _HEAD.size]
+        while head != again:
+            head, again = again, self._memory[: _HEAD.size]
+        seed, started_s, length, *counts = _HEAD.unpack(head)
         return seed, started_s, self._memory[_HEAD.size : _HEAD.size + length], counts
 
 
