@@ -94,7 +94,7 @@ def _child(board: Board, first: int, end: int, folder: Path) -> None:
             os._exit(_FINDING + 1)
         if seed % 200 == 0:
             FakeTensorMode.cache_clear()
-    board.begin(min(end, first + CHILD_CASES), 0.0)
+    board.begin(min(end, first + CHILD_CASES), time.process_time())
     os._exit(0)
 
 
