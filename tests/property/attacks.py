@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.property import attacks_files, attacks_form, attacks_meaning
+from tests.property import attacks_arguments, attacks_files, attacks_form, attacks_meaning
 from tests.property.attack_base import Attack
 
 _TABLES = (
@@ -14,7 +14,7 @@ _TABLES = (
     attacks_meaning.BOMBS,
     attacks_meaning.WORK,
     attacks_meaning.LIES,
-    attacks_meaning.ARGUMENTS,
+    attacks_arguments.ARGUMENTS,
     attacks_files.PLACES,
     attacks_files.HEADERS,
 )
