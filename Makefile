@@ -6,12 +6,13 @@ READY := $(VENV)/.ready
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
-.PHONY: help setup lock demo test test-slow lint clean
+.PHONY: help setup lock demo test test-slow fuzz lint clean
 
 help:
 	@echo "make demo       set up, then train the digits CNN on a local swarm of six peers"
 	@echo "make test       set up, then check the code and run the tests (under 15 minutes on 2 cores)"
 	@echo "make test-slow  the long simulations: 1,000 seeds with 200 peers and more"
+	@echo "make fuzz       100,000 random packages against the loader and the operations (COUNT=…, SEED=…)"
 	@echo "make lock       pin the newest versions of everything beside torch"
 	@echo "make setup      only set up: a virtual environment in .venv with pinned versions"
 	@echo "make lint       only ruff, mypy and the layer check"
@@ -41,6 +42,12 @@ test: lint
 
 test-slow: $(READY)
 	$(PYTEST) -m slow
+
+COUNT ?= 100000
+SEED ?= 0
+
+fuzz: $(READY)
+	OMP_NUM_THREADS=1 nice $(BIN)/python -m tests.fuzz.fuzz_packages --count $(COUNT) --seed $(SEED)
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -7,7 +7,7 @@ stages; `StageComputation` runs one. Nothing here knows a network.
 from ravnest_p2p.model.capture import capture
 from ravnest_p2p.model.compute import StageComputation, node_seed
 from ravnest_p2p.model.package import Package, load_tensors
-from ravnest_p2p.model.parse import Limits
+from ravnest_p2p.model.parse import Limits, read_program
 from ravnest_p2p.model.profile import measured_layers
 from ravnest_p2p.model.program import Leaf, Node, Program, Ref, TensorSpec
 from ravnest_p2p.model.report import Report
@@ -34,6 +34,7 @@ __all__ = [
     "load_tensors",
     "measured_layers",
     "node_seed",
+    "read_program",
     "requirements",
     "split",
     "stage_program",

@@ -9,7 +9,7 @@ same run tells the planner which values carry gradients, and what autograd would
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,14 +17,17 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from ravnest_p2p.core.errors import ConfigError
+from ravnest_p2p.core.optimizers import PRECISIONS
 from ravnest_p2p.model import ops
+from ravnest_p2p.model.effort import inner_bytes, node_effort
 from ravnest_p2p.model.execute import call
+from ravnest_p2p.model.guards import guard
 from ravnest_p2p.model.program import Leaf, Node, Program, TensorSpec
 
 DEFAULT_TENSOR_BYTES = 1 << 36
 DEFAULT_TOTAL_BYTES = 1 << 42
-MAX_PIECES = 4096
-PRECISIONS = ("fp32", "bf16")
+DEFAULT_FLOPS = 1e16
+"""Of one micro-batch: a model of 7 B parameters needs that for 240,000 tokens."""
 
 
 @dataclass(frozen=True)
@@ -47,18 +50,23 @@ class Analysis:
 
 
 class Budget:
-    """Counts bytes and refuses more than allowed.
+    """Counts bytes and operations, and refuses more than allowed.
 
-    Raises (from `add`):
-        ValueError: one tensor, or all together, are over the limit.
+    Raises (from `add` and `work`):
+        ValueError: one tensor, all together, or the work on them are over the limit.
     """
 
     def __init__(
-        self, tensor_bytes: int = DEFAULT_TENSOR_BYTES, total_bytes: int = DEFAULT_TOTAL_BYTES
+        self,
+        tensor_bytes: int = DEFAULT_TENSOR_BYTES,
+        total_bytes: int = DEFAULT_TOTAL_BYTES,
+        flops: float = DEFAULT_FLOPS,
     ) -> None:
         self._tensor_bytes = tensor_bytes
         self._total_bytes = total_bytes
+        self._flops = flops
         self.used = 0
+        self.worked = 0.0
 
     def add(self, shape: tuple[int, ...], dtype: torch.dtype) -> None:
         size = math.prod(shape) * dtype.itemsize
@@ -67,6 +75,17 @@ class Budget:
         self.used += size
         if self.used > self._total_bytes:
             raise ValueError(f"all tensors together are over the limit of {self._total_bytes} bytes")
+
+    def work(self, node: Node, specs: Sequence[TensorSpec]) -> None:
+        """Add what the node computes; `specs` are those of all slots up to its results."""
+        inside = inner_bytes(node, specs)
+        if inside > self._tensor_bytes:
+            raise ValueError(f"a tensor inside has {inside} bytes, over the limit of {self._tensor_bytes}")
+        self.worked += node_effort(node, specs)
+        if self.worked > self._flops:
+            raise ValueError(
+                f"one micro-batch takes more than {self._flops:.3g} operations, the limit of this peer"
+            )
 
 
 def fake_mode() -> FakeTensorMode:
@@ -105,43 +124,30 @@ def analyse(program: Program, budget: Budget | None = None, precision: str = "fp
     with fake_mode(), computing_in(precision):
         values = [fake_leaf(leaf) for leaf in program.leaves]
         meter = _SavedMeter(values)
+        specs = [_spec(value) for value in values]
         saved: list[int] = []
         for index, node in enumerate(program.nodes):
             try:
                 for spec in node.outputs:
                     budget.add(spec.shape, spec.torch_dtype)
-                guard_pieces(node, values.__getitem__)
+                guard(node, values.__getitem__)
                 with meter:
                     results = call(node, values.__getitem__)
                 if precision == "fp32":
                     _compare(node, results)
+                specs.extend(_spec(result) for result in results)
+                budget.work(node, specs)
             except Exception as error:
                 raise ValueError(f"node {index} ({node.op}): {_brief(error)}") from error
             saved.append(meter.take())
             values.extend(results)
-        specs = tuple(TensorSpec(tuple(v.shape), ops.dtype_name(v.dtype), v.requires_grad) for v in values)
-        return Analysis(specs, tuple(v.is_contiguous() for v in values), tuple(saved), budget.used, precision)
+        # Again, since a write can make a buffer carry gradients.
+        final = tuple(_spec(value) for value in values)
+        return Analysis(final, tuple(v.is_contiguous() for v in values), tuple(saved), budget.used, precision)
 
 
-def guard_pieces(node: Node, fetch: Callable[[int], Any]) -> None:
-    """Refuse an operation that would cut a tensor into very many pieces, before it does."""
-    name = node.op.split(".")[1]
-    if name not in {"split", "chunk", "unbind"}:
-        return
-    bound = {a.name: v for a, v in zip(ops.resolve(node.op)._schema.arguments, node.args, strict=False)}
-    bound.update(node.kwargs)
-    source = bound["self"]
-    dim = bound.get("dim", 0)
-    length = fetch(source.slot).shape[dim]  # type: ignore[union-attr]
-    if name == "chunk":
-        pieces = bound["chunks"]
-    elif name == "unbind":
-        pieces = length
-    else:
-        size = bound.get("split_size")
-        pieces = -(-length // max(1, size)) if isinstance(size, int) else 0
-    if not isinstance(pieces, int) or pieces > MAX_PIECES:
-        raise ValueError(f"more than {MAX_PIECES} pieces")
+def _spec(value: torch.Tensor) -> TensorSpec:
+    return TensorSpec(tuple(value.shape), ops.dtype_name(value.dtype), value.requires_grad)
 
 
 def _compare(node: Node, results: tuple[torch.Tensor, ...]) -> None:

@@ -10,6 +10,7 @@ tenth for a balanced stage; `profile` measures instead.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 
 from ravnest_p2p.core.types import LayerCost
@@ -40,7 +41,7 @@ _VIEWS = {
 }
 
 
-def node_flops(node: Node, specs: tuple[TensorSpec, ...]) -> float:
+def node_flops(node: Node, specs: Sequence[TensorSpec]) -> float:
     """Operations of the node's forward pass, without those of its backward pass.
 
     Args:
@@ -72,7 +73,7 @@ def node_flops(node: Node, specs: tuple[TensorSpec, ...]) -> float:
     return _SLOWER.get(kind, 1.0) * FLOPS_PER_BYTE * moved
 
 
-def train_flops(node: Node, specs: tuple[TensorSpec, ...]) -> float:
+def train_flops(node: Node, specs: Sequence[TensorSpec]) -> float:
     """Operations of forward and backward: each differentiable matrix operand costs one more forward."""
     forward = node_flops(node, specs)
     gradients = sum(specs[slot].differentiable for slot in node.refs()[:2])

@@ -104,6 +104,8 @@ def _names(text: str) -> frozenset[str]:
 RANDOM_OPS = _names(_RANDOM)
 """Draw from the generator; seeded by node before each call."""
 
+LOSS_OPS = _names(_LOSSES)
+
 MUTATING_OPS = _names(_MUTATING)
 """Write to their first argument, which has to be a buffer; they define no slot."""
 

@@ -6,7 +6,6 @@ are not judged: NaN and infinity are legal weights (masks hold -inf), training o
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,8 +18,9 @@ from torch import Tensor
 
 from ravnest_p2p.core.errors import CaptureError, PackageError
 from ravnest_p2p.core.types import Capability, LayerCost
-from ravnest_p2p.model.parse import Limits
+from ravnest_p2p.model.parse import Limits, read_program
 from ravnest_p2p.model.program import Program, TensorSpec
+from ravnest_p2p.model.stranger import read_ordinary, strict_json
 
 if TYPE_CHECKING:
     from ravnest_p2p.model.report import Report
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 PROGRAM_FILE = "program.json"
 WEIGHTS_FILE = "weights.safetensors"
+HEADER_LIMIT_BYTES = 8 << 20
+"""A header of weights over this is refused: about 70,000 tensors."""
 
 _STORED = {
     "F64": "float64",
@@ -132,11 +134,7 @@ class Package:
         Raises:
             PackageError: the program or the weights are refused (remote's fault).
         """
-        limits = limits or Limits()
-        path = Path(program_path)
-        if path.stat().st_size > limits.json_bytes:
-            raise PackageError(f"the program is over the limit of {limits.json_bytes} bytes")
-        program = Program.from_json(path.read_bytes(), limits)
+        program = read_program(program_path, limits)
         wanted = {leaf.name: leaf.spec for leaf in program.params + program.buffers}
         return Package(program, load_tensors(weights_paths, wanted))
 
@@ -155,6 +153,7 @@ def load_tensors(
     """
     found: dict[str, Tensor] = {}
     for path in paths:
+        _check_header(path)
         try:
             with safe_open(path, framework="pt", device="cpu") as file:
                 names = [name for name in file.keys() if not partial or name in wanted]  # noqa: SIM118
@@ -162,14 +161,25 @@ def load_tensors(
                     _check(file.get_slice(name), name, wanted, found)
                 for name in names:
                     found[name] = file.get_tensor(name)
-        except (SafetensorError, OSError, ValueError, json.JSONDecodeError) as error:
-            raise PackageError(f"weights file refused: {error}") from error
+        except (SafetensorError, OSError, ValueError, RuntimeError) as error:
+            raise PackageError(f"weights file refused: {str(error)[:400]}") from error
     missing = sorted(wanted.keys() - found.keys())
     if missing:
         raise PackageError(
             f"weights lack {missing[0]!r}" + (f" and {len(missing) - 1} more" if missing[1:] else "")
         )
     return found
+
+
+def _check_header(path: str | os.PathLike[str]) -> None:
+    """Refuse what the library would take in: pipes and links, a key twice, a header as large as memory."""
+    length = int.from_bytes(read_ordinary(path, 8, head_only=True), "little")
+    if length > HEADER_LIMIT_BYTES:
+        raise PackageError(f"weights file refused: a header of {length} bytes, over {HEADER_LIMIT_BYTES}")
+    try:
+        strict_json(read_ordinary(path, 8 + length, head_only=True)[8:], Limits().items)
+    except ValueError as error:
+        raise PackageError(f"weights file refused: the header is not valid JSON: {error}") from error
 
 
 def _check(header: object, name: str, wanted: Mapping[str, TensorSpec], found: Mapping[str, Tensor]) -> None:

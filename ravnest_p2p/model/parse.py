@@ -9,8 +9,9 @@ proves all declared shapes and counts the bytes, so nothing is allocated for a p
 
 from __future__ import annotations
 
-import json
 import math
+import os
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -20,9 +21,12 @@ from ravnest_p2p.model import abstract, ops
 from ravnest_p2p.model.cut import check_bounds
 from ravnest_p2p.model.program import FORMAT, Arg, Leaf, Node, Program, Ref, TensorSpec
 from ravnest_p2p.model.schema import MAX_LIST, check_node
+from ravnest_p2p.model.stranger import read_ordinary, strict_json
 
 _KEYS = {"format", "inputs", "params", "buffers", "nodes", "output", "layers", "tied", "transient"}
 _MAX_NAME = 512
+_UNSAFE_NAME = re.compile(r"\.\.|\\|^[/~]|^__metadata__$")
+_FIELD = re.compile(r"[xy](0|[1-9][0-9]{0,3})")
 _MAX_RANK = 12
 _MAX_SIZE = 1 << 48
 _MAX_NESTING = 3
@@ -33,15 +37,21 @@ class Limits:
     """Sizes of a program that a peer accepts.
 
     Attributes:
+        items: lists, objects and items of the JSON text, weights' headers included.
+        slots: leaves and results.
         tensor_bytes: of any one tensor.
         total_bytes: of all tensors of one micro-batch together, on all stages.
+        flops: of forward and backward of one micro-batch, on all stages.
     """
 
-    json_bytes: int = 64 << 20
-    leaves: int = 50_000
-    nodes: int = 50_000
+    json_bytes: int = 16 << 20
+    items: int = 1_000_000
+    leaves: int = 30_000
+    nodes: int = 30_000
+    slots: int = 60_000
     tensor_bytes: int = abstract.DEFAULT_TENSOR_BYTES
     total_bytes: int = abstract.DEFAULT_TOTAL_BYTES
+    flops: float = abstract.DEFAULT_FLOPS
 
 
 def parse_program(data: bytes, limits: Limits | None = None) -> Program:
@@ -50,14 +60,12 @@ def parse_program(data: bytes, limits: Limits | None = None) -> Program:
     if len(data) > limits.json_bytes:
         raise PackageError(f"the program has {len(data)} bytes, over the limit of {limits.json_bytes}")
     try:
-        document = json.loads(
-            data.decode(), object_pairs_hook=_unique, parse_constant=_no_constant, parse_int=_bounded_int
-        )
-    except (ValueError, RecursionError) as error:
+        document = strict_json(data, limits.items)
+    except ValueError as error:
         raise PackageError(f"the program is not valid JSON: {_brief(error)}") from error
     try:
         program = _read(document, limits)
-        budget = abstract.Budget(limits.tensor_bytes, limits.total_bytes)
+        budget = abstract.Budget(limits.tensor_bytes, limits.total_bytes, limits.flops)
         program.__dict__["analysis"] = abstract.analyse(program, budget)
         _check_loss(program)
         check_bounds(program)
@@ -66,25 +74,18 @@ def parse_program(data: bytes, limits: Limits | None = None) -> Program:
     return program
 
 
+def read_program(path: str | os.PathLike[str], limits: Limits | None = None) -> Program:
+    """Program in a file from a stranger.
+
+    Raises:
+        PackageError: the file is refused, or the program in it (remote's fault).
+    """
+    limits = limits or Limits()
+    return parse_program(read_ordinary(path, limits.json_bytes), limits)
+
+
 def _brief(error: BaseException) -> str:
     return (str(error) or type(error).__name__)[:400]
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        raise ValueError("a key stands twice in an object")
-    return found
-
-
-def _no_constant(text: str) -> float:
-    raise ValueError(f"{text} is not JSON")
-
-
-def _bounded_int(text: str) -> int:
-    if len(text) > 20:
-        raise ValueError("a number has too many digits")
-    return int(text)
 
 
 def _need(condition: bool, message: str) -> None:
@@ -104,9 +105,9 @@ def _int(value: Any, lo: int, hi: int, what: str) -> int:
 
 
 def _name(value: Any) -> str:
-    _need(
-        isinstance(value, str) and 0 < len(value) <= _MAX_NAME and value.isprintable(), "a name is malformed"
-    )
+    """A state_dict name that is also harmless as a part of a path, a line, or a safetensors header."""
+    sound = isinstance(value, str) and 0 < len(value) <= _MAX_NAME and value.isprintable()
+    _need(sound and not _UNSAFE_NAME.search(value), "a name is malformed")
     return value  # type: ignore[no-any-return]
 
 
@@ -120,9 +121,7 @@ def _read(document: Any, limits: Limits) -> Program:
     names = [leaf.name for leaf in leaves]
     _need(len(set(names)) == len(names), "a name stands twice among inputs, parameters and buffers")
     for leaf in inputs:
-        _need(
-            leaf.name[0] in "xy" and leaf.name[1:].isdecimal(), f"input {leaf.name!r} is not x0, … or y0, …"
-        )
+        _need(_FIELD.fullmatch(leaf.name) is not None, f"input {leaf.name!r} is not x0, … or y0, …")
     for leaf in params:
         _need(ops.DTYPES[leaf.dtype].is_floating_point, f"parameter {leaf.name!r} is not of a floating dtype")
     nodes, count = _nodes(document["nodes"], leaves, limits)
@@ -148,17 +147,18 @@ def _leaves(value: Any, kinds: set[str], limits: Limits) -> tuple[Leaf, ...]:
     leaves = []
     for item in _list(value, limits.leaves, "a list of tensors"):
         _need(isinstance(item, list) and len(item) == 4, "a tensor is not [name, shape, dtype, kind]")
-        name, shape, dtype, kind = item
+        name, kind = _name(item[0]), item[3]
         _need(isinstance(kind, str) and kind in kinds, f"kind of {name!r} is not one of {sorted(kinds)}")
-        spec = _spec(shape, dtype)
-        leaves.append(Leaf(_name(name), spec.shape, spec.dtype, kind))
+        spec = _spec(item[1], item[2])
+        leaves.append(Leaf(name, spec.shape, spec.dtype, kind))
     return tuple(leaves)
 
 
 def _spec(shape: Any, dtype: Any) -> TensorSpec:
     sizes = tuple(_int(n, 0, _MAX_SIZE, "a size") for n in _list(shape, _MAX_RANK, "a shape"))
     _need(isinstance(dtype, str) and dtype in ops.DTYPES, "a dtype is unknown")
-    _need(math.prod(sizes) < _MAX_SIZE, "a tensor is too large")
+    # A size of 0 must not hide sizes whose strides overflow.
+    _need(math.prod(max(1, n) for n in sizes) < _MAX_SIZE, "a tensor is too large")
     return TensorSpec(sizes, dtype)
 
 
@@ -179,6 +179,7 @@ def _nodes(value: Any, leaves: tuple[Leaf, ...], limits: Limits) -> tuple[tuple[
             raise ValueError(f"node {index}: {error}") from error
         nodes.append(node)
         count += len(node.outputs)
+        _need(count <= limits.slots, f"more than {limits.slots} tensors")
     return tuple(nodes), count
 
 

@@ -33,6 +33,9 @@ def check_node(node: Node) -> None:
     for name, value in node.kwargs:
         if name in given:
             raise ValueError(f"{node.op} got argument {name} twice")
+        if any(a.name == name and "Tensor" in str(a.real_type) for a in positional):
+            # Which argument is written to, and what a node costs, is told by position.
+            raise ValueError(f"{node.op} takes the tensor {name} by position only")
         given[name] = value
     for argument in arguments:
         if argument.name not in given:
@@ -46,6 +49,8 @@ def check_node(node: Node) -> None:
             raise ValueError(f"{node.op}: argument {argument.name} is not a valid {kind}")
         if value is True and (node.op, argument.name) in _SPARSE:
             raise ValueError(f"{node.op}: {argument.name}=True makes gradients that cannot be sent")
+        if value is True and argument.name == "pin_memory":
+            raise ValueError(f"{node.op}: pinned memory is not for travelling programs")
     if given:
         raise ValueError(f"{node.op} has no argument {sorted(given)[0]}")
     _check_buffers(node)
@@ -58,10 +63,6 @@ def check_node(node: Node) -> None:
 def _check_buffers(node: Node) -> None:
     if node.op in ops.MUTATING_OPS and node.outputs:
         raise ValueError(f"{node.op} writes in place and defines no slot")
-    names = dict(node.kwargs)
-    for position in ops.STATISTICS_ARGS.get(node.op, ()):
-        if ops.resolve(node.op)._schema.arguments[position].name in names:
-            raise ValueError(f"{node.op} takes its statistics by position only")
 
 
 def fits(value: Arg, kind: str) -> bool:

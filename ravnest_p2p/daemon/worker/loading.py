@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ravnest_p2p.core.errors import PackageError
 from ravnest_p2p.daemon.messages import StartRun
-from ravnest_p2p.model import Program, StageComputation, StageProgram, load_tensors, stage_program
+from ravnest_p2p.model import StageComputation, StageProgram, load_tensors, read_program, stage_program
 from ravnest_p2p.model.matrices import hidden_matrices
 from ravnest_p2p.model.mixed import MixedComputation
 from ravnest_p2p.training import StageTrainer, TensorSpec, choose_device, load_pieces
@@ -31,7 +31,7 @@ def load_stage(start: StartRun) -> LoadedStage:
         PackageError: the program, the weights or the manifest do not belong together (remote's fault).
         BlobError: a saved piece is malformed (remote's fault).
     """
-    whole = Program.from_json(Path(start.program).read_bytes())
+    whole = read_program(start.program)
     if len(whole.layer_bounds) != len(start.spec.layers):
         raise PackageError(
             f"the manifest names {len(start.spec.layers)} layers, the program has {len(whole.layer_bounds)}"
