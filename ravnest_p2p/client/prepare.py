@@ -26,6 +26,7 @@ from ravnest_p2p.model.capture import capture
 from ravnest_p2p.model.matrices import hidden_matrices
 from ravnest_p2p.model.mixed import check_mixed
 from ravnest_p2p.model.program import Program
+from ravnest_p2p.model.requirements import Terms, requirements
 from ravnest_p2p.network.records_manifest import job_id, manifest_bytes
 from ravnest_p2p.training.data import write_shards
 
@@ -96,7 +97,7 @@ def prepare(request: JobRequest, folder: Path, say: Say) -> tuple[Prepared, Prog
         weights=(sha256_of(weights),),
         fields=tuple(fields),
         samples=samples,
-        layers=tuple(package.layers),
+        layers=requirements(package, Terms(optimizer, request.precision)).layers,
         microbatch_size=size,
         microbatches_per_update=request.microbatches_per_update,
         updates_per_round=request.updates_per_round,

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -62,7 +63,9 @@ def capture_without_weights(
     if not model.training:
         copied.train()
     with _randomness_restored():
-        program, _ = _trace(TrainStep(copied, copied_loss), inputs, labels)
+        traced, _ = _trace(TrainStep(copied, copied_loss), inputs, labels, {})
+    # Whether every cut leaves every bit can be told with weights only; here all places count.
+    program = replace(traced, layer_bounds=traced.cut_map.bounds())
     try:
         return Package(Program.from_json(program.to_json()), {})
     except PackageError as error:

@@ -33,6 +33,12 @@ importlib.util.spec_from_file_location importlib.machinery.SourceFileLoader ctyp
 ctypes.cdll.LoadLibrary types.FunctionType types.CodeType
 """)
 
+TRACING = _words("""
+torch.fx.experimental.proxy_tensor torch.fx.experimental.proxy_tensor.make_fx
+torch.fx.experimental.symbolic_shapes torch.fx.experimental.symbolic_shapes.ShapeEnv
+""")
+"""Of those modules, what capturing needs, which only ever sees the requester's own model."""
+
 LOADERS = _words("json.load json.loads safetensors.safe_open msgpack.unpackb msgpack.Unpacker")
 """All that may turn bytes into values, by full name."""
 
@@ -129,6 +135,8 @@ def _dotted(node: ast.AST, known: dict[str, str]) -> str | None:
 
 def _forbidden(name: str) -> bool:
     parts = name.split(".")
+    if name in TRACING:
+        return False
     return name in NAMES or any(".".join(parts[:end]) in MODULES for end in range(1, len(parts) + 1))
 
 

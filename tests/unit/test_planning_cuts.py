@@ -31,22 +31,6 @@ def test_memory_counts_every_copy() -> None:
     assert need == PROCESS_OVERHEAD_BYTES + 1.6 * (1000 * (1 + 1 + 2 + 1 + 1) + 100 * 3)
 
 
-def test_bfloat16_holds_a_copy_of_the_weights_for_each_microbatch_in_flight() -> None:
-    full, half = (
-        stage_memory_bytes(
-            param_bytes=1000,
-            activation_bytes=80,
-            optimizer=OptimizerSpec("adamw", 0.1),
-            staleness=2,
-            microbatches_per_update=4,
-            last=False,
-            precision=precision,
-        )
-        for precision in ("fp32", "bf16")
-    )
-    assert half - full == 8 * 3 * (500 + 10) // 5
-
-
 @pytest.mark.parametrize(
     ("optimizer", "copies"), [("sgd", 3), ("adam", 5), ("adamw", 5), ("muon", 5), ("lamb", 5)]
 )

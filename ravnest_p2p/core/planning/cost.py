@@ -59,7 +59,6 @@ def stage_need_bytes(
         staleness=staleness,
         microbatches_per_update=spec.microbatches_per_update,
         last=stage == stages - 1,
-        precision=spec.precision,
     )
 
 
