@@ -48,7 +48,7 @@ class Limits:
     items: int = 1_000_000
     leaves: int = 30_000
     nodes: int = 30_000
-    slots: int = 60_000
+    slots: int = 40_000
     tensor_bytes: int = abstract.DEFAULT_TENSOR_BYTES
     total_bytes: int = abstract.DEFAULT_TOTAL_BYTES
     flops: float = abstract.DEFAULT_FLOPS
