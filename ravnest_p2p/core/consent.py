@@ -17,9 +17,6 @@ from .types import Generation, JobId, JobPhase, JobPlan, PeerId, Plan
 Said = tuple[Generation | None, JobPhase]
 """What a peer obeys in a job and how that goes, by its own words."""
 
-TAKE_UP_S = 8.0
-"""From a plan until all whom it concerns have taken their parts up, or never will."""
-
 NEWEST = 4
 """Generations of one job that are looked at: a thief may name any number."""
 
@@ -68,20 +65,21 @@ def moved_jobs(plan: Plan, previous: Plan | None, over: Collection[JobId]) -> di
     }
 
 
-def lives(generation: Generation, said: Iterable[Said], settled: bool = False) -> bool:
+def lives(generation: Generation, said: Iterable[Said], forming: bool = False) -> bool:
     """Whether the generation may still run, by its members' own words: one works in it, none has given it up.
 
-    Silence says nothing: the co-members of a dead peer notice before anybody else, and say so.
+    Silence says nothing: the co-members of a dead peer notice before anybody else, and say so. A leader gives
+    what is forming its time; nobody else does, or the few whom a thief deceives would hold on to each other.
 
     Args:
         said: by each member that answers.
-        settled: its plan has been obeyed for long enough that a member without a part has given it up.
+        forming: a member without a part has not taken it up yet, rather than given it up.
     """
     at_work = False
     for obeyed, phase in said:
         if obeyed == generation and phase not in _ENDED_BADLY:
             at_work = at_work or phase in _AT_WORK
-        elif obeyed is not None or (settled and phase is not JobPhase.DONE):
+        elif obeyed is not None or (not forming and phase is not JobPhase.DONE):
             return False
     return at_work
 
@@ -138,12 +136,14 @@ def what_runs(
             for job in plans.values()
             if has_effect(job.generation, of_members(job, words), len(job.peers))
         ]
-        if before is not None and lives(before.generation, of_members(before, words)):
+        if before is not None and lives(before.generation, of_members(before, words), forming=True):
             found[name] = successor(before, effective, elders(before.generation)) or before
             continue
-        living = [job for job in plans.values() if lives(job.generation, of_members(job, words))]
-        if effective or living:
-            found[name] = max(effective or living, key=lambda job: job.generation)
+        running = effective or [
+            job for job in plans.values() if lives(job.generation, of_members(job, words), forming=True)
+        ]
+        if running:
+            found[name] = max(running, key=lambda job: job.generation)
     return found
 
 

@@ -102,7 +102,7 @@ class Consent:
         async def lasts(of: JobPlan) -> bool:
             if self._own in of.peers and not await self._hosts.run_well(of):
                 return False
-            return lives(of.generation, words(of), self._view.settled(of))
+            return lives(of.generation, words(of))
 
         running = [obeyed] if obeyed is not None and await lasts(obeyed) else []
         for old in (*running, *filter(effective, others)):

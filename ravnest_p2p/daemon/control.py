@@ -34,6 +34,7 @@ from ravnest_p2p.daemon.consent import Consent
 from ravnest_p2p.daemon.hosts import Hosts
 from ravnest_p2p.daemon.jobbook import JobBook
 from ravnest_p2p.daemon.leader import Leader
+from ravnest_p2p.daemon.notices import Notices
 from ravnest_p2p.daemon.peer_messages import PLAN, REPLAN, PlanPushed, ReplanAsked, plain
 from ravnest_p2p.daemon.session import Session
 from ravnest_p2p.daemon.survey import ask_outcome
@@ -80,6 +81,8 @@ class Control:
         self.view = SwarmView(session.directory, swarm, book)
         self.leader = Leader(self._own, swarm, session, self.view, book, hosts.overview)
         self._consent = Consent(self._own, session.rpc, self.view, book, hosts)
+        self._ticket_ttl_s = 2 * config.epoch_s
+        self._notices = Notices(session.directory, self._ticket_ttl_s)
         now_s = session.directory.now_s()
         self.election = Election(self._own, config, now_s, adopted=book.adopted, eligible=eligible)
         self.plan = plan
@@ -91,7 +94,6 @@ class Control:
         self._heard_s: dict[PeerId, float] = {}
         self._retries: dict[JobId, tuple[float, float]] = {}
         self._planned_lending: frozenset[tuple[PeerId, int]] = frozenset()
-        self._ticket_ttl_s = 2 * config.epoch_s
         if book.adopted is not None:
             self._recent.add(book.adopted.plan_hash)
 
@@ -120,7 +122,8 @@ class Control:
     async def tell_stale(self, reason: str) -> None:
         """Tell those who may lead next that the adopted plan no longer holds, ourselves included."""
         self.stale(reason)
-        ticket_order = [peer for peer, _, _ in sorted(self.view.tickets, key=lambda t: (t[1], t[0]))]
+        tickets = self.view.tickets
+        ticket_order = sorted(tickets, key=lambda peer: (tickets[peer].value, peer))
         members = [peer for job in self.plan.jobs for peer in job.peers] if self.plan is not None else []
         told = [peer for peer in dict.fromkeys([*ticket_order, *members]) if peer != self._own][:TOLD_AT_ONCE]
         asked = plain(ReplanAsked(reason=reason[:1900]))
@@ -177,15 +180,17 @@ class Control:
     async def _read_epoch(self) -> None:
         epoch = self.election.epoch
         plans = await self.view.read_epoch(epoch)
-        if not all(self._knows(previous) for _, _, previous in self.view.tickets):
+        tickets = self.view.tickets
+        if not all(self._knows(ticket.previous_hash) for ticket in tickets.values()):
             # Tickets name the plan before them, of the epoch before. Whoever has just started may have to ask
             # more than once, since the directory answers little until it has found its neighbours.
             await self.view.read_plans(epoch - 1)
-        for peer, value, previous in self.view.tickets:
-            if self._knows(previous) or peer == self._own:
-                self.election.ticket_seen(epoch, peer, value)
+        for peer, ticket in tickets.items():
+            if self._knows(ticket.previous_hash) or peer == self._own:
+                self.election.ticket_seen(epoch, peer, ticket.value)
         for plan in sorted(plans, key=lambda p: p.fence):
             await self._consider(plan)
+        await self._notices.repeat(epoch, [*tickets.values(), *map(PlanRecord, plans)])
 
     def _knows(self, plan_hash: str) -> bool:
         return plan_hash in self._recent or plan_hash in self.view.plans
@@ -217,12 +222,12 @@ class Control:
                 self._ticket = make_ticket(
                     self._identity, swarm=self._swarm, epoch=epoch, previous_hash=previous_hash
                 )
-                self.election.own_ticket(epoch, int(self._ticket.ticket, 16))
+                self.election.own_ticket(epoch, self._ticket.value)
                 self.poke()
             case PublishTicket():
                 if self._ticket is not None:
-                    await self._session.directory.publish(self._ticket, self._ticket_ttl_s)
-                    self.election.ticket_seen(self._ticket.epoch, self._own, int(self._ticket.ticket, 16))
+                    await self._notices.say(self._ticket)
+                    self.election.ticket_seen(self._ticket.epoch, self._own, self._ticket.value)
             case MakePlan(fence=fence):
                 await self._lead(fence)
             case Adopt(fence=fence, plan_hash=digest):
@@ -251,7 +256,7 @@ class Control:
         if any(isinstance(action, Adopt) for action in actions):
             # On disk before anybody sees it: after a crash this peer must not lead the same fence again.
             self._take_up(plan)
-            await self._session.directory.publish(PlanRecord(plan), self._ticket_ttl_s)
+            await self._notices.say(PlanRecord(plan))
             await self._push(plan)
         await self._act(actions)
 

@@ -12,13 +12,11 @@ import logging
 import time
 from collections import OrderedDict
 from collections.abc import Collection, Sequence
-from math import inf
 
 from ravnest_p2p.core.capability import checked
-from ravnest_p2p.core.consent import TAKE_UP_S
 from ravnest_p2p.core.errors import RavnestError
 from ravnest_p2p.core.planning.identity import plan_hash
-from ravnest_p2p.core.types import Capability, Generation, JobId, JobPhase, JobPlan, PeerId, Plan
+from ravnest_p2p.core.types import Capability, Generation, JobId, JobPhase, PeerId, Plan
 from ravnest_p2p.daemon.jobbook import JobBook
 from ravnest_p2p.network.directory import Directory
 from ravnest_p2p.network.records import (
@@ -44,7 +42,7 @@ class SwarmView:
 
     Attributes:
         capabilities: of the peers that are online, by peer.
-        tickets: of the epoch asked for: (peer, ticket value, hash of the plan before).
+        tickets: of the epoch asked for, by peer.
         plans: published plans by hash, the newest few.
         submitted: jobs in order of submission.
         lending: peers that lend compute, each with how often it was seen to start anew.
@@ -58,7 +56,7 @@ class SwarmView:
         self._first_seen_s: dict[PeerId, float] = {}
         self._taken_up_s: dict[Generation, float] = {}
         self.epochs_s: dict[PeerId, float] = {}
-        self.tickets: list[tuple[PeerId, int, str]] = []
+        self.tickets: dict[PeerId, TicketRecord] = {}
         self.plans: OrderedDict[str, Plan] = OrderedDict()
         self.submitted: list[JobId] = []
         self.lending: frozenset[tuple[PeerId, int]] = frozenset()
@@ -69,11 +67,11 @@ class SwarmView:
         tickets, plans = await asyncio.gather(
             self._directory.fetch(tickets_key(self._swarm, epoch)), self.read_plans(epoch)
         )
-        self.tickets = [
-            (sealed.peer, int(sealed.record.ticket, 16), sealed.record.previous_hash)
+        self.tickets = {
+            sealed.peer: sealed.record
             for sealed in tickets
             if isinstance(sealed.record, TicketRecord) and sealed.record.epoch == epoch
-        ]
+        }
         return plans
 
     async def read_plans(self, epoch: int) -> list[Plan]:
@@ -113,10 +111,6 @@ class SwarmView:
         """The plan is obeyed from now on; who is known by now is an elder to its new generations."""
         known, now_s = self._taken_up_s, time.monotonic()
         self._taken_up_s = {job.generation: known.get(job.generation, now_s) for job in plan.jobs}
-
-    def settled(self, job: JobPlan) -> bool:
-        """Whether the job's plan has been obeyed for so long that all its members know of it."""
-        return time.monotonic() - self._taken_up_s.get(job.generation, -inf) > TAKE_UP_S
 
     def elders(self, generation: Generation) -> set[PeerId]:
         """Peers that are no strangers to this generation: known since before it, or for long."""

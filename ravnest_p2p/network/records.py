@@ -97,6 +97,11 @@ class TicketRecord:
     signature: str
     ticket: str
 
+    @property
+    def value(self) -> int:
+        """The ticket as a number: the lower, the sooner its holder leads."""
+        return int(self.ticket, 16)
+
 
 @dataclass(frozen=True, slots=True)
 class PlanRecord:

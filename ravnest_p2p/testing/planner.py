@@ -90,7 +90,7 @@ def stays(
     for job in newest_first:
         take(job, has_effect(job.generation, words(job), len(job.peers)))
     for job in newest_first:
-        take(job, lives(job.generation, words(job)))
+        take(job, lives(job.generation, words(job), forming=True))
     for job in newest_first:
         take(job, set(online).issuperset(job.peers) and all(obeyed is None for obeyed, _ in words(job)))
     return kept

@@ -49,7 +49,7 @@ class ScenarioConfig:
     crashes: float = 0.08
     partitions: int = 2
     hostile: bool = True
-    terms_to_agree: int = 5
+    terms_to_agree: int = 4
     epoch_s: float = 40.0
     term_s: float = 6.0
 

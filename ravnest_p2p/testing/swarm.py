@@ -14,7 +14,6 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from ravnest_p2p.core.consent import (
-    TAKE_UP_S,
     Generations,
     Said,
     has_effect,
@@ -97,6 +96,7 @@ class SwarmPeer:
         self._obedience = Obedience(self.floor)
         self._plan: Published | None = None
         self._running: JobPlan | None = None
+        self._given_up: JobPlan | None = None
         self._stage: Stage | None = None
         self._ticket, self._shown = 0, False
         self._seen: dict[tuple[Fence, PeerId, str], Published] = {}
@@ -104,7 +104,7 @@ class SwarmPeer:
         self._doubted: list[Published] = []
         self._broken: set[Generation] = set()
         self._reports: list[Generation] = []
-        self._beat_due_s = self._joined_s = self._adopted_s = 0.0
+        self._beat_due_s = self._joined_s = 0.0
         self._awaiting = False
         self._mate_obeys = True
         world.network.attach(self.name, self._receive)
@@ -204,10 +204,9 @@ class SwarmPeer:
         return max(lower, key=lambda published: published.plan.fence, default=None)
 
     def _lives(self, job: JobPlan) -> bool:
-        settled = self.now_s - self._adopted_s > TAKE_UP_S
         if self.name in job.peers and self._membership.state(self._mate(job)) is PeerState.GONE:
             return False
-        return lives(job.generation, self._ask_members(job), settled)
+        return lives(job.generation, self._ask_members(job))
 
     def _yields(self, job: JobPlan, published: Published) -> bool:
         planned = published.by_job.get(job.job)
@@ -223,9 +222,11 @@ class SwarmPeer:
 
     def part_in(self, job: JobId) -> Said:
         """What this peer says of its part in a job."""
-        if self._running is None or self._running.job != job:
-            return None, JobPhase.WAITING
-        return self._running.generation, JobPhase.RUNNING
+        if self._running is not None and self._running.job == job:
+            return self._running.generation, JobPhase.RUNNING
+        if self._given_up is not None and self._given_up.job == job:
+            return self._given_up.generation, JobPhase.BROKEN
+        return None, JobPhase.WAITING
 
     def _do(self, actions: Sequence[Action]) -> None:
         world = self._world
@@ -290,7 +291,6 @@ class SwarmPeer:
 
     def _adopt(self, published: Published) -> None:
         world, plan = self._world, published.plan
-        self._adopted_s = self.now_s
         self.saved = self.election.adopted
         world.invariants.adopted(self.name, plan, published.hash)
         self._plan = published
@@ -308,7 +308,7 @@ class SwarmPeer:
     def _start(self, job: JobPlan) -> None:
         world = self._world
         self.floor = self._obedience.floor
-        self._running = job
+        self._running, self._given_up = job, None
         self._joined_s = self.now_s
         self._awaiting, self._mate_obeys = False, True
         self._note(self._membership.heard(self._mate(job), self.now_s))
@@ -354,6 +354,7 @@ class SwarmPeer:
         late = not self._mate_obeys and self.now_s - self._joined_s > JOIN_WITHIN_S
         if late or self._membership.state(mate) is PeerState.GONE:
             self._stop()
+            self._given_up = running
             self._report(running.generation)
             self._judge_own_plan()
             return
@@ -378,7 +379,8 @@ class SwarmPeer:
             self.election.replan_wanted(f"generation {min(broken)} broke" if broken else "")
 
     def _refresh(self) -> None:
-        """Write the own records again from time to time, since any write may be lost."""
+        """Write the own records again from time to time, and the epoch's where they are not to be seen."""
+        self._repeat_unseen()
         if self.now_s < self._beat_due_s:
             return
         self._beat_due_s = self.now_s + BEAT_EVERY_S
@@ -389,6 +391,17 @@ class SwarmPeer:
         if self._shown:
             self._show_ticket()
         if self._plan is not None and self._plan.plan.leader == self.name:
+            self._show_plan()
+
+    def _repeat_unseen(self) -> None:
+        """As in the daemon: any write may be lost, and a term is too short to wait for the next beat."""
+        epoch, seen = self.election.epoch, self._world.directory.snapshot
+        if self._shown and self.name not in seen(self.name, f"tickets/{epoch}"):
+            self._show_ticket()
+        plan = None if self._plan is None else self._plan.plan
+        if plan is None or plan.leader != self.name:
+            return
+        if f"{plan.fence.term}/{self.name}" not in seen(self.name, f"plan/{epoch}"):
             self._show_plan()
 
     def _show_ticket(self) -> None:

@@ -45,7 +45,7 @@ def plan(*jobs: JobPlan, term: int = 1) -> Plan:
     [
         ([(OURS, RUNNING), (OURS, RUNNING)], True),
         ([(OURS, WAITING)], True),
-        ([(OURS, RUNNING), (None, WAITING)], True),
+        ([(OURS, RUNNING), (None, WAITING)], False),
         ([(OURS, RUNNING), (None, DONE)], True),
         ([(OURS, RUNNING), (OURS, DONE)], True),
         ([(OURS, DONE), (None, DONE)], False),
@@ -59,11 +59,10 @@ def test_a_generation_lives_while_one_works_in_it_and_none_has_given_it_up(said,
     assert lives(OURS, said) is expected
 
 
-@pytest.mark.parametrize(
-    ("other", "expected"), [((None, WAITING), False), ((None, DONE), True), ((OURS, DONE), True)]
-)
-def test_who_has_no_part_after_a_while_has_given_it_up(other, expected):
-    assert lives(OURS, [(OURS, RUNNING), other], settled=True) is expected
+def test_who_has_no_part_in_what_is_forming_may_still_take_it_up():
+    assert lives(OURS, [(OURS, RUNNING), (None, WAITING)], forming=True)
+    assert not lives(OURS, [(OURS, RUNNING), (THEIRS, RUNNING)], forming=True)
+    assert not lives(OURS, [(None, WAITING)], forming=True)
 
 
 def test_it_has_effect_where_all_that_were_asked_work_in_it():

@@ -56,7 +56,6 @@ class World:
         view: Any = SimpleNamespace(
             plans={plan_hash(each): each for each in known},
             read_jobs=self._read_jobs,
-            settled=lambda _: True,
             elders=lambda _: {PeerId(peer) for peer in elders.split()},
         )
         self.book: Any = SimpleNamespace(jobs={})
