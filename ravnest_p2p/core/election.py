@@ -39,7 +39,9 @@ from .ballot import (
     fence_text,
 )
 from .obedience import Obedience, fence_of
+from .rift import Rift
 from .tickets import TICKET_SPACE, TicketBook
+from .timeliness import untimely
 from .types import Fence, PeerId
 from .wording import peer_text
 
@@ -215,7 +217,7 @@ class Election:
         self._drawn = self._published = False
         self._made: Fence | None = None
         self._split = ""
-        self._rift: tuple[Fence, float] | None = None
+        self._rift = Rift(self._config.term_s)
         self._silences = 0
         self._last_told = False
         self._refused: set[tuple[Fence, PeerId]] = set()
@@ -267,7 +269,7 @@ class Election:
         here = Fence(self._epoch, self._term)
         leader = self._tickets.leader(self._term)
         if self._phase is Phase.LED:
-            turn, why = Turn.STALE, self._split or self._stale or self._rift_text(now_s)
+            turn, why = Turn.STALE, self._split or self._stale or self._rift.why(now_s)
             if not why:
                 return []
         elif leader is not None and (here, leader) in self._refused:
@@ -286,19 +288,15 @@ class Election:
         if turn is Turn.SILENT:
             self._silences = min(self._silences + 1, 64)
         self._move(turn, now_s)
-        if turn is Turn.STALE and self._rift is not None:
-            self._split = self._split or self._rift_text(now_s)
-            self._term, self._rift = max(self._term, self._rift[0].term + 1), None
+        if turn is Turn.STALE and self._rift.fence is not None:
+            self._split = self._split or self._rift.why(now_s)
+            self._term = max(self._term, self._rift.fence.term + 1)
+            self._rift.close()
         following = self._tickets.leader(self._term)
         if not why or following is None:
             return self._ticket_due()
         over = f"term {fence_text(here)} is over: {why}; {peer_text(following)} is next"
         return [*self._ticket_due(), Explain(over)]
-
-    def _rift_text(self, now_s: float) -> str:
-        if self._rift is None or now_s < self._rift[1] + self._config.term_s:
-            return ""
-        return f"{fence_text(self._rift[0])}, which is not obeyed here, may be obeyed elsewhere"
 
     def _plan_due(self) -> list[Action]:
         fence = Fence(self._epoch, self._term)
@@ -319,9 +317,9 @@ class Election:
             return self._judge_again(header, adopted, now_s)
         if adopted is not None and fence < adopted.fence:
             return self._refuse(header, f"{fence_text(adopted.fence)} is obeyed, which is higher")
-        untimely = self._untimely(header, now_s)
-        if untimely is not None:
-            why, passes = untimely
+        against_now = self._untimely(header, now_s)
+        if against_now is not None:
+            why, passes = against_now
             if passes:
                 self._hold(header)
             return self._refuse(header, why) if why else []
@@ -332,14 +330,8 @@ class Election:
             self._refused.add((fence, header.leader))
             self._wake_s = -inf
         if header.doubt:
-            self._note_rift(fence, now_s)
+            self._rift.note(fence, now_s)
         return self._refuse(header, against)
-
-    def _note_rift(self, fence: Fence, now_s: float) -> None:
-        """Others may obey a plan that we doubt: if that lasts, a plan above it has to unite us again."""
-        since_s = now_s if self._rift is None else self._rift[1]
-        higher = fence if self._rift is None else max(fence, self._rift[0])
-        self._rift = (higher, since_s)
 
     def _above_obeyed(self, header: PlanHeader) -> bool:
         """Whether its fence is above that of the plan obeyed, or the same one by another hand."""
@@ -349,22 +341,7 @@ class Election:
         return header.fence >= adopted.fence and header.plan_hash != adopted.plan_hash
 
     def _untimely(self, header: PlanHeader, now_s: float) -> tuple[str, bool] | None:
-        """What speaks against the plan now, whatever its content, and whether that may pass."""
-        fence = header.fence
-        if fence.epoch < self._epoch:
-            return f"its epoch is over, this is {self._epoch}", False
-        if fence.epoch > self._epoch:
-            ahead_s = fence.epoch * self._config.epoch_s - now_s
-            if ahead_s > self._config.clock_tolerance_s:
-                return f"its epoch begins in {ahead_s:.1f} s: a clock is wrong", False
-            return "", True
-        if not 0 <= fence.term < self._terms_possible(now_s):
-            return "its term cannot have begun yet", False
-        if not self._tickets.entitles(header.leader, fence.term):
-            known = header.leader in self._tickets
-            why = f"has no title to term {fence.term}" if known else "has shown no ticket of this epoch"
-            return f"its author {why}", True
-        return None
+        return untimely(header, now_s, self._epoch, self._tickets, self._config)
 
     def _judge_again(self, header: PlanHeader, adopted: Adopted, now_s: float) -> list[Action]:
         """A plan with the very fence that is obeyed: the same one, or a second leader."""
@@ -377,7 +354,7 @@ class Election:
         entitled = self._tickets.entitles(header.leader, header.fence.term)
         if header.fence.epoch == self._epoch and entitled and not header.verdict:
             if header.doubt:
-                self._note_rift(header.fence, now_s)
+                self._rift.note(header.fence, now_s)
             elif not self._split:
                 self._split = f"two plans for {fence_text(header.fence)}"
                 self._wake_s = -inf
@@ -387,7 +364,7 @@ class Election:
         self._adopted = Adopted(header.fence, header.leader, header.plan_hash)
         self._restored = False
         self._stale = self._split = ""
-        self._rift = None
+        self._rift.close()
         self._move(Turn.ADOPTED, now_s)
         self._term = header.fence.term
         self._wake_s = -inf
@@ -414,12 +391,6 @@ class Election:
         self._held = [header for header in held if header not in due]
         return [Reconsider(header.fence, header.leader, header.plan_hash) for header in due]
 
-    def _terms_possible(self, now_s: float) -> int:
-        """How many terms can have begun by the fastest clock: no plan may jump to the end of the epoch."""
-        rules = self._config
-        since_s = now_s + rules.clock_tolerance_s - self._epoch * rules.epoch_s - rules.grace_s
-        return min(rules.max_terms, 1 + max(0, floor(since_s / rules.min_term_s)))
-
     def _next_wake(self, now_s: float) -> float:
         rules = self._config
         due_s = inf
@@ -429,6 +400,6 @@ class Election:
             earliest_s = self._since_s + rules.min_term_s
             latest_s = self._since_s + rules.term_s
             due_s = earliest_s if now_s < earliest_s else latest_s
-        elif self._rift is not None:
-            due_s = max(self._rift[1] + rules.term_s, self._since_s + rules.min_term_s)
+        elif self._rift.fence is not None:
+            due_s = max(self._rift.lasts_s, self._since_s + rules.min_term_s)
         return min(due_s if now_s < due_s else inf, (self._epoch + 1) * rules.epoch_s)
