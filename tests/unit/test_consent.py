@@ -15,29 +15,19 @@ from ravnest_p2p.core.consent import (
     successor,
     what_runs,
 )
-from ravnest_p2p.core.types import (
-    ClusterPlan,
-    Fence,
-    Generation,
-    JobId,
-    JobPhase,
-    JobPlan,
-    PeerId,
-    Plan,
-    StageAssignment,
-)
+from ravnest_p2p.core.types import Fence, Generation, JobId, JobPhase, JobPlan, PeerId, Plan
+from tests.unit.consent_cases import job_of, plan_of
 
 OURS, THEIRS = Generation(5, 1, "ours"), Generation(5, 4, "theirs")
 WAITING, RUNNING, BROKEN, DONE = JobPhase.WAITING, JobPhase.RUNNING, JobPhase.BROKEN, JobPhase.DONE
 
 
 def job(generation: Generation = OURS, peers: str = "ab", name: str = "job") -> JobPlan:
-    stages = tuple(StageAssignment(PeerId(peer), n, n + 1, 0) for n, peer in enumerate(peers))
-    return JobPlan(JobId(name), generation, (ClusterPlan(stages, 1),))
+    return job_of(generation, peers, name)
 
 
 def plan(*jobs: JobPlan, term: int = 1) -> Plan:
-    return Plan("swarm", Fence(5, term), PeerId("leader"), 0, "", "", jobs)
+    return plan_of(Fence(5, term), *jobs)
 
 
 @pytest.mark.parametrize(

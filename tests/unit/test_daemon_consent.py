@@ -10,32 +10,22 @@ import pytest
 
 from ravnest_p2p.core.errors import RemoteFault
 from ravnest_p2p.core.planning.identity import plan_hash
-from ravnest_p2p.core.types import (
-    ClusterPlan,
-    Fence,
-    Generation,
-    JobId,
-    JobPhase,
-    JobPlan,
-    PeerId,
-    Plan,
-    StageAssignment,
-)
+from ravnest_p2p.core.types import Fence, Generation, JobId, JobPhase, JobPlan, PeerId, Plan
 from ravnest_p2p.daemon import consent
 from ravnest_p2p.daemon.consent import Consent
 from ravnest_p2p.daemon.peer_messages import Overview, StageView, plain
+from tests.unit.consent_cases import job_of, plan_of
 
 OWN = PeerId("own")
 JOB = JobId("a" * 64)
 
 
 def job(term: int, peers: str, name: JobId = JOB) -> JobPlan:
-    stages = tuple(StageAssignment(PeerId(peer), n, n + 1, 0) for n, peer in enumerate(peers.split()))
-    return JobPlan(name, Generation(1, term, "tag"), (ClusterPlan(stages, 1),))
+    return job_of(Generation(1, term, "tag"), peers.split(), name)
 
 
 def plan(term: int, *jobs: JobPlan) -> Plan:
-    return Plan("swarm", Fence(1, term), PeerId("leader"), 0, "", "", jobs)
+    return plan_of(Fence(1, term), *jobs)
 
 
 class World:
