@@ -119,6 +119,9 @@ def what_runs(
 ) -> dict[JobId, JobPlan]:
     """The previous plan's jobs as they really run, whichever plan formed them: what a leader plans on from.
 
+    Only what the previous plan formed is given time to form: an other plan's half-formed clusters, a thief's
+    above all, would break one after the other, each for the price of a new plan.
+
     Args:
         claimed: what peers say that they take part in.
         said: by each peer that answers, of each job that it knows.
@@ -140,7 +143,7 @@ def what_runs(
             found[name] = successor(before, effective, elders(before.generation)) or before
             continue
         running = effective or [
-            job for job in plans.values() if lives(job.generation, of_members(job, words), forming=True)
+            job for job in plans.values() if lives(job.generation, of_members(job, words))
         ]
         if running:
             found[name] = max(running, key=lambda job: job.generation)

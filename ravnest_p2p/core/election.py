@@ -221,6 +221,7 @@ class Election:
         self._silences = 0
         self._last_told = False
         self._refused: set[tuple[Fence, PeerId]] = set()
+        self._blamed: set[PeerId] = set()
         self._told: set[tuple[Fence, PeerId, str]] = set()
         self._opens_s = max(epoch * self._config.epoch_s, now_s) + self._config.grace_s
         self._phase, self._term, self._since_s = Phase.SPREADING, 0, now_s
@@ -274,6 +275,8 @@ class Election:
                 return []
         elif leader is not None and (here, leader) in self._refused:
             turn, why = Turn.REFUSED, f"the plan of {peer_text(leader)} was refused"
+        elif leader is not None and leader in self._blamed:
+            turn, why = Turn.REFUSED, f"a plan of {peer_text(leader)} was refused, its next is not waited for"
         elif leader is not None and leader in self._gone and leader != self._peer:
             turn, why = Turn.SILENT, f"{peer_text(leader)} is gone"
         elif age_s >= self._config.term_s:
@@ -328,6 +331,8 @@ class Election:
             return self._adopt(header, now_s)
         if (fence, header.leader) not in self._refused:
             self._refused.add((fence, header.leader))
+            if header.leader != self._peer:
+                self._blamed.add(header.leader)
             self._wake_s = -inf
         if header.doubt:
             self._rift.note(fence, now_s)

@@ -9,6 +9,7 @@ import pytest
 from ravnest_p2p.core.consent import (
     NEWEST,
     Generations,
+    Said,
     has_effect,
     lives,
     moved_jobs,
@@ -99,11 +100,15 @@ def test_known_generations_are_the_newest_few_of_each_job():
     assert alone.ended_by(plan(job(), term=7)) == set()
 
 
-def runs(previous: Plan | None, *claims: tuple[str, JobPlan], strangers: str = "") -> JobPlan | None:
-    """What runs of the job, where each peer works in what it claims."""
-    said = {JobId("job"): {PeerId(peer): (other.generation, RUNNING) for peer, other in claims}}
+def runs(
+    previous: Plan | None, *claims: tuple[str, JobPlan], strangers: str = "", idle: str = ""
+) -> JobPlan | None:
+    """What runs of the job, where each peer works in what it claims, and idle ones answer too."""
+    said: dict[PeerId, Said] = {PeerId(peer): (other.generation, RUNNING) for peer, other in claims}
+    said |= {PeerId(peer): (None, WAITING) for peer in idle}
     elders = {PeerId(peer) for peer in "abcdefgh"} - {PeerId(peer) for peer in strangers}
-    return what_runs(previous, [c for _, c in claims], said, lambda _: elders).get(JobId("job"))
+    name = JobId("job")
+    return what_runs(previous, [c for _, c in claims], {name: said}, lambda _: elders).get(name)
 
 
 def test_what_runs_is_the_plan_obeyed_unless_members_say_otherwise():
@@ -118,4 +123,6 @@ def test_what_runs_is_the_plan_obeyed_unless_members_say_otherwise():
     assert runs(plan(ours), *both[2:]) == theirs, "ours is dead"
     assert runs(None, *both) == theirs, "a newcomer"
     assert runs(None, ("a", ours), ("b", ours), ("c", theirs)) == ours, "what has effect comes first"
+    assert runs(None, ("c", theirs), idle="d") is None, "half of another's plan"
+    assert runs(plan(theirs), ("c", theirs), idle="d") == theirs, "half of ours, so far"
     assert runs(None) is None

@@ -119,6 +119,32 @@ def test_refused_plan_ends_the_term_but_not_before_its_time():
     assert decisions(election.poll(OPEN_S + 2)) == [MakePlan(Fence(EPOCH, 1), "no plan before")]
 
 
+def test_a_leader_whose_plan_was_refused_is_not_waited_for_again():
+    election = peer("c")
+    election.poll(OPEN_S)
+    election.plan_seen(plan(term=1, leader="b", verdict="nonsense"), OPEN_S + 5)
+    assert election.term == 0
+    election.poll(OPEN_S + 10)
+    assert (election.term, election.leader) == (1, "b")
+    assert decisions(election.poll(OPEN_S + 11.9)) == []
+    assert decisions(election.poll(OPEN_S + 12)) == [MakePlan(Fence(EPOCH, 2), "no plan before")]
+    assert decisions(election.plan_seen(plan(term=1, leader="b"), OPEN_S + 12.5)) == adopts(
+        plan(term=1, leader="b")
+    )
+
+
+def test_a_new_epoch_forgets_whose_plan_was_refused():
+    election = peer("b")
+    election.poll(OPEN_S)
+    election.plan_seen(plan(verdict="nonsense"), OPEN_S)
+    election.poll(START_S + 60)
+    election.ticket_seen(EPOCH + 1, "a", 0)
+    election.poll(OPEN_S + 60)
+    assert election.leader == "a"
+    assert decisions(election.poll(OPEN_S + 69.9)) == []
+    assert election.leader == "a"
+
+
 def test_bad_plan_by_somebody_else_does_not_end_the_term():
     election = peer("b", tickets="abcdefghijklmnopqrst")
     election.poll(OPEN_S)
