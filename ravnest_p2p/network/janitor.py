@@ -137,11 +137,14 @@ class Janitor:
     def _tell(self, verb: str, pid: int) -> None:
         if self._watcher is None:
             return
-        try:
-            self._write(verb, pid)
-        except BrokenPipeError:
-            self._watcher.wait()
-            self._spawn()
+        # Asked first: a child of the dead shell may hold the pipe open for a moment more.
+        if self._watcher.poll() is None:
+            try:
+                self._write(verb, pid)
+                return
+            except BrokenPipeError:
+                self._watcher.wait()
+        self._spawn()
 
     def _write(self, verb: str, pid: int) -> None:
         assert self._watcher is not None

@@ -244,7 +244,8 @@ def test_the_janitor_ignores_ctrl_c_and_is_replaced_when_killed(janitor: Janitor
     first = janitor.watcher_pid
     assert first is not None
     assert os.getsid(first) == first
-    with subprocess.Popen(["sleep", "600"], start_new_session=True) as child:
+    child = subprocess.Popen(["sleep", "600"], start_new_session=True)
+    try:
         janitor.watch(child.pid)
         for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             os.kill(first, signum)
@@ -255,6 +256,9 @@ def test_the_janitor_ignores_ctrl_c_and_is_replaced_when_killed(janitor: Janitor
         assert janitor.watcher_pid != first
         janitor.close()
         assert child.wait(5) == -signal.SIGKILL
+    finally:
+        child.kill()
+        child.wait()
     assert not janitor.runtime_dir.exists()
 
 
