@@ -11,9 +11,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from itertools import accumulate
+from typing import TYPE_CHECKING
 
 from ravnest_p2p.core.capability import link_bps
 from ravnest_p2p.core.types import Capability, LayerCost
+
+if TYPE_CHECKING:
+    from ravnest_p2p.core.planning.recompute import Segments
 
 Need = Callable[[int, int, int], int]
 """Memory in bytes of (stage number, lo, hi); must not shrink when the range grows."""
@@ -38,6 +42,8 @@ class LayerTable:
 
     def __init__(self, layers: Sequence[LayerCost], most_blocks: int | None = None) -> None:
         self.count = len(layers)
+        self._layers = layers
+        self._segments: dict[int, Segments] = {}
         self._flops = list(accumulate((layer.flops for layer in layers), initial=0.0))
         self._params = list(accumulate((layer.param_bytes for layer in layers), initial=0))
         self._activations = list(accumulate((layer.activation_bytes for layer in layers), initial=0))
@@ -69,6 +75,14 @@ class LayerTable:
         """Bytes over the cut before layer `at`, in each direction; 0 at both ends of the model."""
         return self._cuts[at]
 
+    def segments(self, window: int) -> Segments:
+        """Where a stage with so many micro-batches in flight may recompute; found once."""
+        if window not in self._segments:
+            from ravnest_p2p.core.planning.recompute import Segments
+
+            self._segments[window] = Segments(self._layers, window)
+        return self._segments[window]
+
 
 def compute_s(table: LayerTable, peer: Capability, lo: int, hi: int) -> float:
     """Forward and backward of one micro-batch, seconds."""
@@ -80,9 +94,13 @@ def transfer_s(table: LayerTable, peer: Capability, lo: int, hi: int) -> float:
     return 8.0 * (table.cut_bytes(lo) + table.cut_bytes(hi)) / link_bps(peer)
 
 
-def stage_s(table: LayerTable, peer: Capability, lo: int, hi: int) -> float:
-    """Seconds between two micro-batches that the stage alone could keep up."""
-    return max(compute_s(table, peer, lo, hi), transfer_s(table, peer, lo, hi))
+def stage_s(table: LayerTable, peer: Capability, lo: int, hi: int, factor: float = 1.0) -> float:
+    """Seconds between two micro-batches that the stage alone could keep up.
+
+    Args:
+        factor: what it computes over what the layers cost.
+    """
+    return max(factor * compute_s(table, peer, lo, hi), transfer_s(table, peer, lo, hi))
 
 
 def stage_cuts(

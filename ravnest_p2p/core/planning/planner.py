@@ -234,7 +234,9 @@ def _clusters(it: _Asked, free: Mapping[PeerId, Capability], jobs_left: int) -> 
 
 def _cluster_plan(draft: Draft, updates_per_round: int) -> ClusterPlan:
     stages = tuple(
-        StageAssignment(peer.peer, lo, hi, tau)
-        for peer, (lo, hi), tau in zip(draft.peers, draft.ranges, draft.staleness, strict=True)
+        StageAssignment(peer.peer, lo, hi, tau, again)
+        for peer, (lo, hi), tau, again in zip(
+            draft.peers, draft.ranges, draft.staleness, draft.recompute, strict=True
+        )
     )
     return ClusterPlan(stages, updates_per_round)
