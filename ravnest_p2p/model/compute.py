@@ -23,7 +23,7 @@ from ravnest_p2p.model.program import Arg, Node, Ref, TensorSpec
 from ravnest_p2p.model.split import StageProgram
 
 if TYPE_CHECKING:
-    from ravnest_p2p.model.recompute import Segment
+    from ravnest_p2p.model.recompute import Stretch
 
 Slots = list[Any] | dict[int, Any]
 
@@ -45,7 +45,7 @@ class StageComputation:
         stage: what to run.
         device: where parameters, buffers and received tensors are.
         reseed: seed each random node by its index; False draws from torch's generator as it stands.
-        recompute: layers of the program at which segments start that keep nothing but what enters them, and
+        recompute: layers of the program at which stretches start that keep nothing but what enters them, and
             run again in the backward pass (`model.recompute`); None keeps all that autograd saves.
     """
 
@@ -95,8 +95,8 @@ class StageComputation:
         if self._recompute is None:
             self.run(self._steps, slots, seed)
         else:
-            for segment in self._segments:
-                segment.run(self, slots, seed)
+            for stretch in self._stretches:
+                stretch.run(self, slots, seed)
         return tuple(slots[slot] for slot in self.stage.sent_slots)
 
     def run(self, steps: Sequence[Any], slots: Slots, seed: int) -> None:
@@ -106,10 +106,10 @@ class StageComputation:
                 step.run(slots, generator, seed)
 
     @cached_property
-    def _segments(self) -> list[Segment]:
-        from ravnest_p2p.model.recompute import segments
+    def _stretches(self) -> list[Stretch]:
+        from ravnest_p2p.model.recompute import stretches
 
-        return segments(self.stage, self._steps, self._recompute or ())
+        return stretches(self.stage, self._steps, self._recompute or ())
 
     def _filled(
         self,

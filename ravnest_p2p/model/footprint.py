@@ -89,8 +89,7 @@ def footprint(
         make: gives each tensor that the stage starts from; fake ones without numbers where None.
         recompute: as of `StageComputation`.
     """
-    precision = stage.program.analysis.precision
-    with fake_mode() if make is None else nullcontext(), computing_in(precision):
+    with fake_mode() if make is None else nullcontext():
         return _run(stage, _empty if make is None else make, recompute)
 
 
@@ -109,7 +108,8 @@ def _run(stage: StageProgram, make: Make, recompute: Sequence[int] | None) -> Fo
         for tensor in received:
             meter.add(tensor)
         computation = StageComputation(stage, reseed=False, recompute=recompute)
-        sent = computation.forward(params, buffers, received, data, 0)
+        with computing_in(stage.program.analysis.precision):
+            sent = computation.forward(params, buffers, received, data, 0)
         held = meter.bytes
         roots = [t for t in sent if t.requires_grad]
         seeds = [torch.empty_like(t).fill_(1) for t in roots]

@@ -1,13 +1,13 @@
-"""Run a stage in segments that keep only what enters them, and run again when their gradients are wanted.
+"""Run a stage in stretches that keep only what enters them, and run again when their gradients are wanted.
 
 Problem: between forward and backward a micro-batch holds every activation, for as long as the pipeline's
 window has it in flight, and a home PC may not have the memory. Solution: `torch.utils.checkpoint` around
-segments of the flat loop. The second run has the arguments of the first: the very weights (a trainer steps
+stretches of the flat loop. The second run has the arguments of the first: the very weights (a trainer steps
 none that a micro-batch in flight still needs), numbers from the same seeds, and a copy of what the changing
 buffers were, so that statistics are updated once. Its graph replaces the values that the first would have
 kept and nothing else, so the gradients are the same to the last bit.
 
-The last segment of the model's last stage is not run again: its backward follows its forward at once.
+The last stretch of the model's last stage is not run again: its backward follows its forward at once.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class Segment:
+class Stretch:
     """Consecutive steps of a stage.
 
     Attributes:
@@ -70,8 +70,8 @@ class Segment:
             slots[slot] = result
 
 
-def segments(stage: StageProgram, steps: Sequence[Any], starts: Sequence[int]) -> list[Segment]:
-    """The stage's steps, cut where a new segment starts.
+def stretches(stage: StageProgram, steps: Sequence[Any], starts: Sequence[int]) -> list[Stretch]:
+    """The stage's steps, cut where a new stretch starts.
 
     Args:
         steps: of the compiled stage, each with the `index` of its node.
@@ -85,14 +85,14 @@ def segments(stage: StageProgram, steps: Sequence[Any], starts: Sequence[int]) -
         parts[bisect_right(places, step.index)].append(step)
     nodes = dict(stage.nodes)
     needed = set(stage.sent_slots)
-    found: list[Segment] = []
+    found: list[Stretch] = []
     for number in range(len(parts) - 1, -1, -1):
         indices = dict.fromkeys(step.index for step in parts[number])
         made = {slot for i in indices for slot in range(first[i], first[i + 1])}
         read = {slot for i in indices for slot in nodes[i].refs()} - made
         changing = read & stage.program.mutated_slots
         found.append(
-            Segment(
+            Stretch(
                 steps=tuple(parts[number]),
                 reads=tuple(sorted(read - changing)),
                 changing=tuple(sorted(changing)),

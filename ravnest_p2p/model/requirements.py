@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
-from ravnest_p2p.core.planning.cost import memory_of, segments_of
+from ravnest_p2p.core.planning.cost import memory_of, stretches_of
 from ravnest_p2p.core.planning.cuts import LayerTable
 from ravnest_p2p.core.planning.memory import StageMemory, stage_memory
 from ravnest_p2p.core.planning.recompute import ALWAYS, AUTO
@@ -172,7 +172,7 @@ class Requirements:
     def _peak_bytes(self, lo: int, hi: int, staleness: int, last: bool, recompute: bool) -> int:
         """At a backward: that micro-batch, the others in flight, and every copy of what is trained."""
         stage = stage_program(self.program, lo, hi)
-        starts = segments_of(self._job, self._table).starts if recompute else None
+        starts = stretches_of(self._job, self._table).starts if recompute else None
         found = footprint(stage, recompute=starts)
         copies = stage_memory(
             param_bytes=sum(stage.tensor_spec(name).nbytes for name in stage.params),

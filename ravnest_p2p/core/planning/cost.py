@@ -16,7 +16,7 @@ from ravnest_p2p.core.coordinates import predicted_rtt_s
 from ravnest_p2p.core.pipeline.schedule import staleness_for
 from ravnest_p2p.core.planning.cuts import LayerTable, Need, compute_s, stage_cuts, stage_s
 from ravnest_p2p.core.planning.memory import StageMemory, stage_memory
-from ravnest_p2p.core.planning.recompute import ALWAYS, AUTO, NEVER, RECOMPUTE_WORK, Segments
+from ravnest_p2p.core.planning.recompute import ALWAYS, AUTO, NEVER, RECOMPUTE_WORK, Stretches
 from ravnest_p2p.core.types import Capability, JobSpec, PeerId
 
 MAX_LATENCY_RATIO = 1000.0
@@ -54,9 +54,9 @@ def staleness_limit(spec: JobSpec) -> int:
     return max(0, min(spec.microbatches_per_update, spec.staleness_bound))
 
 
-def segments_of(spec: JobSpec, table: LayerTable) -> Segments:
+def stretches_of(spec: JobSpec, table: LayerTable) -> Stretches:
     """Where the job's stages may recompute; `table` is of its layers."""
-    return table.segments(staleness_limit(spec) + 1)
+    return table.stretches(staleness_limit(spec) + 1)
 
 
 def memory_of(
@@ -71,15 +71,15 @@ def memory_of(
     recompute: bool,
 ) -> StageMemory:
     """Memory of one stage of the job, with or without recomputing."""
-    segments = segments_of(spec, table) if recompute else None
+    stretches = stretches_of(spec, table) if recompute else None
     return stage_memory(
         param_bytes=table.param_bytes(lo, hi),
-        activation_bytes=segments.kept_bytes(lo, hi) if segments else table.activation_bytes(lo, hi),
+        activation_bytes=stretches.kept_bytes(lo, hi) if stretches else table.activation_bytes(lo, hi),
         optimizer=spec.optimizer,
         staleness=staleness,
         microbatches_per_update=spec.microbatches_per_update,
         last=stage == stages - 1,
-        recomputed_bytes=segments.largest_bytes(lo, hi) if segments else 0,
+        recomputed_bytes=stretches.largest_bytes(lo, hi) if stretches else 0,
     )
 
 

@@ -17,7 +17,7 @@ from ravnest_p2p.core.capability import link_bps
 from ravnest_p2p.core.types import Capability, LayerCost
 
 if TYPE_CHECKING:
-    from ravnest_p2p.core.planning.recompute import Segments
+    from ravnest_p2p.core.planning.recompute import Stretches
 
 Need = Callable[[int, int, int], int]
 """Memory in bytes of (stage number, lo, hi); must not shrink when the range grows."""
@@ -43,7 +43,7 @@ class LayerTable:
     def __init__(self, layers: Sequence[LayerCost], most_blocks: int | None = None) -> None:
         self.count = len(layers)
         self._layers = layers
-        self._segments: dict[int, Segments] = {}
+        self._stretches: dict[int, Stretches] = {}
         self._flops = list(accumulate((layer.flops for layer in layers), initial=0.0))
         self._params = list(accumulate((layer.param_bytes for layer in layers), initial=0))
         self._activations = list(accumulate((layer.activation_bytes for layer in layers), initial=0))
@@ -75,13 +75,13 @@ class LayerTable:
         """Bytes over the cut before layer `at`, in each direction; 0 at both ends of the model."""
         return self._cuts[at]
 
-    def segments(self, window: int) -> Segments:
+    def stretches(self, window: int) -> Stretches:
         """Where a stage with so many micro-batches in flight may recompute; found once."""
-        if window not in self._segments:
-            from ravnest_p2p.core.planning.recompute import Segments
+        if window not in self._stretches:
+            from ravnest_p2p.core.planning.recompute import Stretches
 
-            self._segments[window] = Segments(self._layers, window)
-        return self._segments[window]
+            self._stretches[window] = Stretches(self._layers, window)
+        return self._stretches[window]
 
 
 def compute_s(table: LayerTable, peer: Capability, lo: int, hi: int) -> float:

@@ -44,7 +44,7 @@ class StageMemory(NamedTuple):
         optimizer: state that the optimizer keeps.
         speculative: the scratch copies ŵ.
         averaging: the copy that an averaging round works on.
-        activations: of all micro-batches in flight, and of the segment that is recomputed.
+        activations: of all micro-batches in flight, and of the stretch that is recomputed.
     """
 
     weights: int

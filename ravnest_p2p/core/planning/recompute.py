@@ -2,9 +2,9 @@
 
 Problem: a stage holds the activations of every micro-batch in flight; held but at a few places, and computed
 again in the backward pass, they take a fraction of the memory and a third more work. Every peer has to know
-the same places, from the job's manifest alone. Solution: the model is cut into segments of about equal
-activations, at its cheapest cuts, as many as make the window's kept values and one segment's activations
-together the least. A stage's segments are those of the model, as far as they lie in it.
+the same places, from the job's manifest alone. Solution: the model is cut into stretches of about equal
+activations, at its cheapest cuts, as many as make the window's kept values and one stretch's activations
+together the least. A stage's stretches are those of the model, as far as they lie in it.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ RECOMPUTE_WORK = 4.0 / 3.0
 _COUNTS = (2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)
 
 
-class Segments:
-    """The segments of a model.
+class Stretches:
+    """The stretches of a model.
 
     Args:
         window: micro-batches that a stage has in flight.
 
     Attributes:
-        starts: layers with which a segment starts, ascending; the first is 0.
+        starts: layers with which a stretch starts, ascending; the first is 0.
     """
 
     def __init__(self, layers: Sequence[LayerCost], window: int) -> None:
@@ -46,9 +46,9 @@ class Segments:
         self._kept = list(accumulate((whole.cut_bytes(at) for at in self.starts), initial=0))
 
     def kept_bytes(self, lo: int, hi: int) -> int:
-        """Held by layers [lo, hi) for one micro-batch between forward and backward: what enters segments.
+        """Held by layers [lo, hi) for one micro-batch between forward and backward: what enters stretches.
 
-        A segment of which only a part lies in [lo, hi) counts as whole, so that more layers never need less.
+        A stretch of which only a part lies in [lo, hi) counts as whole, so that more layers never need less.
         """
         return self._kept[bisect_left(self.starts, hi)] - self._kept[bisect_right(self.starts, lo) - 1]
 

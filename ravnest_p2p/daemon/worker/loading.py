@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ravnest_p2p.core.errors import PackageError
-from ravnest_p2p.core.planning.cost import segments_of
+from ravnest_p2p.core.planning.cost import stretches_of
 from ravnest_p2p.core.planning.cuts import LayerTable
 from ravnest_p2p.daemon.messages import StartRun
 from ravnest_p2p.model import StageComputation, StageProgram, load_tensors, read_program, stage_program
@@ -56,7 +56,7 @@ def load_stage(start: StartRun) -> LoadedStage:
         wanted = {name: stage.tensor_spec(name) for name in (*stage.params, *stage.buffers)}
         weights = load_tensors(start.weights, wanted, partial=True)
     device = choose_device()
-    starts = segments_of(start.spec, LayerTable(start.spec.layers)).starts
+    starts = stretches_of(start.spec, LayerTable(start.spec.layers)).starts
     computation = MixedComputation if start.spec.precision == "bf16" else StageComputation
     trainer = StageTrainer(
         computation(stage, device, recompute=starts if place.recompute else None),
