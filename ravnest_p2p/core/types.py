@@ -234,13 +234,18 @@ class JobPhase(str, Enum):
 
 @dataclass(frozen=True, slots=True)
 class JobStatus:
-    """What a planner knows of a job: its phase, the generation that trains it, and saved pieces."""
+    """What a planner knows of a job: its phase, the generation that trains it, and saved pieces.
+
+    Attributes:
+        memory_scale: how much more memory its stages take than estimated, as measured; 1 is no more.
+    """
 
     job: JobId
     phase: JobPhase
     generation: Generation | None = None
     reason: str = ""
     pieces: tuple[Piece, ...] = ()
+    memory_scale: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)

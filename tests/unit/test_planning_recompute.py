@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
-from ravnest_p2p.core.planning.cost import draft_cluster, draft_with_ranges, memory_of, planning_table
-from ravnest_p2p.core.types import JobSpec
-from tests.unit.planning_cases import JOB, MB, peer, planned, spec
+from dataclasses import replace
+
+from ravnest_p2p.core.planning.cost import (
+    draft_cluster,
+    draft_with_ranges,
+    memory_of,
+    planning_table,
+    stage_need_bytes,
+)
+from ravnest_p2p.core.types import JobPhase, JobSpec
+from tests.unit.planning_cases import JOB, MB, peer, planned, spec, status
 
 
 def deep(checkpoint: str) -> JobSpec:
@@ -46,3 +54,22 @@ def test_auto_prefers_what_is_faster() -> None:
     (cluster,) = planned(small, {JOB: job}).jobs[0].clusters
     assert len(cluster.stages) == 4
     assert not any(stage.recompute for stage in cluster.stages)
+
+
+def test_a_job_that_took_more_memory_than_estimated_gets_more() -> None:
+    job = spec(16, stages=2, clusters=1, activation_mb=40)
+    need = max(stage_need_bytes(job, planning_table(job), s, 2, 8 * s, 8 * s + 8, 1 - s) for s in (0, 1))
+    tight = [peer(name, memory_mb=need // MB + 20) for name in "ab"]
+    first = planned(tight, {JOB: job})
+    assert first.jobs[0].clusters
+    assert [stage.hi for stage in first.jobs[0].clusters[0].stages] == [8, 16]
+    known = {JOB: replace(status(first.jobs[0], JobPhase.BROKEN)[JOB], memory_scale=1.2)}
+    recut = planned(tight, {JOB: job}, statuses=known, previous=first, epoch=2).jobs[0]
+    assert [stage.hi for stage in recut.clusters[0].stages] == [6, 16]
+    known = {JOB: replace(known[JOB], memory_scale=1.5)}
+    waits = planned(tight, {JOB: job}, statuses=known, previous=first, epoch=2).jobs[0]
+    assert waits.clusters == ()
+    assert "measured: 1.5 times the estimate" in waits.reason
+    larger = [*tight, *(peer(name, memory_mb=1900) for name in "cd")]
+    moved = planned(larger, {JOB: job}, statuses=known, previous=first, epoch=2).jobs[0]
+    assert set(moved.peers) == {"c", "d"}

@@ -8,6 +8,7 @@ latency of a hop in units of half a stage's time, and is lowered where a peer's 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -44,9 +45,9 @@ class Draft:
         return tuple(peer.peer for peer in self.peers)
 
 
-def planning_table(spec: JobSpec) -> LayerTable:
+def planning_table(spec: JobSpec, memory_scale: float = 1.0) -> LayerTable:
     """The job's layers with at most `MAX_BLOCKS` blocks to cut between (more if it asks for many stages)."""
-    return LayerTable(spec.layers, max(MAX_BLOCKS, 4 * spec.stages))
+    return LayerTable(spec.layers, max(MAX_BLOCKS, 4 * spec.stages), memory_scale)
 
 
 def staleness_limit(spec: JobSpec) -> int:
@@ -84,11 +85,23 @@ def memory_of(
 
 
 def stage_need_bytes(
-    spec: JobSpec, table: LayerTable, stage: int, stages: int, lo: int, hi: int, staleness: int
+    spec: JobSpec,
+    table: LayerTable,
+    stage: int,
+    stages: int,
+    lo: int,
+    hi: int,
+    staleness: int,
+    recompute: bool | None = None,
 ) -> int:
-    """Memory of one stage of the job, bytes: the least that the job allows."""
+    """Memory of one stage of the job, bytes, scaled by what was measured; by default the least that the job
+    allows."""
     ways = [False] * (spec.checkpoint != ALWAYS) + [True] * (spec.checkpoint != NEVER)
-    return min(memory_of(spec, table, stage, stages, lo, hi, staleness, recompute=way).needed for way in ways)
+    needed = min(
+        memory_of(spec, table, stage, stages, lo, hi, staleness, recompute=way).needed
+        for way in (ways if recompute is None else [recompute])
+    )
+    return math.ceil(needed * table.memory_scale)
 
 
 def recomputes(
@@ -104,7 +117,7 @@ def recomputes(
     """Whether a stage on a peer with so much memory computes its activations again."""
     if spec.checkpoint != AUTO:
         return spec.checkpoint == ALWAYS
-    plain = memory_of(spec, table, stage, stages, lo, hi, staleness, recompute=False).needed
+    plain = stage_need_bytes(spec, table, stage, stages, lo, hi, staleness, False)
     return plain > memory_bytes and plain > stage_need_bytes(spec, table, stage, stages, lo, hi, staleness)
 
 
@@ -150,7 +163,7 @@ def draft_with_ranges(
         lowest, again = lowest_staleness(spec, stage, stages), recompute[stage]
         while (
             tau > lowest
-            and memory_of(spec, table, stage, stages, lo, hi, tau, recompute=again).needed > peer.memory_bytes
+            and stage_need_bytes(spec, table, stage, stages, lo, hi, tau, again) > peer.memory_bytes
         ):
             tau -= 1
         staleness.append(tau)

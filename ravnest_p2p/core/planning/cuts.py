@@ -35,12 +35,16 @@ class LayerTable:
         layers: at least one.
         most_blocks: where there are more layers, cuts are only tried at about this many places: the cheapest
             one of each stretch of equal work. None tries all.
+        memory_scale: what stages take of a peer's memory over the estimate, as measured.
 
     Attributes:
         cuts: layer indices at which a stage may start or end, ascending, 0 and `count` among them.
     """
 
-    def __init__(self, layers: Sequence[LayerCost], most_blocks: int | None = None) -> None:
+    def __init__(
+        self, layers: Sequence[LayerCost], most_blocks: int | None = None, memory_scale: float = 1.0
+    ) -> None:
+        self.memory_scale = memory_scale
         self.count = len(layers)
         self._layers = layers
         self._stretches: dict[int, Stretches] = {}
