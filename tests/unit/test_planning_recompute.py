@@ -70,6 +70,6 @@ def test_a_job_that_took_more_memory_than_estimated_gets_more() -> None:
     waits = planned(tight, {JOB: job}, statuses=known, previous=first, epoch=2).jobs[0]
     assert waits.clusters == ()
     assert "measured: 1.5 times the estimate" in waits.reason
-    larger = [*tight, *(peer(name, memory_mb=1900) for name in "cd")]
+    larger = [*tight, *(peer(name, memory_mb=2600) for name in "cd")]
     moved = planned(larger, {JOB: job}, statuses=known, previous=first, epoch=2).jobs[0]
     assert set(moved.peers) == {"c", "d"}
