@@ -152,10 +152,10 @@ def _busy(busy: float | None) -> Text:
 
 
 def _memory(stage: StageProgress) -> str:
-    """What the worker took at most, and whether it would be more if activations were kept."""
+    """What the worker took at most; the mark is for a stage that recomputes its activations."""
     if not stage.peak_memory_bytes:
         return "–"
-    return bytes_text(stage.peak_memory_bytes) + (" (recomputes)" if stage.recompute else "")
+    return bytes_text(stage.peak_memory_bytes) + (" ↻" if stage.recompute else "")
 
 
 def _staleness(stage: StageProgress) -> str:
