@@ -125,7 +125,7 @@ def test_training_is_the_same_to_the_last_bit(precision: str, shape: str, averag
         assert [name for name in expected if not torch.equal(expected[name], found[name])] == []
 
 
-def test_the_last_segment_of_the_model_runs_once() -> None:
+def test_the_last_stretch_of_the_model_runs_once() -> None:
     program = gpt().program
     layers = len(program.layer_bounds)
     last = stage_program(program, layers // 2, layers)
