@@ -91,6 +91,9 @@ def _split(report: Report) -> Table:
 def _memory(report: Report, first: int) -> Table:
     stages = report.stages[first : first + _STAGES_A_TABLE]
     table = _table("memory", right=tuple(f"stage {first + n}" for n in range(len(stages))))
+    if any(stage.need.recompute for stage in report.stages):
+        again = ["recomputed" if stage.need.recompute else "kept" for stage in stages]
+        table.add_row("activations are", *again)
     for kind in ("weights", "gradients", "optimizer", "speculative", "averaging", "activations"):
         sizes = [bytes_text(getattr(stage.need.memory, kind)) for stage in stages]
         table.add_row("early step ŵ" if kind == "speculative" else kind, *sizes)

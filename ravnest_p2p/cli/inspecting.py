@@ -10,6 +10,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ravnest_p2p.core.planning.recompute import CHECKPOINTS
+
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
@@ -51,6 +53,11 @@ def add_to(commands: Any) -> None:
         "repeat it for each peer",
     )  # fmt: skip
     command.add_argument("--precision", choices=["fp32", "bf16"], default="fp32", help="default: %(default)s")
+    command.add_argument(
+        "--checkpoint", choices=CHECKPOINTS, default=None,
+        help="which stages recompute their activations in the backward pass instead of keeping them "
+        "(default: what the job says, else auto: those that do not fit otherwise)",
+    )  # fmt: skip
     command.add_argument(
         "--without-weights", action="store_true", help="build the model by shapes alone, whatever its size"
     )
@@ -122,7 +129,13 @@ def load(argument: str, *, without_weights: bool = False) -> Inspected:
         where, made = load_made(argument, WANTED)
     if isinstance(made, JobRequest):
         inputs, labels = _examples(made)
-        terms = Terms(made.optimizer, "fp32", made.microbatches_per_update, made.staleness_bound)
+        terms = Terms(
+            made.optimizer,
+            "fp32",
+            made.microbatches_per_update,
+            made.staleness_bound,
+            made.checkpoint_word,
+        )
         return Inspected(_named(made), made.model, inputs, labels, made.loss, terms, made.stages)
     if not isinstance(made, tuple) or len(made) != 4 or not isinstance(made[0], nn.Module):
         got = f"{len(made)} values" if isinstance(made, tuple) else type(made).__name__
@@ -178,7 +191,8 @@ def _report(job: Inspected, options: argparse.Namespace) -> Report:
     from ravnest_p2p.model.profile import measured_layers
 
     package = job.captured(without_weights=options.without_weights)
-    terms = replace(job.terms, precision=options.precision)
+    checkpoint = options.checkpoint or job.terms.checkpoint
+    terms = replace(job.terms, precision=options.precision, checkpoint=checkpoint)
     layers = measured_layers(package.program) if options.measure else None
     if options.peers:
         return package.report(terms, peers=peers_from(Path(options.peers).expanduser()), layers=layers)

@@ -120,7 +120,7 @@ def _stages(clusters: Sequence[ClusterProgress]) -> Table:
     table = Table(box=None, padding=(0, 1), header_style="dim")
     for name in ("cluster", "stage", "layers", "peer", "state"):
         table.add_column(name)
-    for name in ("loss", "updates", "busy", "staleness", "in flight", "sent"):
+    for name in ("loss", "updates", "busy", "staleness", "in flight", "sent", "memory"):
         table.add_column(name, justify="right")
     for index, cluster in enumerate(clusters):
         for stage in cluster.stages:
@@ -135,6 +135,7 @@ def _stages(clusters: Sequence[ClusterProgress]) -> Table:
                 Text(_staleness(stage)),
                 Text(str(stage.in_flight)),
                 Text(bytes_text(stage.bytes_sent)),
+                Text(_memory(stage)),
             )
     return table
 
@@ -148,6 +149,13 @@ def _busy(busy: float | None) -> Text:
         return Text("–")
     style = "green" if busy >= 0.8 else "yellow" if busy >= 0.5 else "red"
     return Text(f"{100 * busy:.0f} %", style=style)
+
+
+def _memory(stage: StageProgress) -> str:
+    """What the worker took at most; the mark is for a stage that recomputes its activations."""
+    if not stage.peak_memory_bytes:
+        return "–"
+    return bytes_text(stage.peak_memory_bytes) + (" ↻" if stage.recompute else "")
 
 
 def _staleness(stage: StageProgress) -> str:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from ravnest_p2p import __version__
+from ravnest_p2p.core.capability import MAX_FLOPS, MICROBATCH_FLOPS
 from ravnest_p2p.core.errors import ConfigError, RavnestError, UserFault
 from ravnest_p2p.daemon.config import DEFAULT_LISTEN, DEFAULT_SWARM, DaemonConfig, default_home
 from ravnest_p2p.network.addresses import parse_listen, parse_peer
@@ -99,6 +100,14 @@ def parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     lending.add_argument("--threads", type=int, default=1, help="threads of a worker (default: %(default)s)")
     lending.add_argument(
+        "--device", default="auto", metavar="NAME",
+        help="what workers compute on: cpu, cuda, cuda:1 or mps (default: the best there is)",
+    )  # fmt: skip
+    lending.add_argument(
+        "--microbatch-flops", type=float, default=MICROBATCH_FLOPS, metavar="N",
+        help="take part in no job whose micro-batch takes more operations (default: %(default)g)",
+    )  # fmt: skip
+    lending.add_argument(
         "--disk", default="20GB", metavar="SIZE", help="room for blobs (default: %(default)s)"
     )
     lending.add_argument("--no-lend", action="store_true", help="serve the directory only; train nothing")
@@ -129,6 +138,8 @@ def configured(options: argparse.Namespace) -> DaemonConfig:
     home = (options.home or default_home()).expanduser().absolute()
     if options.threads < 1:
         raise ConfigError(f"--threads {options.threads}: at least 1")
+    if not 1.0 <= options.microbatch_flops <= MAX_FLOPS:
+        raise ConfigError(f"--microbatch-flops {options.microbatch_flops}: from 1 to {MAX_FLOPS:g}")
     if not 10.0 <= options.epoch <= 86_400.0:
         raise ConfigError(f"--epoch {options.epoch}: from 10 to 86400 seconds")
     return DaemonConfig(
@@ -146,6 +157,8 @@ def configured(options: argparse.Namespace) -> DaemonConfig:
         disk_bytes=parse_size(options.disk),
         lend=not options.no_lend,
         threads=options.threads,
+        device=options.device,
+        microbatch_flops=options.microbatch_flops,
         epoch_s=options.epoch,
     )
 
@@ -163,11 +176,19 @@ def parse_size(text: str) -> int:
 
 
 def run(config: DaemonConfig) -> NoReturn:
-    """Serve until a signal; a second one ends at once. Ends the process."""
+    """Serve until a signal; a second one ends at once. Ends the process.
+
+    Raises:
+        ConfigError: the device to lend is not there.
+    """
     # Imported late: hivemind brings torch along, and `--help` should not wait for it.
     import uvloop
 
     from ravnest_p2p.daemon.peer import Peer
+    from ravnest_p2p.training import choose_device
+
+    if config.lend:
+        choose_device(config.device)
 
     async def serve() -> None:
         peer = Peer(config)

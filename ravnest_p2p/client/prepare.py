@@ -69,6 +69,7 @@ def prepare(request: JobRequest, folder: Path, say: Say) -> tuple[Prepared, Prog
     inputs, labels = columns[: len(columns) - request.labels], columns[len(columns) - request.labels :]
     batches = _total_batches(request, samples)
     optimizer = _optimizer(request, batches)
+    checkpoint = request.checkpoint_word
     say("capturing the model")
     size = request.microbatch_size
     package = capture(
@@ -108,6 +109,7 @@ def prepare(request: JobRequest, folder: Path, say: Say) -> tuple[Prepared, Prog
         clusters=request.clusters,
         staleness_bound=_staleness_bound(request),
         precision=request.precision,
+        checkpoint=checkpoint,
     )
     try:
         manifest = manifest_bytes(spec)

@@ -26,6 +26,9 @@ class StageProgress(_View):
         staleness: updates between a forward and its backward, now; `staleness_bound` is what the plan allows.
         in_flight: micro-batches forwarded whose gradients are not back yet.
         bytes_sent: to other peers, since the generation began.
+        peak_memory_bytes: most that its worker took; on a GPU, of the GPU's memory.
+        peak_tensor_bytes: most bytes of tensors at once, in its first updates.
+        recompute: it computes activations a second time instead of keeping them.
     """
 
     peer: str
@@ -39,6 +42,9 @@ class StageProgress(_View):
     staleness_bound: int | None = None
     in_flight: int = 0
     bytes_sent: int = 0
+    peak_memory_bytes: int = 0
+    peak_tensor_bytes: int = 0
+    recompute: bool = False
 
 
 class ClusterProgress(_View):

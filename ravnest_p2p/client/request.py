@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
+from ravnest_p2p.core.errors import ConfigError
+from ravnest_p2p.core.planning.recompute import ALWAYS, AUTO, NEVER
 from ravnest_p2p.core.types import OptimizerSpec
 
 if TYPE_CHECKING:
@@ -143,6 +145,9 @@ class JobRequest:
         seed: of the order of the samples, and of dropout.
         precision: "fp32", or "bf16": matrix products and convolutions in bfloat16, as torch.autocast does
             it; weights, their gradients and the optimizer stay in float32.
+        checkpoint: whether stages compute their activations again in the backward pass instead of keeping
+            them, which takes less memory, a third more work, and gives the same numbers: True for all,
+            False for none, "auto" for those that do not fit their peer otherwise.
     """
 
     model: nn.Module
@@ -160,3 +165,17 @@ class JobRequest:
     clusters: int = 0
     seed: int = 0
     precision: str = "fp32"
+    checkpoint: bool | str = AUTO
+
+    @property
+    def checkpoint_word(self) -> str:
+        """`checkpoint` as the manifest has it.
+
+        Raises:
+            ConfigError: it is neither True, False nor "auto".
+        """
+        if isinstance(self.checkpoint, bool):
+            return ALWAYS if self.checkpoint else NEVER
+        if self.checkpoint != AUTO:
+            raise ConfigError(f'checkpoint must be True, False or "auto", not {self.checkpoint!r:.40}')
+        return AUTO

@@ -24,6 +24,10 @@ MAX_UPTIME_S = 1e10
 MAX_PEER_ID_CHARS = 128
 MAX_VERSION_CHARS = 64
 
+MICROBATCH_FLOPS = 1e16
+"""Most operations of one micro-batch of a job that a peer takes part in, unless its owner says otherwise: a
+model of 7 B parameters needs that for 240,000 tokens."""
+
 ASSUMED_BPS = 20e6
 """Link speed that is assumed of a peer that has not measured its own yet (it publishes 0)."""
 

@@ -106,12 +106,14 @@ class LayerCost:
         param_bytes: parameters and buffers.
         activation_bytes: held between forward and backward.
         out_bytes: crosses the cut after this layer, in each direction.
+        carried_bytes: of `out_bytes`, parameters of layers up to this one that later layers use too.
     """
 
     flops: float
     param_bytes: int
     activation_bytes: int
     out_bytes: int
+    carried_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,6 +182,8 @@ class JobSpec:
         stages, clusters: wanted numbers; 0 lets the planner choose.
         staleness_bound: upper bound on τ of any stage; 0 is synchronous training.
         precision: "fp32", or "bf16": products in bfloat16 from float32 weights, as torch.autocast has it.
+        checkpoint: which stages compute their activations a second time instead of keeping them: "never",
+            "auto" (those that do not fit their peer otherwise), or "always".
     """
 
     name: str
@@ -198,6 +202,7 @@ class JobSpec:
     clusters: int = 0
     staleness_bound: int = 8
     precision: str = "fp32"
+    checkpoint: str = "never"
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,23 +234,33 @@ class JobPhase(str, Enum):
 
 @dataclass(frozen=True, slots=True)
 class JobStatus:
-    """What a planner knows of a job: its phase, the generation that trains it, and saved pieces."""
+    """What a planner knows of a job: its phase, the generation that trains it, and saved pieces.
+
+    Attributes:
+        memory_scale: how much more memory its stages take than estimated, as measured; 1 is no more.
+    """
 
     job: JobId
     phase: JobPhase
     generation: Generation | None = None
     reason: str = ""
     pieces: tuple[Piece, ...] = ()
+    memory_scale: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
 class StageAssignment:
-    """Layers [lo, hi) on one peer, with at most `staleness` + 1 micro-batches in flight (τ_s)."""
+    """Layers [lo, hi) on one peer, with at most `staleness` + 1 micro-batches in flight (τ_s).
+
+    Attributes:
+        recompute: activations are computed again in the backward pass instead of kept.
+    """
 
     peer: PeerId
     lo: int
     hi: int
     staleness: int
+    recompute: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,8 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from ravnest_p2p.core.capability import MICROBATCH_FLOPS
+
 DEFAULT_SWARM = "ravnest"
 DEFAULT_LISTEN = ("/ip4/0.0.0.0/tcp/0", "/ip4/0.0.0.0/udp/0/quic-v1")
 
@@ -28,6 +30,8 @@ class DaemonConfig:
         memory_bytes: what workers may use; 0 measures half of what is free.
         lend: False makes a peer that serves the DHT and relays but trains nothing.
         threads: torch threads of a worker.
+        device: what workers compute on: "auto", "cpu", "cuda", "cuda:1" or "mps".
+        microbatch_flops: most operations of one micro-batch, over all stages, of a job to take part in.
         epoch_s, term_s, grace_s: of the election; must be the same in the whole swarm.
         probe_s: pause between two measurements of links.
         disk_bytes: capacity of the blob store.
@@ -45,6 +49,8 @@ class DaemonConfig:
     disk_bytes: int = 20 * 1024**3
     lend: bool = True
     threads: int = 1
+    device: str = "auto"
+    microbatch_flops: float = MICROBATCH_FLOPS
     relay_service: bool = False
     port_mapping: bool = False
     epoch_s: float = 60.0

@@ -19,6 +19,8 @@ class HostDeps:
 
     Attributes:
         memory_bytes: what the worker may use.
+        device: that the worker computes on.
+        microbatch_flops: most of one micro-batch, over all stages.
         janitor: ends workers that outlive this process.
         floor: highest fence obeyed before this daemon started; it has lost the workers of that one too.
         reachable: tells whether a co-member answers.
@@ -34,6 +36,8 @@ class HostDeps:
     jobs_folder: Path
     memory_bytes: Callable[[], int]
     threads: int
+    device: Callable[[], str]
+    microbatch_flops: float
     reachable: Callable[[PeerId, bool], None]
     stale: Callable[[str], Awaitable[None]]
     janitor: Janitor

@@ -87,11 +87,18 @@ class Report(Message):
 
     Attributes:
         busy: share of the time since training began that the compute thread worked.
+        lo, hi, staleness_bound, recompute, last: which stage it is about, and how it was to be trained.
         staleness: the largest measured so far (updates between forward and backward of a micro-batch).
-        peak_memory_bytes: resident peak of the process.
+        peak_memory_bytes: resident peak of the process during the run; on a GPU, of the memory taken there.
+        peak_tensor_bytes: most bytes of tensors at once, in the first two updates.
     """
 
     type: Literal["report"] = "report"
+    lo: int = 0
+    hi: int = 0
+    staleness_bound: int = 0
+    recompute: bool = False
+    last: bool = False
     version: int = 0
     updates: int = 0
     batches_done: int = 0
@@ -105,6 +112,7 @@ class Report(Message):
     bytes_sent: int = 0
     bytes_received: int = 0
     peak_memory_bytes: int = 0
+    peak_tensor_bytes: int = 0
     losses: tuple[tuple[int, float], ...] = Field(default=(), max_length=4096)
 
 

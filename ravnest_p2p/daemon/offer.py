@@ -38,8 +38,8 @@ RELIABLE_AFTER_S = 3600.0
 REACHABILITY = {"public": Reachability.PUBLIC, "private": Reachability.RELAYED}
 
 
-async def measure_device(threads: int) -> Device:
-    """The best device of this machine, timed in a child process, so that torch is not loaded here.
+async def measure_device(threads: int, name: str) -> Device:
+    """The named device of this machine ("auto": the best), timed in a child process of its own.
 
     Raises:
         OurFault: the benchmark did not end well; its last words are in the message.
@@ -49,6 +49,7 @@ async def measure_device(threads: int) -> Device:
         "-m",
         "ravnest_p2p.training.benchmark",
         "--json",
+        f"--device={name}",
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
@@ -84,11 +85,18 @@ class Offer:
         """What workers may use."""
         return self._device.memory_bytes if self._device is not None else self._config.memory_bytes
 
+    @property
+    def device(self) -> str:
+        """Name of the device that workers compute on, as `--device` takes it."""
+        if self._config.device != "auto" or self._device is None:
+            return self._config.device
+        return self._device.kind
+
     async def measure(self) -> None:
         """Time the device; a peer that lends nothing has none."""
         if not self._config.lend:
             return
-        device = await measure_device(self._config.threads)
+        device = await measure_device(self._config.threads, self._config.device)
         free_bytes = (
             int(FREE_SHARE * psutil.virtual_memory().available)
             if device.kind == "cpu"

@@ -194,6 +194,8 @@ class Peer:
                 jobs_folder=self.config.home / "jobs",
                 memory_bytes=lambda: self.offer.memory_bytes,
                 threads=self.config.threads,
+                device=lambda: self.offer.device,
+                microbatch_flops=self.config.microbatch_flops,
                 reachable=self._reachable,
                 stale=self._stale,
                 janitor=self._janitor,

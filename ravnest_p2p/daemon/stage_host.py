@@ -269,6 +269,8 @@ class StageHost:
                 memory_bytes=self._deps.memory_bytes(),
                 disk_bytes=store.capacity_bytes,
                 threads=self._deps.threads,
+                device=self._deps.device(),
+                microbatch_flops=self._deps.microbatch_flops,
                 blobs_folder=store.folder,
                 job_folder=self._folder,
                 runtime_folder=self._deps.runtime_folder,
@@ -295,7 +297,8 @@ class StageHost:
             self._worker = None
             if self._monitor is not None:
                 how = f"was killed by signal {-code}" if code < 0 else f"ended with code {code}"
-                self._judge(self._monitor.worker_state(JobPhase.FAILED, f"the worker process {how}"))
+                how = worker.fault or f"the worker process {how}"
+                self._judge(self._monitor.worker_state(JobPhase.FAILED, how))
 
     async def _heard(self, worker: WorkerProcess, report: WorkerReport) -> None:
         monitor = self._monitor

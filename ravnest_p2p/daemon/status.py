@@ -117,6 +117,8 @@ def _cluster(
                 "samples": report.samples,
                 "bytes_sent": report.bytes_sent,
                 "peak_memory_bytes": report.peak_memory_bytes,
+                "peak_tensor_bytes": report.peak_tensor_bytes,
+                "recompute": place.recompute,
                 "training_s": report.training_s,
                 "averaging_s": report.averaging_s,
             }

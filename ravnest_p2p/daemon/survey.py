@@ -13,6 +13,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from ravnest_p2p.core.consent import Said, what_runs
 from ravnest_p2p.core.errors import RemoteFault
 from ravnest_p2p.core.planning.identity import generation_tag
+from ravnest_p2p.core.planning.measured import MeasuredStage, memory_scale
 from ravnest_p2p.core.planning.resume import resume_point
 from ravnest_p2p.core.types import (
     Generation,
@@ -109,6 +110,7 @@ def statuses(
 
 def _status(job: JobId, spec: JobSpec, views: Mapping[PeerId, StageView], plan: JobPlan | None) -> JobStatus:
     pieces = merged_pieces(views)
+    scale = memory_scale(spec, _measured(views.values()))
     final = [piece for piece in pieces if piece.batches_done == spec.total_batches]
     members = plan.peers if plan is not None else ()
     of_members = [views[peer] for peer in members if peer in views]
@@ -119,16 +121,24 @@ def _status(job: JobId, spec: JobSpec, views: Mapping[PeerId, StageView], plan: 
     if not at_work and resume_point(final, views, len(spec.layers)) is not None:
         return JobStatus(job, JobPhase.DONE, pieces=pieces)
     if plan is None or not plan.clusters:
-        return JobStatus(job, JobPhase.WAITING, pieces=pieces)
+        return JobStatus(job, JobPhase.WAITING, pieces=pieces, memory_scale=scale)
     generation, silent = plan.generation, len(members) - len(of_members)
     if silent and not at_work:
         reason = f"{silent} of its peers do not answer"
-        return JobStatus(job, JobPhase.BROKEN, generation, reason, pieces)
+        return JobStatus(job, JobPhase.BROKEN, generation, reason, pieces, scale)
     broken = next((v for v in of_members if v.phase is JobPhase.BROKEN and v.generation == generation), None)
     if broken is not None:
-        return JobStatus(job, JobPhase.BROKEN, generation, broken.reason, pieces)
+        return JobStatus(job, JobPhase.BROKEN, generation, broken.reason, pieces, scale)
     obeyed: Generation | None = generation if any(v.generation == generation for v in of_members) else None
-    return JobStatus(job, JobPhase.RUNNING, obeyed, pieces=pieces)
+    return JobStatus(job, JobPhase.RUNNING, obeyed, pieces=pieces, memory_scale=scale)
+
+
+def _measured(views: Iterable[StageView]) -> list[MeasuredStage]:
+    return [
+        MeasuredStage(r.lo, r.hi, r.staleness_bound, r.recompute, r.last, r.peak_memory_bytes)
+        for r in (view.report for view in views)
+        if r is not None
+    ]
 
 
 def merged_pieces(views: Mapping[PeerId, StageView]) -> tuple[Piece, ...]:

@@ -1,8 +1,8 @@
 """Worker processes as ravnestd sees them: spawned, spoken to, ended, never left behind.
 
 A worker ends in one of three ways: ravnestd closes its channel, ravnestd kills it because it does not obey
-in time, or the kernel kills it together with ravnestd. However it ends, `WorkerProcess.reports` ends with
-it.
+in time or takes more memory than is lent, or the kernel kills it together with ravnestd. However it ends,
+`WorkerProcess.reports` ends with it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,10 @@ import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import psutil
+
 from ravnest_p2p.core.errors import RemoteFault
+from ravnest_p2p.core.wording import bytes_text
 from ravnest_p2p.daemon.channel import Channel
 from ravnest_p2p.daemon.environment import thread_environment
 from ravnest_p2p.daemon.messages import (
@@ -39,6 +42,9 @@ log = logging.getLogger(__name__)
 
 START_TIMEOUT_S = 60.0
 STOP_TIMEOUT_S = 3.0
+MEMORY_CHECK_S = 1.0
+MEMORY_TOLERANCE = 1.1
+"""Over what is lent, as followers of a plan allow it: an estimate is none to the last byte."""
 _numbers = itertools.count()
 """Of workers' folders: short, since a socket's path may be about 100 characters long."""
 
@@ -48,6 +54,7 @@ class WorkerProcess:
 
     Attributes:
         sockets_folder: where its sockets go.
+        fault: why ravnestd killed it; empty if it did not, or only because it was slow to obey.
     """
 
     def __init__(
@@ -58,11 +65,13 @@ class WorkerProcess:
         sockets_folder: Path,
     ) -> None:
         self.sockets_folder = sockets_folder
+        self.fault = ""
         self._process = process
         self._channel = channel
         self._doorkeeper = doorkeeper
         self._idle = asyncio.Event()
         self._has_run = False
+        self._holding: asyncio.Task[None] | None = None
 
     @classmethod
     async def spawn(
@@ -71,6 +80,8 @@ class WorkerProcess:
         memory_bytes: int,
         disk_bytes: int,
         threads: int,
+        device: str,
+        microbatch_flops: float,
         blobs_folder: Path,
         job_folder: Path,
         runtime_folder: Path,
@@ -80,6 +91,8 @@ class WorkerProcess:
         """Start a worker; it reports `Idle` once torch is loaded and its walls stand (`worker.sandbox`).
 
         Args:
+            memory_bytes: kept as to what is resident if the device is the CPU.
+            device, microbatch_flops: as of `DaemonConfig`.
             disk_bytes: of each file that it may write.
             blobs_folder, job_folder: what it may read, and what it may write.
             runtime_folder: gets a folder with the worker's sockets.
@@ -104,13 +117,18 @@ class WorkerProcess:
                 f"--job={rooms.job}",
                 f"--sockets={rooms.sockets}",
                 f"--threads={threads}",
+                f"--device={device}",
+                f"--microbatch-flops={microbatch_flops}",
                 pass_fds=[theirs.fileno(), door.fileno()],
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
                 env=environment(thread_environment(threads), rooms),
             )
-        return cls(process, await Channel.over(ours, REPORTS), doorkeeper, rooms.sockets)
+        worker = cls(process, await Channel.over(ours, REPORTS), doorkeeper, rooms.sockets)
+        if device == "cpu":
+            worker._holding = asyncio.create_task(worker._hold(memory_bytes))
+        return worker
 
     @property
     def pid(self) -> int:
@@ -140,6 +158,17 @@ class WorkerProcess:
             log.warning("worker %d broke the protocol and is ended: %s", self.pid, error)
         await self.end(STOP_TIMEOUT_S)
 
+    async def _hold(self, memory_bytes: int) -> None:
+        """Kill the process if it takes more than that, for its address space says little of what it uses."""
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process = psutil.Process(self.pid)
+            taken = process.memory_info().rss
+            while taken <= MEMORY_TOLERANCE * memory_bytes:
+                await asyncio.sleep(MEMORY_CHECK_S)
+                taken = process.memory_info().rss
+            self.fault = f"the worker took {bytes_text(taken)} of memory, {bytes_text(memory_bytes)} are lent"
+            self._process.kill()
+
     async def wait_idle(self) -> None:
         await bounded(self._idle.wait(), START_TIMEOUT_S)
 
@@ -164,6 +193,8 @@ class WorkerProcess:
     async def end(self, grace_s: float = STOP_TIMEOUT_S) -> int:
         """End the process, by its channel within `grace_s`, else by SIGKILL; returns the exit code."""
         self._channel.close()
+        if self._holding is not None:
+            self._holding.cancel()
         try:
             await bounded(self._process.wait(), max(grace_s, 0.001))
         except asyncio.TimeoutError:

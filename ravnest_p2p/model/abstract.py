@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from ravnest_p2p.core.capability import MICROBATCH_FLOPS
 from ravnest_p2p.core.errors import ConfigError
 from ravnest_p2p.core.optimizers import PRECISIONS
 from ravnest_p2p.model import ops
@@ -26,8 +27,6 @@ from ravnest_p2p.model.program import Leaf, Node, Program, TensorSpec
 
 DEFAULT_TENSOR_BYTES = 1 << 36
 DEFAULT_TOTAL_BYTES = 1 << 42
-DEFAULT_FLOPS = 1e16
-"""Of one micro-batch: a model of 7 B parameters needs that for 240,000 tokens."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +59,7 @@ class Budget:
         self,
         tensor_bytes: int = DEFAULT_TENSOR_BYTES,
         total_bytes: int = DEFAULT_TOTAL_BYTES,
-        flops: float = DEFAULT_FLOPS,
+        flops: float = MICROBATCH_FLOPS,
     ) -> None:
         self._tensor_bytes = tensor_bytes
         self._total_bytes = total_bytes

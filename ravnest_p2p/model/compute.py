@@ -8,8 +8,10 @@ between live weights and a scratch copy.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -19,6 +21,11 @@ from ravnest_p2p.model import ops
 from ravnest_p2p.model.execute import bind, flatten
 from ravnest_p2p.model.program import Arg, Node, Ref, TensorSpec
 from ravnest_p2p.model.split import StageProgram
+
+if TYPE_CHECKING:
+    from ravnest_p2p.model.recompute import Stretch
+
+Slots = list[Any] | dict[int, Any]
 
 _MASK = (1 << 64) - 1
 
@@ -38,14 +45,22 @@ class StageComputation:
         stage: what to run.
         device: where parameters, buffers and received tensors are.
         reseed: seed each random node by its index; False draws from torch's generator as it stands.
+        recompute: layers of the program at which stretches start that keep nothing but what enters them, and
+            run again in the backward pass (`model.recompute`); None keeps all that autograd saves.
     """
 
     def __init__(
-        self, stage: StageProgram, device: torch.device | str = "cpu", *, reseed: bool = True
+        self,
+        stage: StageProgram,
+        device: torch.device | str = "cpu",
+        *,
+        reseed: bool = True,
+        recompute: Sequence[int] | None = None,
     ) -> None:
         self.stage = stage
         self.device = torch.device(device)
-        self._reseed = reseed
+        self.reseed = reseed
+        self._recompute = recompute
         self._steps = _compile(stage, self.device)
         self._leaf_slots = {leaf.name: slot for slot, leaf in enumerate(stage.program.leaves)}
         self._size = stage.program.first_slots[-1]
@@ -76,6 +91,33 @@ class StageComputation:
             FrameFormatError: a received tensor has another shape or dtype (remote's fault).
             BlobError: a data field has another shape or dtype (remote's fault).
         """
+        slots = self._filled(params, buffers, received, data)
+        if self._recompute is None:
+            self.run(self._steps, slots, seed)
+        else:
+            for stretch in self._stretches:
+                stretch.run(self, slots, seed)
+        return tuple(slots[slot] for slot in self.stage.sent_slots)
+
+    def run(self, steps: Sequence[Any], slots: Slots, seed: int) -> None:
+        """Run some of the stage's steps, in order, on slots that hold what these read."""
+        with self._own_chance() as generator:
+            for step in steps:
+                step.run(slots, generator, seed)
+
+    @cached_property
+    def _stretches(self) -> list[Stretch]:
+        from ravnest_p2p.model.recompute import stretches
+
+        return stretches(self.stage, self._steps, self._recompute or ())
+
+    def _filled(
+        self,
+        params: Mapping[str, Tensor],
+        buffers: Mapping[str, Tensor],
+        received: Sequence[Tensor],
+        data: Mapping[str, Tensor],
+    ) -> list[Any]:
         stage = self.stage
         slots: list[Any] = [None] * self._size
         if len(received) != len(stage.receives):
@@ -99,15 +141,20 @@ class StageComputation:
             # Another tensor over the same memory: its own version counter lets the caller average or reload
             # buffers between this forward and its backward, which autograd would else refuse.
             slots[self._leaf_slots[name]] = buffers[name].data
-        generator = self._generator() if self._random and self._reseed else None
-        state = generator.get_state() if generator is not None else None
+        return slots
+
+    @contextmanager
+    def _own_chance(self) -> Iterator[torch.Generator | None]:
+        """The generator that random nodes seed; left as it was found."""
+        if not (self._random and self.reseed):
+            yield None
+            return
+        generator = self._generator()
+        state = generator.get_state()
         try:
-            for step in self._steps:
-                step.run(slots, generator, seed)
+            yield generator
         finally:
-            if generator is not None and state is not None:
-                generator.set_state(state)
-        return tuple(slots[slot] for slot in stage.sent_slots)
+            generator.set_state(state)
 
     def _generator(self) -> torch.Generator:
         if self.device.type == "cuda":
@@ -159,7 +206,7 @@ class _Step:
         self.cloned = frozenset(node.refs()) & mutable - set(node.mutated())
         self.drop: tuple[int, ...] = ()
 
-    def run(self, slots: list[Any], generator: torch.Generator | None, seed: int) -> None:
+    def run(self, slots: Slots, generator: torch.Generator | None, seed: int) -> None:
         args = self.args.copy()
         kwargs = self.kwargs
         if self.cloned:

@@ -80,22 +80,24 @@ class StorageMeter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.bytes -= size
 
 
-def footprint(stage: StageProgram, make: Make | None = None) -> Footprint:
+def footprint(
+    stage: StageProgram, make: Make | None = None, *, recompute: Sequence[int] | None = None
+) -> Footprint:
     """Run one micro-batch forward and backward, in the precision of the program's analysis; count storages.
 
     Args:
         make: gives each tensor that the stage starts from; fake ones without numbers where None.
+        recompute: as of `StageComputation`.
     """
-    precision = stage.program.analysis.precision
-    with fake_mode() if make is None else nullcontext(), computing_in(precision):
-        return _run(stage, _empty if make is None else make)
+    with fake_mode() if make is None else nullcontext():
+        return _run(stage, _empty if make is None else make, recompute)
 
 
 def _empty(spec: TensorSpec) -> Tensor:
     return torch.empty(spec.shape, dtype=spec.torch_dtype)
 
 
-def _run(stage: StageProgram, make: Make) -> Footprint:
+def _run(stage: StageProgram, make: Make, recompute: Sequence[int] | None) -> Footprint:
     params = {name: make(stage.tensor_spec(name)).requires_grad_() for name in stage.params}
     buffers = {name: make(stage.tensor_spec(name)) for name in stage.buffers}
     weights = [*params.values(), *buffers.values()]
@@ -105,7 +107,9 @@ def _run(stage: StageProgram, make: Make) -> Footprint:
         received = [make(spec).requires_grad_(spec.differentiable) for spec in stage.receives]
         for tensor in received:
             meter.add(tensor)
-        sent = StageComputation(stage, reseed=False).forward(params, buffers, received, data, 0)
+        computation = StageComputation(stage, reseed=False, recompute=recompute)
+        with computing_in(stage.program.analysis.precision):
+            sent = computation.forward(params, buffers, received, data, 0)
         held = meter.bytes
         roots = [t for t in sent if t.requires_grad]
         seeds = [torch.empty_like(t).fill_(1) for t in roots]

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ravnest_p2p.core.errors import CaptureError
-from ravnest_p2p.model.compute import StageComputation
+from ravnest_p2p.model.compute import Slots, StageComputation
 from ravnest_p2p.model.package import Package
 from ravnest_p2p.model.program import Program
 from ravnest_p2p.model.split import StageProgram, stage_program
@@ -29,15 +29,21 @@ class MixedComputation(StageComputation):
     be safe on the device.
     """
 
-    def __init__(self, stage: StageProgram, device: torch.device | str = "cpu") -> None:
-        super().__init__(stage, device)
+    def __init__(
+        self,
+        stage: StageProgram,
+        device: torch.device | str = "cpu",
+        *,
+        recompute: Sequence[int] | None = None,
+    ) -> None:
+        super().__init__(stage, device, recompute=recompute)
         program, crossing = stage.program, crossing_slots(stage.program)
         specs = program.analysis.specs
         steps: list[Any] = []
         for step in self._steps:
             steps.append(step)
             casts = [(slot, specs[slot].torch_dtype) for slot in step.out if slot in crossing]
-            steps += [_Cast(slot, dtype) for slot, dtype in casts if dtype.is_floating_point]
+            steps += [_Cast(step.index, slot, dtype) for slot, dtype in casts if dtype.is_floating_point]
         self._steps = steps
         # Before torch 2.10 a weight that autocast cast under no_grad was kept without its gradient.
         self._keep_casts = not any(node.no_grad for node in program.nodes)
@@ -79,14 +85,15 @@ def check_mixed(package: Package, data: Mapping[str, Tensor]) -> None:
 class _Cast:
     """A step that gives a slot, where it is still needed, the dtype that the program declares."""
 
-    __slots__ = ("dtype", "slot")
+    __slots__ = ("dtype", "index", "slot")
     random = False
 
-    def __init__(self, slot: int, dtype: torch.dtype) -> None:
+    def __init__(self, index: int, slot: int, dtype: torch.dtype) -> None:
+        self.index = index
         self.slot = slot
         self.dtype = dtype
 
-    def run(self, slots: list[Any], generator: torch.Generator | None, seed: int) -> None:
+    def run(self, slots: Slots, generator: torch.Generator | None, seed: int) -> None:
         if slots[self.slot] is not None:
             slots[self.slot] = slots[self.slot].to(self.dtype)
 

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from ravnest_p2p.core.capability import MICROBATCH_FLOPS
 from ravnest_p2p.core.errors import PackageError
 from ravnest_p2p.model import abstract, ops
 from ravnest_p2p.model.cut import check_bounds
@@ -51,7 +52,7 @@ class Limits:
     slots: int = 40_000
     tensor_bytes: int = abstract.DEFAULT_TENSOR_BYTES
     total_bytes: int = abstract.DEFAULT_TOTAL_BYTES
-    flops: float = abstract.DEFAULT_FLOPS
+    flops: float = MICROBATCH_FLOPS
 
 
 def parse_program(data: bytes, limits: Limits | None = None) -> Program:

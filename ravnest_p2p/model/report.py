@@ -8,6 +8,7 @@ from typing import Any
 
 from ravnest_p2p.core.planning.cost import Draft, planning_table
 from ravnest_p2p.core.planning.cuts import stage_s
+from ravnest_p2p.core.planning.recompute import RECOMPUTE_WORK
 from ravnest_p2p.core.types import Capability, LayerCost
 from ravnest_p2p.model.blocks import Group
 from ravnest_p2p.model.fitting import equal_peers, fit
@@ -70,6 +71,7 @@ class Report:
             "checked_against_eager": self.checked,
             "precision": self.terms.precision,
             "optimizer": self.terms.optimizer.name,
+            "checkpoint": self.terms.checkpoint,
             "microbatches_per_update": self.terms.microbatches_per_update,
             "whole": _need(self.whole),
             "layers": [_need(need) for need in self.layers],
@@ -120,19 +122,23 @@ def make_report(
 
 def _stages(needs: Requirements, draft: Draft, *, bounded: bool) -> tuple[StageReport, ...]:
     table = planning_table(needs.terms.job(needs.layers))
-    places = list(zip(draft.peers, draft.ranges, draft.staleness, strict=True))
-    times_s = [stage_s(table, peer, lo, hi) for peer, (lo, hi), _ in places]
+    places = list(zip(draft.peers, draft.ranges, draft.staleness, draft.recompute, strict=True))
+    factors = [RECOMPUTE_WORK if again else 1.0 for again in draft.recompute]
+    times_s = [
+        stage_s(table, peer, lo, hi, factor)
+        for (peer, (lo, hi), _, _), factor in zip(places, factors, strict=True)
+    ]
     slowest_s = max(max(times_s), 1e-12)
     count = len(places)
     return tuple(
         StageReport(
-            need=needs.need(lo, hi, stage=n, stages=count, staleness=tau, exact=True),
+            need=needs.need(lo, hi, stage=n, stages=count, staleness=tau, recompute=again, exact=True),
             peer=peer.peer,
             offered_bytes=peer.memory_bytes if bounded else None,
             staleness=tau,
             busy=time_s / slowest_s,
         )
-        for n, ((peer, (lo, hi), tau), time_s) in enumerate(zip(places, times_s, strict=True))
+        for n, ((peer, (lo, hi), tau, again), time_s) in enumerate(zip(places, times_s, strict=True))
     )
 
 
@@ -146,6 +152,7 @@ def _need(need: Need) -> dict[str, Any]:
         "memory_bytes": {**need.memory._asdict(), "tensors": need.memory.tensors},
         "needed_bytes": need.memory.needed,
         "peak_tensor_bytes": need.peak_bytes or None,
+        "recompute": need.recompute,
         "in_bytes": need.in_bytes,
         "out_bytes": need.out_bytes,
     }

@@ -12,8 +12,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
+from ravnest_p2p.core.planning.cost import memory_of, stretches_of
 from ravnest_p2p.core.planning.cuts import LayerTable
 from ravnest_p2p.core.planning.memory import StageMemory, stage_memory
+from ravnest_p2p.core.planning.recompute import ALWAYS, AUTO
 from ravnest_p2p.core.types import BlobHash, JobSpec, LayerCost, OptimizerSpec
 from ravnest_p2p.model.abstract import analyse
 from ravnest_p2p.model.blocks import Group, groups, layer_names, span_name
@@ -34,12 +36,14 @@ class Terms:
             among them; weights, gradients, optimizer and what crosses the cuts stay float32.
         microbatches_per_update: m.
         staleness_bound: upper bound on any stage's τ; None stands for half of m.
+        checkpoint: which stages recompute their activations: "never", "auto" or "always".
     """
 
     optimizer: OptimizerSpec = field(default=_ADAMW)
     precision: str = "fp32"
     microbatches_per_update: int = 4
     staleness_bound: int | None = None
+    checkpoint: str = AUTO
 
     def job(self, layers: Sequence[LayerCost], stages: int = 0) -> JobSpec:
         """The job as the planner sees it: layers and terms, without blobs and data."""
@@ -61,6 +65,7 @@ class Terms:
             stages=stages,
             clusters=1,
             staleness_bound=bound,
+            checkpoint=self.checkpoint,
         )
 
 
@@ -76,6 +81,7 @@ class Need:
         in_bytes, out_bytes: over the cuts before and after, in each direction.
         peak_bytes: most bytes of tensors at once, exact: all of `memory`, with what the backward of one
             micro-batch needs beside; 0 where it was not asked for.
+        recompute: for a stage that computes its activations again.
     """
 
     lo: int
@@ -87,6 +93,7 @@ class Need:
     in_bytes: int
     out_bytes: int
     peak_bytes: int = 0
+    recompute: bool = False
 
 
 class Requirements:
@@ -123,26 +130,28 @@ class Requirements:
     @cached_property
     def whole(self) -> Need:
         """The model on one peer."""
-        return self.need(0, len(self.layers))
+        return self.need(0, len(self.layers), recompute=self.terms.checkpoint == ALWAYS)
 
     def need(
-        self, lo: int, hi: int, *, stage: int = 0, stages: int = 1, staleness: int = 0, exact: bool = False
+        self,
+        lo: int,
+        hi: int,
+        *,
+        stage: int = 0,
+        stages: int = 1,
+        staleness: int = 0,
+        recompute: bool = False,
+        exact: bool = False,
     ) -> Need:
         """What layers [lo, hi) need as stage number `stage` of `stages`.
 
         Args:
             staleness: τ of the stage.
+            recompute: activations are computed again instead of kept; the work for it is not in `flops`.
             exact: also find `peak_bytes`; takes about a second for each thousand nodes.
         """
         table = self._table
-        memory = stage_memory(
-            param_bytes=table.param_bytes(lo, hi),
-            activation_bytes=table.activation_bytes(lo, hi),
-            optimizer=self.terms.optimizer,
-            staleness=staleness,
-            microbatches_per_update=self.terms.microbatches_per_update,
-            last=stage == stages - 1,
-        )
+        memory = memory_of(self._job, table, stage, stages, lo, hi, staleness, recompute=recompute)
         return Need(
             lo=lo,
             hi=hi,
@@ -152,13 +161,19 @@ class Requirements:
             memory=memory,
             in_bytes=table.cut_bytes(lo),
             out_bytes=table.cut_bytes(hi),
-            peak_bytes=self._peak_bytes(lo, hi, staleness, stage == stages - 1) if exact else 0,
+            peak_bytes=self._peak_bytes(lo, hi, staleness, stage == stages - 1, recompute) if exact else 0,
+            recompute=recompute,
         )
 
-    def _peak_bytes(self, lo: int, hi: int, staleness: int, last: bool) -> int:
+    @cached_property
+    def _job(self) -> JobSpec:
+        return self.terms.job(self.layers)
+
+    def _peak_bytes(self, lo: int, hi: int, staleness: int, last: bool, recompute: bool) -> int:
         """At a backward: that micro-batch, the others in flight, and every copy of what is trained."""
         stage = stage_program(self.program, lo, hi)
-        found = footprint(stage)
+        starts = stretches_of(self._job, self._table).starts if recompute else None
+        found = footprint(stage, recompute=starts)
         copies = stage_memory(
             param_bytes=sum(stage.tensor_spec(name).nbytes for name in stage.params),
             activation_bytes=found.held_bytes,

@@ -13,6 +13,7 @@ from typing import Any
 
 from ravnest_p2p.core.errors import ConfigError, RecordFormatError
 from ravnest_p2p.core.optimizers import PRECISIONS, check_optimizer
+from ravnest_p2p.core.planning.recompute import CHECKPOINTS
 from ravnest_p2p.core.types import JobId, JobSpec
 from ravnest_p2p.network.records_codec import from_plain, to_plain
 
@@ -83,6 +84,7 @@ def _checked(spec: JobSpec) -> JobSpec:
     _need(all(layer.flops >= 0 for layer in spec.layers), "layer costs that are not negative")
     _need(spec.stages <= len(spec.layers), "no more stages than layers")
     _need(spec.precision in PRECISIONS, f"a precision of {' or '.join(PRECISIONS)}")
+    _need(spec.checkpoint in CHECKPOINTS, f"a checkpoint of {', '.join(CHECKPOINTS)}")
     try:
         check_optimizer(spec.optimizer)
     except ConfigError as error:

@@ -11,7 +11,7 @@ import json
 import sys
 from collections.abc import Sequence
 
-from ravnest_p2p.training.device import choose_device, measure_flops, memory_bytes
+from ravnest_p2p.training.device import AUTO, choose_device, measure_flops, memory_bytes
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -19,8 +19,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m ravnest_p2p.training.benchmark", description=__doc__)
     parser.add_argument("--json", action="store_true", help="one JSON object for machines")
     parser.add_argument("--seconds", type=float, default=0.2, help="how long to measure")
+    parser.add_argument("--device", default=AUTO, help="the device to measure (default: %(default)s)")
     options = parser.parse_args(arguments)
-    device = choose_device()
+    device = choose_device(options.device)
     flops, memory = measure_flops(options.seconds, device), memory_bytes(device)
     if options.json:
         print(json.dumps({"kind": device.type, "memory_bytes": memory, "flops": flops}))

@@ -1,28 +1,70 @@
 """Which device a peer computes on, and how fast it is.
 
 Problem: the planner balances stages by each peer's sustained speed, and a nominal figure says little about a
-laptop. Solution: pick the best device torch can use, and time square float32 matrix products on it for a
-fraction of a second, after a warm-up, counting only whole products.
+laptop. Solution: take the device that the owner names, or the best that torch can use, and time square
+float32 matrix products on it for a fraction of a second, after a warm-up, counting only whole products.
 """
 
 from __future__ import annotations
 
+import re
 import time
 
 import psutil
 import torch
 
+from ravnest_p2p.core.errors import ConfigError
+
+AUTO = "auto"
+
 WARMUP_S = 0.05
 """Clocks and thread pools are up by then."""
 
 
-def choose_device() -> torch.device:
-    """The device to compute on: CUDA, else Apple's MPS, else the CPU."""
+def choose_device(name: str = AUTO) -> torch.device:
+    """The device to compute on.
+
+    Args:
+        name: "cpu", "cuda", "cuda:1", "mps"; or "auto": CUDA, else Apple's MPS, else the CPU.
+    Raises:
+        ConfigError: it is none of these, or not there.
+    """
+    if name != AUTO:
+        return _named(name)
     if torch.cuda.is_available():
         return torch.device("cuda")
     if torch.backends.mps.is_available():
         return torch.device("mps")
     return torch.device("cpu")
+
+
+def _named(name: str) -> torch.device:
+    kind, _, number = name.partition(":")
+    if re.fullmatch(r"cpu|mps|cuda(:[0-9]{1,3})?", name) is None:
+        raise ConfigError(f"{name!r:.40} is no device: use auto, cpu, cuda, cuda:1 or mps")
+    there = {
+        "cpu": 1,
+        "cuda": torch.cuda.device_count() if torch.cuda.is_available() else 0,
+        "mps": int(torch.backends.mps.is_available()),
+    }[kind]
+    if int(number or 0) >= there:
+        have = ["cpu", *(f"cuda:{n}" for n in range(torch.cuda.device_count()))]
+        have += ["mps"] * torch.backends.mps.is_available()
+        raise ConfigError(f"torch finds no device {name} here; it has {', '.join(have)}")
+    return torch.device(name)
+
+
+class DevicePeak:
+    """Memory that torch took of a GPU at most since the object was made; 0 on others, which do not tell."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device if device.type == "cuda" else None
+        if self._device is not None:
+            torch.cuda.reset_peak_memory_stats(self._device)
+
+    def bytes(self) -> int:
+        """The peak so far."""
+        return 0 if self._device is None else int(torch.cuda.max_memory_reserved(self._device))
 
 
 def memory_bytes(device: torch.device) -> int:

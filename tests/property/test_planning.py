@@ -8,8 +8,10 @@ from itertools import combinations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ravnest_p2p.core.planning.cost import stage_need_bytes, staleness_limit
 from ravnest_p2p.core.planning.cuts import LayerTable, stage_cuts, stage_s
 from ravnest_p2p.core.planning.planner import make_plan
+from ravnest_p2p.core.planning.recompute import CHECKPOINTS
 from ravnest_p2p.core.planning.resume import resume_point
 from ravnest_p2p.core.types import (
     Capability,
@@ -60,6 +62,7 @@ def specs(draw: st.DrawFn) -> JobSpec:
         staleness_bound=draw(st.integers(0, 8)),
         total_batches=100,
         optimizer=draw(st.sampled_from(["sgd", "adamw"])),
+        checkpoint=draw(st.sampled_from(CHECKPOINTS)),
     )
     return replace(base, layers=tuple(draw(st.lists(layer_costs, min_size=1, max_size=8))))
 
@@ -220,3 +223,29 @@ def test_leaders_in_a_partition_never_form_one_generation_of_different_members(
 
     one, other = leads(swarm[::2]).jobs[0], leads(swarm[1::2]).jobs[0]
     assert (one.generation == other.generation) == (one == other)
+
+
+@settings(max_examples=100, deadline=None)
+@given(specs(), st.integers(0, 8))
+def test_more_layers_never_need_less(job: JobSpec, tau: int) -> None:
+    table, layers = LayerTable(job.layers), len(job.layers)
+    tau = min(tau, staleness_limit(job))
+    ranges = [(lo, hi) for lo in range(layers) for hi in range(lo + 1, layers + 1)]
+    need = {r: stage_need_bytes(job, table, 0, 2, *r, tau) for r in ranges}
+    for lo, hi in ranges:
+        assert lo == 0 or need[lo - 1, hi] >= need[lo, hi]
+        assert hi == layers or need[lo, hi + 1] >= need[lo, hi]
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(layer_costs, min_size=1, max_size=150), st.integers(1, 9))
+def test_stretches_cover_the_model_and_are_worth_it(layers: list[LayerCost], window: int) -> None:
+    table = LayerTable(layers)
+    stretches = table.stretches(window)
+    starts = list(stretches.starts)
+    assert starts == sorted(set(starts))
+    assert starts[0] == 0
+    assert starts[-1] < len(layers)
+    whole = (0, len(layers))
+    taken = window * stretches.kept_bytes(*whole) + stretches.largest_bytes(*whole)
+    assert taken <= table.activation_bytes(*whole)

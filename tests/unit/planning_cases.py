@@ -70,6 +70,8 @@ def spec(
     staleness_bound: int = 8,
     total_batches: int = 1000,
     optimizer: str = "adam",
+    activation_mb: int = 1,
+    checkpoint: str = "never",
 ) -> JobSpec:
     return JobSpec(
         name="job",
@@ -77,7 +79,7 @@ def spec(
         weights=(BlobHash("2" * 64),),
         fields=(),
         samples=1000,
-        layers=tuple(LayerCost(1e9, param_mb * MB, MB, 100_000) for _ in range(layers)),
+        layers=tuple(LayerCost(1e9, param_mb * MB, activation_mb * MB, 100_000) for _ in range(layers)),
         microbatch_size=8,
         microbatches_per_update=m,
         updates_per_round=kappa,
@@ -87,6 +89,7 @@ def spec(
         stages=stages,
         clusters=clusters,
         staleness_bound=staleness_bound,
+        checkpoint=checkpoint,
     )
 
 

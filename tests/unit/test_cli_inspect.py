@@ -84,6 +84,19 @@ def test_without_weights_and_with_memory(file: str, capsys: pytest.CaptureFixtur
         assert sorted(s["offered_bytes"] for s in found["stages"]) == [400_000_000, 1_000_000_000]
 
 
+def test_recomputed_stages_are_marked(file: str, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = run(capsys, file, "--checkpoint", "always")
+    assert code == 0
+    assert "activations are" in out
+    assert "recomputed" in out
+    code, out, _ = run(capsys, file, "--json", "--checkpoint", "never")
+    found = json.loads(out)
+    assert found["checkpoint"] == "never"
+    assert [stage["recompute"] for stage in found["stages"]] == [False] * 3
+    code, out, _ = run(capsys, file)
+    assert "activations are" not in out
+
+
 def test_peers_and_a_picture(file: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     peers = [
         {"peer": "12D3a", "memory_bytes": 2_000_000_000, "flops": 3e10, "up_bps": 1e9, "down_bps": 1e9},

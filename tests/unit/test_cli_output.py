@@ -55,6 +55,8 @@ STATUS: dict[str, Any] = {
                     "staleness_bound": 2 - stage,
                     "in_flight": 2,
                     "bytes_sent": 5_000_000,
+                    "peak_memory_bytes": 412_000_000 * (1 - stage),
+                    "recompute": stage == 0,
                     "a_later_version_says_more": 1,
                 }
                 for stage in range(2)
@@ -75,7 +77,18 @@ def drawn(status: dict[str, Any] | Progress) -> str:
 def test_the_picture_says_everything_that_is_known() -> None:
     text = drawn(STATUS)
     wanted = ["digits [bold]", "running", "120/400 batches", "loss 0.4100", "312.2 samples/s", "1:02:05"]
-    wanted += ["123.5 MB sent", "…xjVNtXSA", "4–8", "87 %", "1 ≤ 2", "0 ≤ 1", "61", "spare", "█"]
+    wanted += [
+        "123.5 MB sent",
+        "…xjVNtXSA",
+        "4–8",
+        "87 %",
+        "1 ≤ 2",
+        "0 ≤ 1",
+        "61",
+        "spare",
+        "█",
+        "412.0 MB ↻",
+    ]
     for part in wanted:
         assert part in text, part
     assert drawn(Progress.of(STATUS)) == text

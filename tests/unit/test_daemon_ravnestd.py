@@ -56,6 +56,10 @@ def test_defaults_need_no_flag(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
         ["--threads", "0"],
         ["--epoch", "1"],
         ["--memory", "lots"],
+        ["--device", "tpu"],
+        ["--device", "cpu:1"],
+        ["--device", "cuda:99"],
+        ["--microbatch-flops", "0"],
     ],
 )
 def test_nonsense_is_the_users_to_mend(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:

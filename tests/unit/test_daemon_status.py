@@ -8,7 +8,10 @@ from types import MappingProxyType
 
 import pytest
 
+from ravnest_p2p.core.planning.cost import memory_of
+from ravnest_p2p.core.planning.cuts import LayerTable
 from ravnest_p2p.core.planning.identity import tagged
+from ravnest_p2p.core.planning.measured import MAX_MEMORY_SCALE
 from ravnest_p2p.core.types import (
     BlobHash,
     ClusterPlan,
@@ -103,6 +106,26 @@ def test_one_member_that_reports_it_broken_is_enough() -> None:
     found[PEERS[1]] = found[PEERS[1]].model_copy(update={"phase": JobPhase.BROKEN, "reason": "gone"})
     status = statuses({JOB: SPEC}, overviews(found), RUNNING)[JOB]
     assert (status.phase, status.reason) == (JobPhase.BROKEN, "gone")
+
+
+def test_what_stages_really_took_scales_the_plan_after() -> None:
+    need = memory_of(SPEC, LayerTable(SPEC.layers), 0, 2, 0, 1, 1, recompute=False).needed
+
+    def scale(found: dict[PeerId, StageView], running: Mapping[JobId, JobPlan] = RUNNING) -> float:
+        return statuses({JOB: SPEC}, overviews(found), running)[JOB].memory_scale
+
+    def took(share: float) -> Report:
+        return Report(lo=0, hi=1, staleness_bound=1, peak_memory_bytes=int(share * need))
+
+    assert scale(views()) == scale(views(report=took(0.9))) == 1.0
+    assert scale(views(report=took(1.25))) == pytest.approx(1.25, abs=0.002)
+    one = {**views(report=took(0.9)), PEERS[2]: views(report=took(1.5))[PEERS[2]]}
+    assert scale(one) == pytest.approx(1.5, abs=0.002)
+    left = {PEERS[0]: StageView(job=JOB, phase=JobPhase.WAITING, report=took(1.5))}
+    assert scale(left, {}) == pytest.approx(1.5, abs=0.002), "its generation is over, its figures count"
+    assert scale(views(report=took(1e9))) == MAX_MEMORY_SCALE
+    nowhere = took(1.5).model_copy(update={"hi": 9})
+    assert scale(views(report=nowhere)) == 1.0
 
 
 def test_a_job_without_a_plan_waits() -> None:

@@ -135,13 +135,16 @@ def test_meter_counts_each_storage_until_it_is_freed() -> None:
     assert (meter.bytes, meter.peak_bytes) == (0, 440)
 
 
-def test_needs_are_the_planners() -> None:
-    terms = Terms(OptimizerSpec("sgd", 0.1, momentum=0.9), microbatches_per_update=6)
+@pytest.mark.parametrize("checkpoint", ["never", "always"])
+def test_needs_are_the_planners(checkpoint: str) -> None:
+    optimizer = OptimizerSpec("sgd", 0.1, momentum=0.9)
+    terms = Terms(optimizer, microbatches_per_update=6, checkpoint=checkpoint)
     needs = requirements(deep(), terms)
     spec = terms.job(needs.layers)
     table = LayerTable(needs.layers)
     for stage, lo, hi, tau in ((0, 0, 9, 3), (1, 9, 30, 1), (2, 30, len(needs.layers), 0)):
-        need = needs.need(lo, hi, stage=stage, stages=3, staleness=tau)
+        again = checkpoint == "always"
+        need = needs.need(lo, hi, stage=stage, stages=3, staleness=tau, recompute=again)
         assert need.memory.needed == stage_need_bytes(spec, table, stage, 3, lo, hi, tau)
         assert need.memory.optimizer == need.memory.weights
     assert needs.params == sum(t.numel() for t in deep().weights.values() if t.is_floating_point())

@@ -34,6 +34,17 @@ def with_stage(job: JobPlan, **changes: object) -> JobPlan:
     return replace(job, clusters=(replace(job.clusters[0], stages=(changed, *stages[1:])), *job.clusters[1:]))
 
 
+def test_a_stage_recomputes_as_the_job_wants() -> None:
+    for checkpoint, wrong in (("never", True), ("always", False)):
+        jobs = {JOB: spec(stages=2, clusters=2, checkpoint=checkpoint)}
+        plan = planned(SWARM, jobs)
+        bad = with_job(plan, with_stage(plan.jobs[0], recompute=wrong))
+        refuse(bad, "stage 0 recomputes otherwise", jobs=jobs)
+    auto = {JOB: spec(stages=2, clusters=2, checkpoint="auto")}
+    plan = with_job(planned(SWARM, JOBS), with_stage(planned(SWARM, JOBS).jobs[0], recompute=True))
+    check_plan(plan, capabilities=SWARM, jobs=auto, previous=None)
+
+
 def refuse(plan: Plan, match: str, **facts: object) -> None:
     known = {"capabilities": SWARM, "jobs": JOBS, "previous": None, **facts}
     with pytest.raises(PlanError, match=match):

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 import ravnest_p2p as rn
 from ravnest_p2p.client.prepare import Prepared, prepare
+from ravnest_p2p.core.capability import MICROBATCH_FLOPS
 from ravnest_p2p.core.errors import CaptureError, ConfigError
 from ravnest_p2p.core.types import (
     ClusterPlan,
@@ -21,7 +22,7 @@ from ravnest_p2p.core.types import (
     StageAssignment,
 )
 from ravnest_p2p.daemon.messages import StartRun
-from ravnest_p2p.daemon.worker.loading import load_stage
+from ravnest_p2p.daemon.worker.loading import Lent, load_stage
 from ravnest_p2p.model.mixed import MixedComputation
 from ravnest_p2p.network.records_manifest import parse_manifest
 from ravnest_p2p.training import StageTrainer
@@ -61,7 +62,10 @@ def loaded(job: Prepared, cuts: tuple[int, ...]) -> list[StageTrainer]:
         )
         for stage in range(len(places))
     ]
-    return [load_stage(StartRun.model_validate_json(start.model_dump_json())).trainer for start in starts]
+    lent = Lent(torch.device("cpu"), MICROBATCH_FLOPS)
+    return [
+        load_stage(StartRun.model_validate_json(start.model_dump_json()), lent).trainer for start in starts
+    ]
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import shutil
 import signal
 import tempfile
@@ -28,11 +29,13 @@ def home() -> Iterator[Path]:
     shutil.rmtree(home)
 
 
-async def worker_in(home: Path) -> WorkerProcess:
+async def worker_in(home: Path, memory_bytes: int = 10**9) -> WorkerProcess:
     return await WorkerProcess.spawn(
-        memory_bytes=10**9,
+        memory_bytes=memory_bytes,
         disk_bytes=DISK_BYTES,
         threads=2,
+        device="cpu",
+        microbatch_flops=1e16,
         blobs_folder=home / "blobs",
         job_folder=home / "jobs" / "ours",
         runtime_folder=home / "run",
@@ -80,3 +83,14 @@ def test_a_worker_is_walled_in_and_its_death_is_logged(home: Path, monkeypatch: 
     log = (home / "worker.log").read_text()
     assert walls in log
     assert "Fatal Python error: Segmentation fault" in log
+
+
+def test_a_worker_that_takes_more_than_is_lent_is_killed(home: Path) -> None:
+    async def scenario() -> tuple[int, str]:
+        worker = await worker_in(home, memory_bytes=50_000_000)
+        await hear(worker)
+        return await worker.end(), worker.fault
+
+    code, fault = asyncio.run(asyncio.wait_for(scenario(), BOUND_S))
+    assert code == -signal.SIGKILL
+    assert re.fullmatch(r"the worker took \d+ MB of memory, 50 MB are lent", fault)

@@ -12,9 +12,10 @@ from collections.abc import Iterable, Mapping
 from itertools import pairwise
 
 from ravnest_p2p.core.errors import PlanError
-from ravnest_p2p.core.planning.cost import stage_need_bytes, staleness_limit
+from ravnest_p2p.core.planning.cost import memory_of, staleness_limit
 from ravnest_p2p.core.planning.cuts import LayerTable
 from ravnest_p2p.core.planning.identity import generation_tag
+from ravnest_p2p.core.planning.recompute import ALWAYS, AUTO
 from ravnest_p2p.core.types import (
     Capability,
     ClusterPlan,
@@ -160,10 +161,14 @@ def _check_memory(
     table = LayerTable(spec.layers)
     stages = len(cluster.stages)
     for s, stage in enumerate(cluster.stages):
+        if spec.checkpoint != AUTO and stage.recompute != (spec.checkpoint == ALWAYS):
+            raise PlanError(f"{_name(job)}: stage {s} recomputes otherwise than the job wants")
         peer = known.get(stage.peer)
         if peer is None:
             continue
-        need = stage_need_bytes(spec, table, s, stages, stage.lo, stage.hi, stage.staleness)
+        need = memory_of(
+            spec, table, s, stages, stage.lo, stage.hi, stage.staleness, recompute=stage.recompute
+        ).needed
         if need > peer.memory_bytes * MEMORY_TOLERANCE:
             raise PlanError(
                 f"{_name(job)}: stage {s} needs {bytes_text(need)}, peer {peer_text(stage.peer)} offers "

@@ -57,9 +57,9 @@ class Formation:
 class ClusterSearch:
     """Searches the clusters of one job among the given peers; remembers the groups that it has tried."""
 
-    def __init__(self, spec: JobSpec, peers: Sequence[Capability]) -> None:
+    def __init__(self, spec: JobSpec, peers: Sequence[Capability], memory_scale: float = 1.0) -> None:
         self._spec = spec
-        self._table = planning_table(spec)
+        self._table = planning_table(spec, memory_scale)
         smallest = min(
             stage_need_bytes(spec, self._table, 0, 1, n, n + 1, 0) for n in range(len(spec.layers))
         )

@@ -8,6 +8,7 @@ latency of a hop in units of half a stage's time, and is lowered where a peer's 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -15,7 +16,8 @@ from ravnest_p2p.core.capability import link_bps
 from ravnest_p2p.core.coordinates import predicted_rtt_s
 from ravnest_p2p.core.pipeline.schedule import staleness_for
 from ravnest_p2p.core.planning.cuts import LayerTable, Need, compute_s, stage_cuts, stage_s
-from ravnest_p2p.core.planning.memory import stage_memory_bytes
+from ravnest_p2p.core.planning.memory import StageMemory, stage_memory
+from ravnest_p2p.core.planning.recompute import ALWAYS, AUTO, NEVER, RECOMPUTE_WORK, Stretches
 from ravnest_p2p.core.types import Capability, JobSpec, PeerId
 
 MAX_LATENCY_RATIO = 1000.0
@@ -26,21 +28,26 @@ MAX_BLOCKS = 64
 
 @dataclass(frozen=True, slots=True)
 class Draft:
-    """One possible cluster: peers in pipeline order, their layers and staleness, its predicted interval."""
+    """One possible cluster: peers in pipeline order, their layers and staleness, its predicted interval.
+
+    Attributes:
+        recompute: which of the stages compute their activations again.
+    """
 
     peers: tuple[Capability, ...]
     ranges: tuple[tuple[int, int], ...]
     staleness: tuple[int, ...]
     interval_s: float
+    recompute: tuple[bool, ...]
 
     @property
     def ids(self) -> tuple[PeerId, ...]:
         return tuple(peer.peer for peer in self.peers)
 
 
-def planning_table(spec: JobSpec) -> LayerTable:
+def planning_table(spec: JobSpec, memory_scale: float = 1.0) -> LayerTable:
     """The job's layers with at most `MAX_BLOCKS` blocks to cut between (more if it asks for many stages)."""
-    return LayerTable(spec.layers, max(MAX_BLOCKS, 4 * spec.stages))
+    return LayerTable(spec.layers, max(MAX_BLOCKS, 4 * spec.stages), memory_scale)
 
 
 def staleness_limit(spec: JobSpec) -> int:
@@ -48,18 +55,70 @@ def staleness_limit(spec: JobSpec) -> int:
     return max(0, min(spec.microbatches_per_update, spec.staleness_bound))
 
 
-def stage_need_bytes(
-    spec: JobSpec, table: LayerTable, stage: int, stages: int, lo: int, hi: int, staleness: int
-) -> int:
-    """Memory of one stage of the job, bytes."""
-    return stage_memory_bytes(
+def stretches_of(spec: JobSpec, table: LayerTable) -> Stretches:
+    """Where the job's stages may recompute; `table` is of its layers."""
+    return table.stretches(staleness_limit(spec) + 1)
+
+
+def memory_of(
+    spec: JobSpec,
+    table: LayerTable,
+    stage: int,
+    stages: int,
+    lo: int,
+    hi: int,
+    staleness: int,
+    *,
+    recompute: bool,
+) -> StageMemory:
+    """Memory of one stage of the job, with or without recomputing."""
+    stretches = stretches_of(spec, table) if recompute else None
+    return stage_memory(
         param_bytes=table.param_bytes(lo, hi),
-        activation_bytes=table.activation_bytes(lo, hi),
+        activation_bytes=stretches.kept_bytes(lo, hi) if stretches else table.activation_bytes(lo, hi),
         optimizer=spec.optimizer,
         staleness=staleness,
         microbatches_per_update=spec.microbatches_per_update,
         last=stage == stages - 1,
+        recomputed_bytes=stretches.largest_bytes(lo, hi) if stretches else 0,
     )
+
+
+def stage_need_bytes(
+    spec: JobSpec,
+    table: LayerTable,
+    stage: int,
+    stages: int,
+    lo: int,
+    hi: int,
+    staleness: int,
+    recompute: bool | None = None,
+) -> int:
+    """Memory of one stage of the job, bytes, scaled by what was measured; by default the least that the job
+    allows."""
+    ways = [False] * (spec.checkpoint != ALWAYS) + [True] * (spec.checkpoint != NEVER)
+    needed = min(
+        memory_of(spec, table, stage, stages, lo, hi, staleness, recompute=way).needed
+        for way in (ways if recompute is None else [recompute])
+    )
+    return math.ceil(needed * table.memory_scale)
+
+
+def recomputes(
+    spec: JobSpec,
+    table: LayerTable,
+    stage: int,
+    stages: int,
+    lo: int,
+    hi: int,
+    staleness: int,
+    memory_bytes: int,
+) -> bool:
+    """Whether a stage on a peer with so much memory computes its activations again."""
+    if spec.checkpoint != AUTO:
+        return spec.checkpoint == ALWAYS
+    plain = stage_need_bytes(spec, table, stage, stages, lo, hi, staleness, False)
+    return plain > memory_bytes and plain > stage_need_bytes(spec, table, stage, stages, lo, hi, staleness)
 
 
 def lowest_staleness(spec: JobSpec, stage: int, stages: int) -> int:
@@ -84,8 +143,14 @@ def draft_with_ranges(
 ) -> Draft:
     """The cluster of these peers with these layers, which must fit at the lowest staleness."""
     stages = len(peers)
-    times_s = [stage_s(table, peer, lo, hi) for peer, (lo, hi) in zip(peers, ranges, strict=True)]
-    work_s = [compute_s(table, peer, lo, hi) for peer, (lo, hi) in zip(peers, ranges, strict=True)]
+    recompute = [
+        recomputes(spec, table, s, stages, lo, hi, lowest_staleness(spec, s, stages), peer.memory_bytes)
+        for s, (peer, (lo, hi)) in enumerate(zip(peers, ranges, strict=True))
+    ]
+    factors = [RECOMPUTE_WORK if again else 1.0 for again in recompute]
+    places = list(zip(peers, ranges, factors, strict=True))
+    times_s = [stage_s(table, peer, lo, hi, factor) for peer, (lo, hi), factor in places]
+    work_s = [factor * compute_s(table, peer, lo, hi) for peer, (lo, hi), factor in places]
     hops_s = [hop_s(table, peers[s], peers[s + 1], ranges[s][1]) for s in range(stages - 1)]
     slowest_s = max(times_s)
     half_s = slowest_s / 2.0
@@ -95,15 +160,18 @@ def draft_with_ranges(
     for stage, (peer, (lo, hi)) in enumerate(zip(peers, ranges, strict=True)):
         tau = staleness_for(stage, stages, ratio, staleness_limit(spec))
         tau = min(tau, staleness[-1]) if staleness else tau
-        lowest = lowest_staleness(spec, stage, stages)
-        while tau > lowest and stage_need_bytes(spec, table, stage, stages, lo, hi, tau) > peer.memory_bytes:
+        lowest, again = lowest_staleness(spec, stage, stages), recompute[stage]
+        while (
+            tau > lowest
+            and stage_need_bytes(spec, table, stage, stages, lo, hi, tau, again) > peer.memory_bytes
+        ):
             tau -= 1
         staleness.append(tau)
     interval_s = slowest_s
     for stage in range(stages):
         loop_s = sum(work_s[stage:]) + 2.0 * sum(hops_s[stage:])
         interval_s = max(interval_s, loop_s / (staleness[stage] + 1))
-    return Draft(tuple(peers), tuple(ranges), tuple(staleness), max(interval_s, 1e-9))
+    return Draft(tuple(peers), tuple(ranges), tuple(staleness), max(interval_s, 1e-9), tuple(recompute))
 
 
 def hop_s(table: LayerTable, a: Capability, b: Capability, at: int) -> float:

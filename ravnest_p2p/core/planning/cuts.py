@@ -11,9 +11,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from itertools import accumulate
+from typing import TYPE_CHECKING
 
 from ravnest_p2p.core.capability import link_bps
 from ravnest_p2p.core.types import Capability, LayerCost
+
+if TYPE_CHECKING:
+    from ravnest_p2p.core.planning.recompute import Stretches
 
 Need = Callable[[int, int, int], int]
 """Memory in bytes of (stage number, lo, hi); must not shrink when the range grows."""
@@ -31,13 +35,19 @@ class LayerTable:
         layers: at least one.
         most_blocks: where there are more layers, cuts are only tried at about this many places: the cheapest
             one of each stretch of equal work. None tries all.
+        memory_scale: what stages take of a peer's memory over the estimate, as measured.
 
     Attributes:
         cuts: layer indices at which a stage may start or end, ascending, 0 and `count` among them.
     """
 
-    def __init__(self, layers: Sequence[LayerCost], most_blocks: int | None = None) -> None:
+    def __init__(
+        self, layers: Sequence[LayerCost], most_blocks: int | None = None, memory_scale: float = 1.0
+    ) -> None:
+        self.memory_scale = memory_scale
         self.count = len(layers)
+        self._layers = layers
+        self._stretches: dict[int, Stretches] = {}
         self._flops = list(accumulate((layer.flops for layer in layers), initial=0.0))
         self._params = list(accumulate((layer.param_bytes for layer in layers), initial=0))
         self._activations = list(accumulate((layer.activation_bytes for layer in layers), initial=0))
@@ -69,6 +79,14 @@ class LayerTable:
         """Bytes over the cut before layer `at`, in each direction; 0 at both ends of the model."""
         return self._cuts[at]
 
+    def stretches(self, window: int) -> Stretches:
+        """Where a stage with so many micro-batches in flight may recompute; found once."""
+        if window not in self._stretches:
+            from ravnest_p2p.core.planning.recompute import Stretches
+
+            self._stretches[window] = Stretches(self._layers, window)
+        return self._stretches[window]
+
 
 def compute_s(table: LayerTable, peer: Capability, lo: int, hi: int) -> float:
     """Forward and backward of one micro-batch, seconds."""
@@ -80,9 +98,13 @@ def transfer_s(table: LayerTable, peer: Capability, lo: int, hi: int) -> float:
     return 8.0 * (table.cut_bytes(lo) + table.cut_bytes(hi)) / link_bps(peer)
 
 
-def stage_s(table: LayerTable, peer: Capability, lo: int, hi: int) -> float:
-    """Seconds between two micro-batches that the stage alone could keep up."""
-    return max(compute_s(table, peer, lo, hi), transfer_s(table, peer, lo, hi))
+def stage_s(table: LayerTable, peer: Capability, lo: int, hi: int, factor: float = 1.0) -> float:
+    """Seconds between two micro-batches that the stage alone could keep up.
+
+    Args:
+        factor: what it computes over what the layers cost.
+    """
+    return max(factor * compute_s(table, peer, lo, hi), transfer_s(table, peer, lo, hi))
 
 
 def stage_cuts(

@@ -44,7 +44,7 @@ class StageMemory(NamedTuple):
         optimizer: state that the optimizer keeps.
         speculative: the scratch copies ŵ.
         averaging: the copy that an averaging round works on.
-        activations: of all micro-batches in flight.
+        activations: of all micro-batches in flight, and of the stretch that is recomputed.
     """
 
     weights: int
@@ -73,6 +73,7 @@ def stage_memory(
     staleness: int,
     microbatches_per_update: int,
     last: bool,
+    recomputed_bytes: int = 0,
 ) -> StageMemory:
     """Memory of a stage; every part grows with every argument.
 
@@ -83,6 +84,7 @@ def stage_memory(
         staleness: τ; τ + 1 micro-batches are in flight.
         microbatches_per_update: m.
         last: the last stage needs no ŵ.
+        recomputed_bytes: beside those of the window, held during a backward.
     """
     return StageMemory(
         weights=param_bytes,
@@ -90,7 +92,7 @@ def stage_memory(
         optimizer=param_bytes * optimizer_slots(optimizer),
         speculative=param_bytes * speculative_copies(staleness, microbatches_per_update, last),
         averaging=param_bytes,
-        activations=activation_bytes * (staleness + 1),
+        activations=activation_bytes * (staleness + 1) + recomputed_bytes,
     )
 
 
@@ -102,6 +104,7 @@ def stage_memory_bytes(
     staleness: int,
     microbatches_per_update: int,
     last: bool,
+    recomputed_bytes: int = 0,
 ) -> int:
     """Memory that a stage needs on its peer, bytes; see `stage_memory`."""
     return stage_memory(
@@ -111,4 +114,5 @@ def stage_memory_bytes(
         staleness=staleness,
         microbatches_per_update=microbatches_per_update,
         last=last,
+        recomputed_bytes=recomputed_bytes,
     ).needed

@@ -116,6 +116,10 @@ class _Asked:
         return JobPhase.WAITING if self.status is None else self.status.phase
 
     @property
+    def memory_scale(self) -> float:
+        return 1.0 if self.status is None else self.status.memory_scale
+
+    @property
     def pieces(self) -> tuple[Piece, ...]:
         """Saved pieces that anybody reported, and those that the previous plan resumed from."""
         reported = () if self.status is None else self.status.pieces
@@ -196,7 +200,7 @@ def _formed(
         return replace(waits, reason=waiting.for_pieces(spec, it.pieces, online))
     drafts = _clusters(it, free, jobs_left)
     if not drafts:
-        return replace(waits, reason=waiting.for_peers(spec, free, online))
+        return replace(waits, reason=waiting.for_peers(spec, free, online, it.memory_scale))
     batches_done, version, pieces = (0, 0, ()) if saved is None else saved
     kappas = round_updates(spec, drafts)
     return JobPlan(
@@ -213,11 +217,11 @@ def _formed(
 def _clusters(it: _Asked, free: Mapping[PeerId, Capability], jobs_left: int) -> tuple[Draft, ...]:
     """Repaired where possible, else formed anew, else fewer clusters if the job had started; else empty."""
     spec = it.spec
-    mended = repaired(spec, it.old, free) if it.old is not None else ()
+    mended = repaired(spec, it.old, free, it.memory_scale) if it.old is not None else ()
     before = len(it.old.clusters) if it.old is not None else 0
     if mended and len(mended) == (spec.clusters or before):
         return mended
-    search = ClusterSearch(spec, list(free.values()))
+    search = ClusterSearch(spec, list(free.values()), it.memory_scale)
     share = max(1, len(free) // jobs_left)
     formation = search.best(most_peers=share) or search.best()
     if formation is not None:
@@ -234,7 +238,9 @@ def _clusters(it: _Asked, free: Mapping[PeerId, Capability], jobs_left: int) -> 
 
 def _cluster_plan(draft: Draft, updates_per_round: int) -> ClusterPlan:
     stages = tuple(
-        StageAssignment(peer.peer, lo, hi, tau)
-        for peer, (lo, hi), tau in zip(draft.peers, draft.ranges, draft.staleness, strict=True)
+        StageAssignment(peer.peer, lo, hi, tau, again)
+        for peer, (lo, hi), tau, again in zip(
+            draft.peers, draft.ranges, draft.staleness, draft.recompute, strict=True
+        )
     )
     return ClusterPlan(stages, updates_per_round)

@@ -24,16 +24,19 @@ from ravnest_p2p.core.types import Capability, ClusterPlan, JobPlan, JobSpec, Pe
 MAX_SPARES_TRIED = 8
 
 
-def repaired(spec: JobSpec, old: JobPlan, free: Mapping[PeerId, Capability]) -> tuple[Draft, ...]:
+def repaired(
+    spec: JobSpec, old: JobPlan, free: Mapping[PeerId, Capability], memory_scale: float = 1.0
+) -> tuple[Draft, ...]:
     """Those of the old clusters that can go on with the free peers, in their old order.
 
     Args:
         old: the broken generation's plan.
         free: live peers that no other job uses, the surviving members among them.
+        memory_scale: what its stages take over the estimate, as measured.
     Returns:
         A draft for each cluster that is whole or could be filled up; the others are left out.
     """
-    table = planning_table(spec)
+    table = planning_table(spec, memory_scale)
     members = set(old.peers)
     standbys = [peer for peer in old.standbys if peer in free and peer not in members]
     others = sorted(

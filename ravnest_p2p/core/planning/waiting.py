@@ -38,7 +38,12 @@ def malformed(spec: JobSpec) -> str:
     return ""
 
 
-def for_peers(spec: JobSpec, free: Mapping[PeerId, Capability], online: Mapping[PeerId, Capability]) -> str:
+def for_peers(
+    spec: JobSpec,
+    free: Mapping[PeerId, Capability],
+    online: Mapping[PeerId, Capability],
+    memory_scale: float = 1.0,
+) -> str:
     """Why these free peers do not make the clusters asked for; who lends nothing does not count."""
     free, online = _lending(free), _lending(online)
     layers = len(spec.layers)
@@ -50,10 +55,12 @@ def for_peers(spec: JobSpec, free: Mapping[PeerId, Capability], online: Mapping[
     stages = spec.stages or min(max(len(free), 1), layers)
     clusters = spec.clusters or 1
     wanted = stages * clusters
-    each_bytes = smallest_peer_bytes(spec, stages)
+    each_bytes = smallest_peer_bytes(spec, stages, memory_scale)
     shape = f"{_count(clusters, 'cluster')} × {_count(stages, 'stage')} = {_count(wanted, 'peer')}"
     able = [c for c in free.values() if c.memory_bytes >= each_bytes and c.flops >= MIN_FLOPS]
     need = f"needs {shape} with about {bytes_text(each_bytes)} each"
+    if memory_scale > 1.0:
+        need += f" (measured: {memory_scale:.2g} times the estimate)"
     there = _there(free, online)
     if len(free) < wanted:
         return f"{need}; {there}: {_more(wanted - len(free), spec)}"
@@ -85,9 +92,9 @@ def with_fewer(spec: JobSpec, clusters: int) -> str:
     return f"goes on with the remaining peers: {clusters} of {_count(spec.clusters, 'cluster')}"
 
 
-def smallest_peer_bytes(spec: JobSpec, stages: int) -> int:
+def smallest_peer_bytes(spec: JobSpec, stages: int, memory_scale: float = 1.0) -> int:
     """Memory with which `stages` equal peers can hold the model: the best cut's largest need."""
-    table = planning_table(spec)
+    table = planning_table(spec, memory_scale)
     cuts, need = table.cuts, need_of(spec, table, stages)
     best: list[int | None] = [0] + [None] * (len(cuts) - 1)
     for stage in range(stages):

@@ -16,14 +16,15 @@ import uvloop
 from ravnest_p2p.daemon.channel import Channel
 from ravnest_p2p.daemon.messages import COMMANDS
 from ravnest_p2p.daemon.worker import guard, sandbox
+from ravnest_p2p.daemon.worker.loading import Lent
 from ravnest_p2p.daemon.worker.sandbox_door import Door, DoorLoop
 from ravnest_p2p.daemon.worker.service import WorkerService
 from ravnest_p2p.training import choose_device
 
 
-async def serve(channel_fd: int) -> None:
+async def serve(channel_fd: int, lent: Lent) -> None:
     channel = await Channel.over(socket.socket(fileno=channel_fd), COMMANDS)
-    await WorkerService(channel).run()
+    await WorkerService(channel, lent).run()
 
 
 def main() -> None:
@@ -37,20 +38,23 @@ def main() -> None:
     parser.add_argument("--job", type=Path, required=True, help="folder to write")
     parser.add_argument("--sockets", type=Path, required=True, help="folder for sockets")
     parser.add_argument("--threads", type=int, default=1, help="threads of torch")
+    parser.add_argument("--device", default="auto", help="what to compute on")
+    parser.add_argument("--microbatch-flops", type=float, required=True, help="most of one micro-batch")
     options = parser.parse_args()
     guard.die_with_parent()
     guard.exit_if_orphan(options.parent)
     guard.give_up_privileges()
     faulthandler.enable()
     files = sandbox.confine_files(sandbox.Rooms(options.blobs, options.job, options.sockets))
-    guard.limit_resources(options.memory if choose_device().type == "cpu" else None, options.disk)
+    lent = Lent(choose_device(options.device), options.microbatch_flops)
+    guard.limit_resources(options.memory if lent.device.type == "cpu" else None, options.disk)
     calls = sandbox.confine_calls()
     print(f"worker {os.getpid()}: {files}; {calls}", file=sys.stderr)
     # Ctrl+C in a terminal reaches the whole process group; ravnestd alone decides when a worker ends.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(options.threads)
     torch.set_num_interop_threads(1)
-    uvloop.run(serve(options.channel), loop_factory=lambda: DoorLoop.through(Door(options.door)))
+    uvloop.run(serve(options.channel, lent), loop_factory=lambda: DoorLoop.through(Door(options.door)))
     # Nothing here outlives the process, and taking torch down in good order takes a second or more.
     os._exit(0)
 

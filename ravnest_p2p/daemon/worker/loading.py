@@ -5,12 +5,35 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from ravnest_p2p.core.errors import PackageError
+from ravnest_p2p.core.planning.cost import stretches_of
+from ravnest_p2p.core.planning.cuts import LayerTable
 from ravnest_p2p.daemon.messages import StartRun
-from ravnest_p2p.model import StageComputation, StageProgram, load_tensors, read_program, stage_program
+from ravnest_p2p.model import (
+    Limits,
+    StageComputation,
+    StageProgram,
+    load_tensors,
+    read_program,
+    stage_program,
+)
 from ravnest_p2p.model.matrices import hidden_matrices
 from ravnest_p2p.model.mixed import MixedComputation
-from ravnest_p2p.training import StageTrainer, TensorSpec, choose_device, load_pieces
+from ravnest_p2p.training import StageTrainer, TensorSpec, load_pieces
+
+
+@dataclass(frozen=True, slots=True)
+class Lent:
+    """What the owner lets a worker use.
+
+    Attributes:
+        microbatch_flops: most operations of one micro-batch, over all stages.
+    """
+
+    device: torch.device
+    microbatch_flops: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,14 +47,14 @@ class LoadedStage:
         return sorted({*part.params, *part.mutable_buffers})
 
 
-def load_stage(start: StartRun) -> LoadedStage:
+def load_stage(start: StartRun, lent: Lent) -> LoadedStage:
     """Validate the program and build the trainer.
 
     Raises:
         PackageError: the program, the weights or the manifest do not belong together (remote's fault).
         BlobError: a saved piece is malformed (remote's fault).
     """
-    whole = read_program(start.program)
+    whole = read_program(start.program, Limits(flops=lent.microbatch_flops))
     if len(whole.layer_bounds) != len(start.spec.layers):
         raise PackageError(
             f"the manifest names {len(start.spec.layers)} layers, the program has {len(whole.layer_bounds)}"
@@ -53,10 +76,11 @@ def load_stage(start: StartRun) -> LoadedStage:
     else:
         wanted = {name: stage.tensor_spec(name) for name in (*stage.params, *stage.buffers)}
         weights = load_tensors(start.weights, wanted, partial=True)
-    device = choose_device()
+    device = lent.device
+    starts = stretches_of(start.spec, LayerTable(start.spec.layers)).starts
     computation = MixedComputation if start.spec.precision == "bf16" else StageComputation
     trainer = StageTrainer(
-        computation(stage, device.type),
+        computation(stage, device, recompute=starts if place.recompute else None),
         {name: weights[name].to(device) for name in stage.params},
         {name: weights[name].to(device) for name in stage.buffers},
         optimizer=start.spec.optimizer,

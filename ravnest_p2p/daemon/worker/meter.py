@@ -1,19 +1,30 @@
-"""What a stage measures of itself: busy share, staleness, loss, and the trace of versions.
+"""What a stage measures of itself: busy share, staleness, loss, memory, and the trace of versions.
 
 The trace holds, for every micro-batch, the number of updates that the weights had seen at its forward and
 at the moment its gradient was applied. It is written as it happened, from the trainer's own counters, so
 that it can be held against the closed form of `core.pipeline`.
+
+Tensors are counted one by one in the first two updates only, which bring everything that later ones hold (the
+optimizer's state, ŵ, a full window): counting costs time with every operation.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TextIO, TypeVar
 
+import torch
+from torch import Tensor
+
 from ravnest_p2p.daemon.messages import Report
-from ravnest_p2p.daemon.worker.guard import peak_memory_bytes
+from ravnest_p2p.daemon.worker.guard import ResidentPeak
+from ravnest_p2p.model.footprint import StorageMeter
+from ravnest_p2p.training import DevicePeak
+
+UPDATES_COUNTED = 2
 
 Result = TypeVar("Result")
 
@@ -24,9 +35,10 @@ class Meter:
     Args:
         folder: where `trace.csv` is written: micro-batch, forward version, backward version.
         first_version: the trainer's version when the run began; the trace counts from it.
+        held: parameters and buffers, from the beginning; all on the device that is computed on.
     """
 
-    def __init__(self, folder: Path, first_version: int) -> None:
+    def __init__(self, folder: Path, first_version: int, held: Sequence[Tensor] = ()) -> None:
         self._trace: TextIO = (folder / "trace.csv").open("w", buffering=1 << 16)
         self._first_version = first_version
         self._version = first_version
@@ -39,11 +51,17 @@ class Meter:
         self._batches_done = 0
         self._sums: dict[int, tuple[float, int]] = {}
         self._losses: list[tuple[int, float]] = []
+        self._resident = ResidentPeak()
+        self._held_bytes = sum(tensor.nbytes for tensor in held)
+        self._storages = StorageMeter(held)
+        self._device_peak = DevicePeak(held[0].device if held else torch.device("cpu"))
 
-    @staticmethod
-    def timed(work: Callable[[], Result]) -> tuple[Result, float]:
+    def timed(self, work: Callable[[], Result]) -> tuple[Result, float]:
+        """The work's result and its seconds; called in the compute thread."""
+        counting = self._version - self._first_version < UPDATES_COUNTED
         started = time.perf_counter()
-        result = work()
+        with self._storages if counting else nullcontext():
+            result = work()
         return result, time.perf_counter() - started
 
     def worked(self, seconds: float) -> None:
@@ -90,7 +108,8 @@ class Meter:
             samples=self._samples,
             bytes_sent=bytes_sent,
             bytes_received=bytes_received,
-            peak_memory_bytes=peak_memory_bytes(),
+            peak_memory_bytes=self._device_peak.bytes() or self._resident.bytes(),
+            peak_tensor_bytes=self._held_bytes + self._storages.peak_bytes,
             losses=tuple(losses),
         )
 

@@ -23,14 +23,16 @@ from ravnest_p2p.daemon.messages import (
     Stopped,
     StopRun,
 )
+from ravnest_p2p.daemon.worker.loading import Lent
 from ravnest_p2p.daemon.worker.stage_run import StageRun
 
 MAX_TEXT = 4000
 
 
 class WorkerService:
-    def __init__(self, channel: Channel[Command]) -> None:
+    def __init__(self, channel: Channel[Command], lent: Lent) -> None:
         self._channel = channel
+        self._lent = lent
         self._run: StageRun | None = None
         self._task: asyncio.Task[None] | None = None
 
@@ -41,7 +43,7 @@ class WorkerService:
             match command:
                 case StartRun():
                     await self._stop()
-                    self._run = StageRun(command, self._channel.send)
+                    self._run = StageRun(command, self._lent, self._channel.send)
                     self._task = asyncio.create_task(self._perform(self._run))
                 case Endpoints() if self._run is not None:
                     self._run.endpoints_known(command.nonces)

@@ -72,7 +72,8 @@ class StageLoop:
         self._order = DataOrder(start.spec.samples, start.spec.microbatch_size, self._m, seed=start.spec.seed)
         self._place = start.plan.clusters[start.cluster].stages[start.stage]
         self._schedule = self._make_schedule()
-        self._meter = Meter(Path(start.folder), stage.trainer.version)
+        held = [*stage.trainer.params.values(), *stage.trainer.buffers.values()]
+        self._meter = Meter(Path(start.folder), stage.trainer.version, held)
 
     def activation_arrived(self, microbatch: int) -> None:
         self._schedule.activation_arrived(microbatch)
@@ -97,7 +98,15 @@ class StageLoop:
 
     def progress(self, bytes_sent: int, bytes_received: int) -> Report:
         """What was measured so far; losses are handed out once."""
-        return self._meter.report(bytes_sent, bytes_received)
+        place = self._place
+        about = {
+            "lo": place.lo,
+            "hi": place.hi,
+            "staleness_bound": place.staleness,
+            "recompute": place.recompute,
+            "last": self._start.stage + 1 == len(self._start.plan.clusters[self._start.cluster].stages),
+        }
+        return self._meter.report(bytes_sent, bytes_received).model_copy(update=about)
 
     def close(self) -> None:
         self._meter.close()
@@ -130,7 +139,7 @@ class StageLoop:
                 await self._average(op.round, rings)
 
     async def _timed(self, work: Callable[[], Any]) -> Any:
-        result, seconds = await self._compute(lambda: Meter.timed(work))
+        result, seconds = await self._compute(lambda: self._meter.timed(work))
         self._meter.worked(seconds)
         return result
 

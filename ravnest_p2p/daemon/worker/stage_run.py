@@ -17,7 +17,7 @@ from hivemind.p2p import P2P
 from ravnest_p2p.core.types import PeerId
 from ravnest_p2p.daemon.messages import Listening, Message, NeedFields, Report, StartRun
 from ravnest_p2p.daemon.worker.averaging import RingExchange
-from ravnest_p2p.daemon.worker.loading import LoadedStage, load_stage
+from ravnest_p2p.daemon.worker.loading import Lent, LoadedStage, load_stage
 from ravnest_p2p.daemon.worker.neighbours import Neighbours
 from ravnest_p2p.daemon.worker.stage_loop import StageLoop
 from ravnest_p2p.network.link_server import LinkServer
@@ -33,8 +33,9 @@ Result = TypeVar("Result")
 
 
 class StageRun:
-    def __init__(self, start: StartRun, report: Callable[[Message], Awaitable[None]]) -> None:
+    def __init__(self, start: StartRun, lent: Lent, report: Callable[[Message], Awaitable[None]]) -> None:
         self._start = start
+        self._lent = lent
         self._report = report
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="compute")
         self._files: asyncio.Future[dict[str, tuple[str, ...]]] = asyncio.get_running_loop().create_future()
@@ -58,7 +59,7 @@ class StageRun:
             RavnestError: what ended the run early; a lost link carries the lost peer as `peer`.
         """
         start = self._start
-        stage = await self._compute(lambda: load_stage(start))
+        stage = await self._compute(lambda: load_stage(start, self._lent))
         readers = await self._open_fields(stage)
         loop = StageLoop(start, stage, readers, self._compute, self._report)
         try:

@@ -1,0 +1,87 @@
+"""What a worker says of its memory is what it took."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from ravnest_p2p.core.errors import ConfigError
+from ravnest_p2p.core.types import OptimizerSpec
+from ravnest_p2p.daemon.worker.guard import ResidentPeak
+from ravnest_p2p.daemon.worker.meter import UPDATES_COUNTED, Meter
+from ravnest_p2p.model import Requirements, StageComputation, Terms, stage_program
+from ravnest_p2p.training import StageTrainer, choose_device
+from tests.unit.test_recompute import ADAMW, batches, mixture
+from tests.unit.training_models import copies
+
+MB = 1_000_000
+
+
+def trained(meter_folder: Path | None) -> tuple[StageTrainer, int]:
+    """One stage over three updates, and the peak of its tensors if metered."""
+    package = mixture()
+    stage = stage_program(package.program, 0, len(package.program.layer_bounds))
+    trainer = StageTrainer(
+        StageComputation(stage),
+        copies({name: package.weights[name] for name in stage.params}),
+        copies({name: package.weights[name] for name in stage.buffers}),
+        optimizer=ADAMW,
+        microbatches_per_update=2,
+        staleness=0,
+        is_last=True,
+    )
+    meter = (
+        Meter(meter_folder, 0, [*trainer.params.values(), *trainer.buffers.values()])
+        if meter_folder
+        else None
+    )
+    for i, batch in enumerate(batches(6)):
+        works = [
+            lambda i=i, batch=batch: trainer.forward(i, (), batch, i, speculative=False),
+            lambda i=i: trainer.backward(i, ()),
+            *([trainer.step] if i % 2 else []),
+        ]
+        for work in works:
+            meter.timed(work) if meter else work()
+        if meter and i % 2:
+            meter.stepped(trainer.version)
+    peak = 0
+    if meter:
+        peak = meter.report(0, 0).peak_tensor_bytes
+        meter.timed(lambda: torch.zeros(10 * MB))
+        assert meter.report(0, 0).peak_tensor_bytes == peak, "counted in the first updates only"
+        meter.close()
+    return trainer, peak
+
+
+def test_the_peak_of_tensors_is_the_estimates_and_counting_changes_nothing(tmp_path: Path) -> None:
+    plain, _ = trained(None)
+    metered, peak = trained(tmp_path)
+    assert all(torch.equal(plain.params[name], metered.params[name]) for name in plain.params)
+    terms = Terms(OptimizerSpec("adamw", 1e-2), microbatches_per_update=2, staleness_bound=0)
+    needs = Requirements(mixture(), terms)
+    need = needs.need(0, len(needs.layers), exact=True)
+    assert need.peak_bytes - need.memory.averaging <= peak * 1.02
+    assert peak <= need.peak_bytes
+    assert UPDATES_COUNTED < 3
+
+
+def test_the_resident_peak_is_that_of_this_run() -> None:
+    torch.ones(60 * MB // 4)
+    peak = ResidentPeak()
+    before = peak.bytes()
+    held = torch.ones(120 * MB // 4)
+    assert before + 100 * MB < peak.bytes() < before + 200 * MB
+    del held
+    assert peak.bytes() > before + 100 * MB
+    assert ResidentPeak().bytes() < peak.bytes() - 80 * MB
+
+
+def test_a_device_is_the_owners_choice() -> None:
+    assert choose_device("cpu") == torch.device("cpu")
+    assert choose_device().type in ("cpu", "cuda", "mps")
+    for name in ("tpu", "cpu:0", "cuda:", "cuda:-1", "cuda:x", "", "cuda:99"):
+        with pytest.raises(ConfigError, match="device"):
+            choose_device(name)
