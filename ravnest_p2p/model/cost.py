@@ -87,8 +87,10 @@ def layer_costs(program: Program) -> tuple[LayerCost, ...]:
     lo = 0
     for hi in program.layer_bounds:
         nodes = program.nodes[lo:hi]
-        held = {slot for node in nodes for slot in node.refs()}
-        leaves = [program.leaves[slot] for slot in held if slot < len(program.leaves)]
+        used = {slot for node in nodes for slot in node.refs() if slot < len(program.leaves)}
+        # A constant is held wherever it is used, a parameter by its owner.
+        here = [s for s in used if program.leaves[s].kind != "param" or cuts.first_use[s] >= lo]
+        leaves = [program.leaves[slot] for slot in here]
         costs.append(
             LayerCost(
                 flops=sum(train_flops(node, analysis.specs) for node in nodes),
