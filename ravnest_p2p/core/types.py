@@ -106,12 +106,14 @@ class LayerCost:
         param_bytes: parameters and buffers.
         activation_bytes: held between forward and backward.
         out_bytes: crosses the cut after this layer, in each direction.
+        carried_bytes: of `out_bytes`, parameters of layers up to this one that later layers use too.
     """
 
     flops: float
     param_bytes: int
     activation_bytes: int
     out_bytes: int
+    carried_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)

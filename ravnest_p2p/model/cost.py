@@ -97,6 +97,7 @@ def layer_costs(program: Program) -> tuple[LayerCost, ...]:
                 param_bytes=sum(leaf.spec.nbytes for leaf in leaves if leaf.kind != "input"),
                 activation_bytes=sum(analysis.saved_bytes[lo:hi]),
                 out_bytes=cuts.crossing_bytes[hi] if hi < len(program.nodes) else 0,
+                carried_bytes=cuts.carried_bytes[hi] if hi < len(program.nodes) else 0,
             )
         )
         lo = hi

@@ -3,9 +3,9 @@
 Problem: under autocast the dtype of a value depends on what came before it, and a stage cannot know what the
 stage before computed in; a residual sum would be rounded on one peer and not on another, and what is trained
 would depend on the cut. Solution: PyTorch's own autocast lists decide each operation, and at every place
-where the program may be cut, cut or not, what crosses takes the dtype that the program declares. A parameter that may be carried
-over a cut is never read itself, but through a view: autocast keeps its copy of a parameter for the next use,
-whose gradients would be added up in bfloat16, and only where both uses are on one stage.
+where the program may be cut, cut or not, what crosses takes the dtype that the program declares. A parameter
+that may be carried over a cut is read through a view: of a parameter itself autocast keeps its copy for the
+next use, and adds up their gradients in bfloat16, which it could not where the uses are on two stages.
 """
 
 from __future__ import annotations

@@ -148,4 +148,6 @@ def _need(need: Need) -> dict[str, Any]:
         "peak_tensor_bytes": need.peak_bytes or None,
         "in_bytes": need.in_bytes,
         "out_bytes": need.out_bytes,
+        "carried_bytes": need.carried_bytes,
+        "carried": list(need.carried),
     }

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from ravnest_p2p.core.planning.cuts import LayerTable
-from ravnest_p2p.core.planning.memory import StageMemory, stage_memory
+from ravnest_p2p.core.planning.memory import StageMemory, carried_versions, stage_memory
 from ravnest_p2p.core.types import BlobHash, JobSpec, LayerCost, OptimizerSpec
 from ravnest_p2p.model.abstract import analyse
 from ravnest_p2p.model.blocks import Group, groups, layer_names, span_name
@@ -74,6 +74,8 @@ class Need:
         flops: forward and backward.
         memory: as the planner counts it.
         in_bytes, out_bytes: over the cuts before and after, in each direction.
+        carried_bytes: of `out_bytes`, parameters that later stages use too; these go out once a version only.
+        carried: their names, all of a tied one.
         peak_bytes: most bytes of tensors at once, exact: all of `memory`, with what the backward of one
             micro-batch needs beside; 0 where it was not asked for.
     """
@@ -86,6 +88,8 @@ class Need:
     memory: StageMemory
     in_bytes: int
     out_bytes: int
+    carried_bytes: int
+    carried: tuple[str, ...] = ()
     peak_bytes: int = 0
 
 
@@ -142,6 +146,7 @@ class Requirements:
             staleness=staleness,
             microbatches_per_update=self.terms.microbatches_per_update,
             last=stage == stages - 1,
+            carried_bytes=table.carried_bytes(lo, hi),
         )
         return Need(
             lo=lo,
@@ -152,8 +157,17 @@ class Requirements:
             memory=memory,
             in_bytes=table.cut_bytes(lo),
             out_bytes=table.cut_bytes(hi),
+            carried_bytes=self.layers[hi - 1].carried_bytes,
+            carried=self._carried(hi) if self.layers[hi - 1].carried_bytes else (),
             peak_bytes=self._peak_bytes(lo, hi, staleness, stage == stages - 1) if exact else 0,
         )
+
+    def _carried(self, hi: int) -> tuple[str, ...]:
+        program = self.program
+        tied = {group[0]: " = ".join(group) for group in program.tied}
+        crossing = program.cut_map.crossing(program.layer_bounds[hi - 1])
+        names = (program.leaves[slot].name for slot in crossing if slot < len(program.leaves))
+        return tuple(tied.get(name, name) for name in names)
 
     def _peak_bytes(self, lo: int, hi: int, staleness: int, last: bool) -> int:
         """At a backward: that micro-batch, the others in flight, and every copy of what is trained."""
@@ -167,13 +181,18 @@ class Requirements:
             microbatches_per_update=self.terms.microbatches_per_update,
             last=last,
         )
-        others = copies.activations - found.held_bytes
+        received = sum(stage.receives[place].nbytes for place in stage.received_params)
+        versions = carried_versions(staleness, self.terms.microbatches_per_update)
+        others = copies.activations - found.held_bytes - (staleness + 1 - versions) * received
+        passed = {stage.sent_slots[place] for place in stage.sent_params} - set(stage.received_slots)
+        sent = sum(self.program.leaves[slot].spec.nbytes for slot in passed)
         return (
             found.weight_bytes
             + copies.tensors
             - copies.weights
             - copies.activations
             + others
+            + sent
             + found.peak_bytes
         )
 

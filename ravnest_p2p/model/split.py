@@ -54,13 +54,14 @@ class StageProgram:
 
     @cached_property
     def cost(self) -> LayerCost:
-        """Of its layers together; `out_bytes` is that of the last one."""
+        """Of its layers together; `out_bytes` and `carried_bytes` are those of the last one."""
         costs = self.program.layers[self.lo : self.hi]
         return LayerCost(
             flops=sum(c.flops for c in costs),
             param_bytes=sum(c.param_bytes for c in costs),
             activation_bytes=sum(c.activation_bytes for c in costs),
             out_bytes=costs[-1].out_bytes,
+            carried_bytes=costs[-1].carried_bytes,
         )
 
     @cached_property

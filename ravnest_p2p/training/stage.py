@@ -20,6 +20,7 @@ of the weights. What flows back for it is one more gradient of that parameter.
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -140,6 +141,7 @@ class StageTrainer:
         self._early: dict[int, dict[str, Tensor]] = {}
         self._rewritten: set[str] = set()
         self._sent: dict[str, tuple[int, Tensor]] = {}
+        self._leaves: dict[int, tuple[weakref.ref[Tensor], weakref.ref[Tensor]]] = {}
 
     @property
     def version(self) -> int:
@@ -171,7 +173,8 @@ class StageTrainer:
         """Run micro-batch `i` and keep its graph until `backward(i)`.
 
         Args:
-            received: outputs of the stage before, in order; their memory belongs to the graph from here on.
+            received: outputs of the stage before, in order; their memory belongs to the graph from here on. A
+                tensor that came with the micro-batch before, too, is brought to the device once.
             data: this stage's fields, by graph input name.
             speculative: run on ŵ; has to agree with the index: max(0, i−τ)//m < i//m.
         Raises:
@@ -183,7 +186,7 @@ class StageTrainer:
         for name in self._rewritten:
             self.buffers[name] = self.buffers[name].clone()
         before = {name: (buffer, buffer._version) for name, buffer in self.buffers.items()}
-        leaves = tuple(self._leaf(tensor) for tensor in received)
+        leaves = tuple(self._leaf(place, tensor) for place, tensor in enumerate(received))
         inputs = {name: tensor.to(self._device) for name, tensor in data.items()}
         with torch.enable_grad():
             outputs = tuple(self._computation.forward(weights, self.buffers, leaves, inputs, seed))
@@ -302,9 +305,14 @@ class StageTrainer:
             raise OurFault(f"micro-batch {i} of batch {batch} on weights with {self._updates} updates")
         return self.params
 
-    def _leaf(self, tensor: Tensor) -> Tensor:
-        leaf = tensor.detach().to(self._device)
-        return leaf.requires_grad_() if leaf.is_floating_point() else leaf
+    def _leaf(self, place: int, tensor: Tensor) -> Tensor:
+        source, known = self._leaves.get(place, (lambda: None, lambda: None))
+        leaf = known() if source() is tensor else None
+        if leaf is None:
+            leaf = tensor.detach().to(self._device)
+            leaf.requires_grad_(leaf.is_floating_point())
+            self._leaves[place] = (weakref.ref(tensor), weakref.ref(leaf))
+        return leaf
 
     def _outgoing(self, output: Tensor) -> Tensor:
         """The output as it is sent; a copy where it lies in the memory of a live parameter."""

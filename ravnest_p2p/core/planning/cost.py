@@ -59,6 +59,7 @@ def stage_need_bytes(
         staleness=staleness,
         microbatches_per_update=spec.microbatches_per_update,
         last=stage == stages - 1,
+        carried_bytes=table.carried_bytes(lo, hi),
     )
 
 
