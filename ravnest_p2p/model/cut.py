@@ -31,7 +31,8 @@ class CutMap:
     Attributes:
         crossing_bytes, crossing_count: carried over each place, in one direction.
         carried_bytes: of `crossing_bytes`, those of parameters.
-        first_use: for every slot, the first node that reads it; for a parameter the one that owns it.
+        first_use, last_use: for every slot, the first and the last node that reads it; a parameter belongs to
+            the stage of the first. A slot that no node reads has the number of nodes, and -1.
         remade: for every slot, whether it is computed again instead of carried.
     """
 
@@ -41,16 +42,16 @@ class CutMap:
         slots = program.first_slots[-1]
         leaves = len(program.leaves)
         self.first_use = [count] * slots
-        self._last_use = [-1] * slots
+        self.last_use = [-1] * slots
         self._uses = [0] * slots
         for index, node in enumerate(program.nodes):
             for slot in set(node.refs()):
                 self.first_use[slot] = min(self.first_use[slot], index)
-                self._last_use[slot] = index
+                self.last_use[slot] = index
                 self._uses[slot] += 1
-        self._last_use[program.output] = count
+        self.last_use[program.output] = count
         self.remade = _remade(program)
-        shared = [s for s in range(leaves) if self.first_use[s] < self._last_use[s]]
+        shared = [s for s in range(leaves) if self.first_use[s] < self.last_use[s]]
         params = [s for s in shared if program.leaves[s].kind == "param"]
         self._changing = [s for s in shared if s in program.mutated_slots]
         self._busy = [s for s in params if self._uses[s] > MAX_USES]
@@ -70,7 +71,7 @@ class CutMap:
         """Number, or sum of the weights, of the slots that are alive over each place 0 … count."""
         steps = [0] * (len(self._program.nodes) + 2)
         for slot in slots:
-            lo, hi = self._begins[slot], self._last_use[slot]
+            lo, hi = self._begins[slot], self.last_use[slot]
             if lo < hi:
                 weight = 1 if weights is None else weights[slot]
                 steps[lo + 1] += weight
@@ -79,12 +80,12 @@ class CutMap:
 
     def crossing(self, place: int) -> tuple[int, ...]:
         """Slots sent over the place, ascending."""
-        return tuple(s for s in self._carried if self._begins[s] < place <= self._last_use[s])
+        return tuple(s for s in self._carried if self._begins[s] < place <= self.last_use[s])
 
     def fault(self, place: int) -> str:
         """Why a cut at the place would train another model, or "" where it would not."""
         if self._held[place]:
-            slot = next(s for s in self._changing if self._begins[s] < place <= self._last_use[s])
+            slot = next(s for s in self._changing if self._begins[s] < place <= self.last_use[s])
             return f"{self._program.leaves[slot].name!r} changes and is used on both sides"
         if not self._gradients[place]:
             return "nothing that carries a gradient crosses"
@@ -92,7 +93,7 @@ class CutMap:
 
     def holding(self) -> tuple[str, ...]:
         """Names of the tensors that keep most of the program on one stage, widest first."""
-        spans = [(self._last_use[s] - self._begins[s], s) for s in (*self._changing, *self._busy)]
+        spans = [(self.last_use[s] - self._begins[s], s) for s in (*self._changing, *self._busy)]
         widest = sorted(spans, key=lambda item: -item[0])
         nodes = len(self._program.nodes)
         return tuple(self._program.leaves[slot].name for span, slot in widest if 2 * span >= nodes)

@@ -124,6 +124,11 @@ def crossing_slots(program: Program) -> frozenset[int]:
 
 def crossing_params(program: Program) -> frozenset[int]:
     """Parameters that some cut of the program sends from one stage to the next."""
-    bounds, cuts = program.layer_bounds[:-1], program.cut_map
-    leaves = len(program.leaves)
-    return frozenset(slot for bound in bounds for slot in cuts.crossing(bound) if slot < leaves)
+    bounds, cuts = program.layer_bounds, program.cut_map
+    return frozenset(
+        slot
+        for slot, leaf in enumerate(program.leaves)
+        if leaf.kind == "param"
+        and cuts.first_use[slot] < len(program.nodes)
+        and bounds[bisect_right(bounds, cuts.first_use[slot])] <= cuts.last_use[slot]
+    )

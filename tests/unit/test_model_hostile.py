@@ -114,12 +114,6 @@ def test_a_lie_is_refused(lie: str) -> None:
     refused(doc, says)
 
 
-def test_a_cut_through_a_shared_weight_is_refused() -> None:
-    doc = document("gpt_tied")
-    doc["layers"] = [20, *doc["layers"]]
-    refused(doc, "tokens.weight.*both sides")
-
-
 @pytest.mark.parametrize(
     "text",
     [
