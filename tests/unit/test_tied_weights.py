@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,8 @@ from benchmarks.zoo import Case
 from benchmarks.zoo.stepping import difference, train_stages
 from ravnest_p2p.client.result import state_dict
 from ravnest_p2p.core.errors import PackageError
-from ravnest_p2p.core.types import OptimizerSpec
+from ravnest_p2p.core.rings import segments
+from ravnest_p2p.core.types import ClusterPlan, OptimizerSpec, PeerId, StageAssignment
 from ravnest_p2p.model import Package, StageComputation, capture, split, stage_program
 from ravnest_p2p.model.mixed import MixedComputation, crossing_params
 from ravnest_p2p.training import StageTrainer, averaging, load_pieces, save_piece
@@ -265,6 +267,25 @@ def test_a_stage_that_owns_nothing_trains_is_saved_and_resumes(tmp_path: Path) -
     assert found.keys() == {"0.weight", "1.weight"}
     assert found["0.weight"] is found["1.weight"]
     assert torch.equal(found["0.weight"], trainers[0].params["0.weight"])
+
+
+def test_clusters_that_are_cut_elsewhere_average_every_parameter_once() -> None:
+    _, package = shared()
+    layers = len(package.layers)
+
+    def cluster(*cuts: int) -> ClusterPlan:
+        parts = pairwise([0, *cuts, layers])
+        return ClusterPlan(tuple(StageAssignment(PeerId(f"{lo}"), lo, hi, 0) for lo, hi in parts), 1)
+
+    clusters = cluster(2, 4), cluster(1, 3), cluster(layers - 1)
+    names: list[str] = []
+    for segment in segments(clusters):
+        owned = stage_program(package.program, segment.lo, segment.hi).params
+        names += owned
+        for at in segment.members:
+            place = clusters[at.cluster].stages[at.stage]
+            assert set(owned) <= set(stage_program(package.program, place.lo, place.hi).params)
+    assert sorted(names) == sorted(leaf.name for leaf in package.program.params)
 
 
 def test_a_view_of_a_live_weight_is_copied_too() -> None:
