@@ -30,7 +30,7 @@ from ravnest_p2p.model.profile import stand_in
 from ravnest_p2p.model.requirements import Need
 from ravnest_p2p.training.stage import StageTrainer
 
-NAMES = ("gpt2", "llama", "resnet", "convnext", "lstm")
+NAMES = ("gpt2", "gpt2 tied", "llama", "resnet", "convnext", "lstm")
 RESIDENT = ("gpt2 100M", "convnext 50M")
 STAGES = 3
 UPDATES = 2
@@ -64,8 +64,12 @@ def _most(rows: dict[str, Any], column: str, name: str, goal: str) -> Goal:
     return Goal(name, max(row[column] for row in rows.values()), "", goal)
 
 
-def train(stage: StageProgram, number: int, stages: int, staleness: int) -> None:
-    """A few updates of one stage, its window always full, with a snapshot for averaging from the first on."""
+def train(stage: StageProgram, number: int, stages: int, staleness: int, first: int) -> None:
+    """A few updates of one stage, its window always full, with a snapshot for averaging from the first on.
+
+    Args:
+        first: staleness of the first stage, which decides how long a carried parameter stays the same.
+    """
     generator = torch.Generator().manual_seed(0)
     m = TERMS.microbatches_per_update
     weights = {n: stand_in(stage.tensor_spec(n), generator) for n in (*stage.params, *stage.buffers)}
@@ -84,6 +88,7 @@ def train(stage: StageProgram, number: int, stages: int, staleness: int) -> None
         for i in range(m * UPDATES):
             plan.activation_arrived(i)
     snapshot: list[Tensor] = []
+    carried: tuple[object, dict[int, Tensor]] = (None, {})
     waiting = 0
     while not plan.done:
         op = plan.next()
@@ -92,9 +97,15 @@ def train(stage: StageProgram, number: int, stages: int, staleness: int) -> None
             waiting += 1
             continue
         if isinstance(op, Forward):
-            received = [stand_in(spec, generator) for spec in stage.receives]
+            version = (op.i // m, op.i % m < first)
+            if carried[0] != version:
+                carried = version, {p: stand_in(stage.receives[p], generator) for p in stage.received_params}
+            kept = carried[1]
+            received = [
+                kept[p] if p in kept else stand_in(s, generator) for p, s in enumerate(stage.receives)
+            ]
             trainer.forward(op.i, received, data, op.i, speculative=op.speculative)
-            del received
+            del received, kept
         elif isinstance(op, Backward):
             last = number == stages - 1
             trainer.backward(op.i, [] if last else [stand_in(s, generator) for s in stage.sends])
@@ -111,11 +122,11 @@ def train(stage: StageProgram, number: int, stages: int, staleness: int) -> None
 def _tensor_rows(name: str) -> dict[str, Any]:
     package = _captured(name)
     rows = {}
-    for stage, number, staleness, need in _stages(package, STAGES):
+    for stage, number, staleness, first, need in _stages(package, STAGES):
         predicted = need.peak_bytes
         meter = StorageMeter()
         with meter:
-            train(stage, number, STAGES, staleness)
+            train(stage, number, STAGES, staleness, first)
         rows[f"{name} {number}"] = {
             "staleness": staleness,
             "predicted_mb": predicted / 1e6,
@@ -128,7 +139,7 @@ def _tensor_rows(name: str) -> dict[str, Any]:
 
 def _stages(
     package: Package, stages: int, terms: Terms = TERMS
-) -> Iterator[tuple[StageProgram, int, int, Need]]:
+) -> Iterator[tuple[StageProgram, int, int, int, Need]]:
     needs = Requirements(package, terms)
     draft = fit(needs, equal_peers(stages))
     cuts = [lo for lo, _ in draft.ranges[1:]]
@@ -137,6 +148,7 @@ def _stages(
             stage,
             number,
             staleness,
+            draft.staleness[0],
             needs.need(stage.lo, stage.hi, stage=number, stages=stages, staleness=staleness, exact=True),
         )
 
@@ -206,9 +218,9 @@ def _child(name: str, stages: int, number: int, kind: str) -> dict[str, Any]:
     torch.set_num_threads(1)
     package = weightless(name)
     terms = SYNCHRONOUS if kind == "synchronous" else TERMS
-    stage, _, staleness, need = list(_stages(package, stages, terms))[number]
+    stage, _, staleness, first, need = list(_stages(package, stages, terms))[number]
     before = psutil.Process().memory_info().rss
-    train(stage, number, stages, staleness)
+    train(stage, number, stages, staleness, first)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     return {
         "staleness": staleness,

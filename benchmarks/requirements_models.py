@@ -106,6 +106,7 @@ def _pyramid() -> nn.Module:
 
 CASES: dict[str, Callable[[], Case]] = {
     "gpt2": lambda: _tokens(Gpt2(Gpt2Shape(512, 128, 192, 6, 8, False)), 512, 4, 128),
+    "gpt2 tied": lambda: _tokens(Gpt2(Gpt2Shape(4096, 128, 192, 6, 8)), 4096, 4, 128),
     "llama": lambda: _tokens(Llama(LlamaShape(512, 192, 512, 6, 3, 8)), 512, 4, 128),
     "gpt2 large vocabulary": lambda: _tokens(Gpt2(Gpt2Shape(8192, 128, 128, 4, 6, False)), 8192, 4, 64),
     "resnet": lambda: _images(_pyramid(), 8, 32),

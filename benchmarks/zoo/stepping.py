@@ -85,7 +85,8 @@ class _Stage:
 
     def backward(self, given: Sequence[Tensor | None]) -> tuple[list[Tensor | None], dict[str, Tensor]]:
         """Gradients of what was received, and of the parameters, which then make their step."""
-        flowing = [i for i, spec in enumerate(self.stage.sends) if spec.differentiable]
+        specs = enumerate(self.stage.sends)
+        flowing = [i for i, spec in specs if spec.differentiable and given[i] is not None]
         wanted = [*self.params.values(), *(t for t in self._received if t.requires_grad)]
         outputs = [self._sent[i] for i in flowing]
         found = torch.autograd.grad(outputs, wanted, [given[i] for i in flowing], allow_unused=True)

@@ -10,6 +10,7 @@ from ravnest_p2p.cli.live import bytes_text
 from ravnest_p2p.model.report import Report
 
 _STAGES_A_TABLE = 5
+_ROWS = {"speculative": "early step ŵ", "carried": "shared weights"}
 
 
 def print_report(report: Report, name: str, console: Console | None = None) -> None:
@@ -24,6 +25,9 @@ def print_report(report: Report, name: str, console: Console | None = None) -> N
         console.print()
         for first in range(0, len(report.stages), _STAGES_A_TABLE):
             console.print(_memory(report, first))
+        carried = dict.fromkeys(name for stage in report.stages for name in stage.need.carried)
+        if carried:
+            console.print(Text(_carried(list(carried)), style="dim"))
         console.print(Text(_footnote(report), style="dim"))
 
 
@@ -94,9 +98,12 @@ def _memory(report: Report, first: int) -> Table:
     if any(stage.need.recompute for stage in report.stages):
         again = ["recomputed" if stage.need.recompute else "kept" for stage in stages]
         table.add_row("activations are", *again)
-    for kind in ("weights", "gradients", "optimizer", "speculative", "averaging", "activations"):
-        sizes = [bytes_text(getattr(stage.need.memory, kind)) for stage in stages]
-        table.add_row("early step ŵ" if kind == "speculative" else kind, *sizes)
+    for kind in ("weights", "gradients", "optimizer", "speculative", "averaging", "activations", "carried"):
+        counts = [getattr(stage.need.memory, kind) for stage in stages]
+        if kind == "carried" and not any(counts):
+            continue
+        sizes = [bytes_text(count) for count in counts]
+        table.add_row(_ROWS.get(kind, kind), *sizes)
     table.add_row("peak, exact", *(bytes_text(stage.need.peak_bytes) for stage in stages))
     needed = [Text(bytes_text(stage.need.memory.needed), style="bold") for stage in stages]
     table.add_row(Text("needed", style="bold"), *needed)
@@ -104,6 +111,14 @@ def _memory(report: Report, first: int) -> Table:
     if any(offer is not None for offer in offers):
         table.add_row("offered", *(bytes_text(offer or 0) for offer in offers))
     return table
+
+
+def _carried(names: list[str]) -> str:
+    listed = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if names[3:] else "")
+    return (
+        f"shared weights: {listed}, used by several stages; it goes to the later ones once for each version, "
+        "and its gradient comes back with every micro-batch."
+    )
 
 
 def _footnote(report: Report) -> str:

@@ -65,14 +65,20 @@ def groups(program: Program) -> tuple[Group, ...]:
 
 
 def layer_names(program: Program) -> tuple[tuple[str, ...], ...]:
-    """For every layer the modules whose parameters it uses, such as ("blocks.0.mlp.up",)."""
+    """For every layer the modules whose parameters it uses, such as ("blocks.0.mlp.up",).
+
+    Of a tied parameter the first layer has the first name, the layers after it the last.
+    """
     inputs = len(program.inputs)
+    again = {group[0]: group[-1] for group in program.tied}
+    first_use = program.cut_map.first_use
     held = range(inputs, inputs + len(program.params))
     found = []
     lo = 0
     for hi in program.layer_bounds:
         slots = [slot for node in program.nodes[lo:hi] for slot in node.refs() if slot in held]
-        full = [program.leaves[slot].name for slot in slots]
+        named = [(program.leaves[slot].name, first_use[slot] < lo) for slot in slots]
+        full = [again.get(name, name) if later else name for name, later in named]
         names = [name.rpartition(".")[0] or name for name in full]
         found.append(tuple(dict.fromkeys(names)))
         lo = hi

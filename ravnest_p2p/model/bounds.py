@@ -38,7 +38,9 @@ def with_bounds(program: Program, weights: Mapping[str, Tensor], data: Mapping[s
 
 def _uneven_slots(program: Program, places: tuple[int, ...]) -> set[int]:
     """Slots crossing these places whose gradient is not contiguous, as far as fake tensors tell."""
-    crossing = {slot for place in places for slot in program.cut_map.crossing(place)}
+    # A carried parameter's gradient is only added to, element by element.
+    leaves = len(program.leaves)
+    crossing = {slot for place in places for slot in program.cut_map.crossing(place) if slot >= leaves}
     found: set[int] = set()
 
     def watch(slot: int, value: Tensor) -> None:
@@ -91,7 +93,7 @@ def _gradients(
     back: list[Tensor | None] = [torch.ones_like(carried[0])]
     found: dict[str, Tensor] = {}
     for stage, params, received, sent in reversed(runs):
-        flowing = [i for i, spec in enumerate(stage.sends) if spec.differentiable]
+        flowing = [i for i, spec in enumerate(stage.sends) if spec.differentiable and back[i] is not None]
         wanted = [*params.values(), *(t for t in received if t.requires_grad)]
         given = [back[i] for i in flowing]
         grads = torch.autograd.grad([sent[i] for i in flowing], wanted, given, allow_unused=True)

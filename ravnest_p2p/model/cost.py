@@ -87,14 +87,17 @@ def layer_costs(program: Program) -> tuple[LayerCost, ...]:
     lo = 0
     for hi in program.layer_bounds:
         nodes = program.nodes[lo:hi]
-        held = {slot for node in nodes for slot in node.refs()}
-        leaves = [program.leaves[slot] for slot in held if slot < len(program.leaves)]
+        used = {slot for node in nodes for slot in node.refs() if slot < len(program.leaves)}
+        # A constant is held wherever it is used, a parameter by its owner.
+        here = [s for s in used if program.leaves[s].kind != "param" or cuts.first_use[s] >= lo]
+        leaves = [program.leaves[slot] for slot in here]
         costs.append(
             LayerCost(
                 flops=sum(train_flops(node, analysis.specs) for node in nodes),
                 param_bytes=sum(leaf.spec.nbytes for leaf in leaves if leaf.kind != "input"),
                 activation_bytes=sum(analysis.saved_bytes[lo:hi]),
                 out_bytes=cuts.crossing_bytes[hi] if hi < len(program.nodes) else 0,
+                carried_bytes=cuts.carried_bytes[hi] if hi < len(program.nodes) else 0,
             )
         )
         lo = hi

@@ -1,10 +1,13 @@
 """Where a program can be cut, and what crosses a cut.
 
 Problem: a program of a thousand nodes has a thousand places to cut, most of them senseless (four tensors
-cross instead of one) or wrong (two stages would train copies of one tied weight). Solution: a *layer* is
+cross instead of one) or wrong (two stages would each change a copy of one buffer). Solution: a *layer* is
 the run of nodes between two useful places: one place between each two nodes that use parameters, the one
 where the fewest bytes cross. Whatever depends on data inputs and constants alone (masks, positions) is
-computed again on each side rather than sent.
+computed again on each side rather than sent. A parameter that is used at several places (a tied embedding)
+belongs to the first of them and is *carried* to the others, as the result of a node would be.
+
+Source: docs/adr/0015.
 """
 
 from __future__ import annotations
@@ -17,12 +20,19 @@ from ravnest_p2p.model.program import Program
 MAX_CROSSING = 8
 """Tensors that may cross a place which becomes a layer bound."""
 
+MAX_USES = 4
+"""Operations that may read a parameter which crosses such a place. One of more (a recurrent cell's, written
+out over its steps) would be carried almost everywhere, and to no end."""
+
 
 class CutMap:
     """What is alive at each place of a program; place p lies before node p.
 
     Attributes:
         crossing_bytes, crossing_count: carried over each place, in one direction.
+        carried_bytes: of `crossing_bytes`, those of parameters.
+        first_use, last_use: for every slot, the first and the last node that reads it; a parameter belongs to
+            the stage of the first. A slot that no node reads has the number of nodes, and -1.
         remade: for every slot, whether it is computed again instead of carried.
     """
 
@@ -31,50 +41,62 @@ class CutMap:
         count = len(program.nodes)
         slots = program.first_slots[-1]
         leaves = len(program.leaves)
-        self._defined = [-1] * leaves + [i for i, node in enumerate(program.nodes) for _ in node.outputs]
-        self._first_use = [count] * slots
-        self._last_use = [-1] * slots
+        self.first_use = [count] * slots
+        self.last_use = [-1] * slots
+        self._uses = [0] * slots
         for index, node in enumerate(program.nodes):
-            for slot in node.refs():
-                self._first_use[slot] = min(self._first_use[slot], index)
-                self._last_use[slot] = index
-        self._last_use[program.output] = count
+            for slot in set(node.refs()):
+                self.first_use[slot] = min(self.first_use[slot], index)
+                self.last_use[slot] = index
+                self._uses[slot] += 1
+        self.last_use[program.output] = count
         self.remade = _remade(program)
-        self._carried = [s for s in range(leaves, slots) if not self.remade[s]]
+        shared = [s for s in range(leaves) if self.first_use[s] < self.last_use[s]]
+        params = [s for s in shared if program.leaves[s].kind == "param"]
+        self._changing = [s for s in shared if s in program.mutated_slots]
+        self._busy = [s for s in params if self._uses[s] > MAX_USES]
+        self._carried = [*params, *(s for s in range(leaves, slots) if not self.remade[s])]
+        made = [i for i, node in enumerate(program.nodes) for _ in node.outputs]
+        self._begins = [*self.first_use[:leaves], *made]
         specs, contiguous = program.analysis.specs, program.analysis.contiguous
-        spans = [(self._defined[s], self._last_use[s], s) for s in self._carried]
-        self.crossing_count = _coverage(count, [(lo, hi, 1) for lo, hi, _ in spans])
-        self.crossing_bytes = _coverage(count, [(lo, hi, specs[s].nbytes) for lo, hi, s in spans])
-        self._scattered = _coverage(count, [(lo, hi, 1) for lo, hi, s in spans if not contiguous[s]])
-        self._gradients = _coverage(count, [(lo, hi, 1) for lo, hi, s in spans if specs[s].differentiable])
-        self._held = _coverage(count, [(lo, hi, 1) for lo, hi, _ in self._shared()])
+        self.crossing_count = self._coverage(self._carried)
+        self.crossing_bytes = self._coverage(self._carried, [spec.nbytes for spec in specs])
+        self.carried_bytes = self._coverage(params, [spec.nbytes for spec in specs])
+        self._scattered = self._coverage([s for s in self._carried if not contiguous[s]])
+        self._gradients = self._coverage([s for s in self._carried if specs[s].differentiable])
+        self._held = self._coverage(self._changing)
+        self._kept = self._coverage(self._busy)
 
-    def _shared(self) -> list[tuple[int, int, str]]:
-        """(first use, last use, name) of every tensor that must stay on one stage."""
-        found = []
-        for slot, leaf in enumerate(self._program.leaves):
-            single = leaf.kind == "param" or slot in self._program.mutated_slots
-            if single and self._first_use[slot] < self._last_use[slot]:
-                found.append((self._first_use[slot], self._last_use[slot], leaf.name))
-        return found
+    def _coverage(self, slots: list[int], weights: list[int] | None = None) -> list[int]:
+        """Number, or sum of the weights, of the slots that are alive over each place 0 … count."""
+        steps = [0] * (len(self._program.nodes) + 2)
+        for slot in slots:
+            lo, hi = self._begins[slot], self.last_use[slot]
+            if lo < hi:
+                weight = 1 if weights is None else weights[slot]
+                steps[lo + 1] += weight
+                steps[hi + 1] -= weight
+        return list(accumulate(steps))[:-1]
 
     def crossing(self, place: int) -> tuple[int, ...]:
         """Slots sent over the place, ascending."""
-        return tuple(s for s in self._carried if self._defined[s] < place <= self._last_use[s])
+        return tuple(s for s in self._carried if self._begins[s] < place <= self.last_use[s])
 
     def fault(self, place: int) -> str:
         """Why a cut at the place would train another model, or "" where it would not."""
         if self._held[place]:
-            names = [name for lo, hi, name in self._shared() if lo < place <= hi]
-            return f"{names[0]!r} is used on both sides and must stay on one stage"
+            slot = next(s for s in self._changing if self._begins[s] < place <= self.last_use[s])
+            return f"{self._program.leaves[slot].name!r} changes and is used on both sides"
         if not self._gradients[place]:
             return "nothing that carries a gradient crosses"
         return ""
 
     def holding(self) -> tuple[str, ...]:
-        """Names of the tensors whose uses span most of the program, widest first."""
-        widest = sorted(self._shared(), key=lambda item: item[0] - item[1])
-        return tuple(name for lo, hi, name in widest if 2 * (hi - lo) >= len(self._program.nodes))
+        """Names of the tensors that keep most of the program on one stage, widest first."""
+        spans = [(self.last_use[s] - self._begins[s], s) for s in (*self._changing, *self._busy)]
+        widest = sorted(spans, key=lambda item: -item[0])
+        nodes = len(self._program.nodes)
+        return tuple(self._program.leaves[slot].name for span, slot in widest if 2 * span >= nodes)
 
     def bounds(self) -> tuple[int, ...]:
         """Useful places in order, then the number of nodes: the program's `layer_bounds`."""
@@ -93,6 +115,7 @@ class CutMap:
     def _useful(self, place: int) -> bool:
         return (
             not self._held[place]
+            and not self._kept[place]
             and self._gradients[place] > 0
             and not self._scattered[place]
             and self.crossing_count[place] <= MAX_CROSSING
@@ -113,16 +136,6 @@ def check_bounds(program: Program) -> None:
         fault = program.cut_map.fault(place)
         if fault:
             raise ValueError(f"layer bound {place}: {fault}")
-
-
-def _coverage(count: int, spans: list[tuple[int, int, int]]) -> list[int]:
-    """Sum of the weights of the spans (lo, hi, weight) with lo < place ≤ hi, for each place 0 … count."""
-    steps = [0] * (count + 2)
-    for lo, hi, weight in spans:
-        if lo < hi:
-            steps[lo + 1] += weight
-            steps[hi + 1] -= weight
-    return list(accumulate(steps))[: count + 1]
 
 
 def _remade(program: Program) -> list[bool]:

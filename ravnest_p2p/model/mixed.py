@@ -3,7 +3,9 @@
 Problem: under autocast the dtype of a value depends on what came before it, and a stage cannot know what the
 stage before computed in; a residual sum would be rounded on one peer and not on another, and what is trained
 would depend on the cut. Solution: PyTorch's own autocast lists decide each operation, and at every place
-where the program may be cut, cut or not, what crosses takes the dtype that the program declares.
+where the program may be cut, cut or not, what crosses takes the dtype that the program declares. A parameter
+that may be carried over a cut is read through a view: of a parameter itself autocast keeps its copy for the
+next use, and adds up their gradients in bfloat16, which it could not where the uses are on two stages.
 """
 
 from __future__ import annotations
@@ -39,7 +41,7 @@ class MixedComputation(StageComputation):
         super().__init__(stage, device, recompute=recompute)
         program, crossing = stage.program, crossing_slots(stage.program)
         specs = program.analysis.specs
-        steps: list[Any] = []
+        steps: list[Any] = [_View(slot) for slot in sorted(crossing_params(program))]
         for step in self._steps:
             steps.append(step)
             casts = [(slot, specs[slot].torch_dtype) for slot in step.out if slot in crossing]
@@ -82,6 +84,20 @@ def check_mixed(package: Package, data: Mapping[str, Tensor]) -> None:
         raise CaptureError("in bf16 the model's loss or a gradient is not finite; use fp32")
 
 
+class _View:
+    """A step that puts a view in the place of a parameter, where this stage has it."""
+
+    __slots__ = ("slot",)
+    random = False
+
+    def __init__(self, slot: int) -> None:
+        self.slot = slot
+
+    def run(self, slots: list[Any], generator: torch.Generator | None, seed: int) -> None:
+        if slots[self.slot] is not None:
+            slots[self.slot] = slots[self.slot].view_as(slots[self.slot])
+
+
 class _Cast:
     """A step that gives a slot, where it is still needed, the dtype that the program declares."""
 
@@ -99,7 +115,7 @@ class _Cast:
 
 
 def crossing_slots(program: Program) -> frozenset[int]:
-    """Results that some cut of the program sends from one stage to the next, and the loss."""
+    """Results of nodes that some cut of the program sends from one stage to the next, and the loss."""
     last_use: dict[int, int] = {program.output: len(program.nodes)}
     for index, node in enumerate(program.nodes):
         last_use.update((slot, index) for slot in node.refs() if slot != program.output)
@@ -111,3 +127,15 @@ def crossing_slots(program: Program) -> frozenset[int]:
             if bounds[following] <= last_use.get(slot, -1) and not remade[slot]:
                 found.add(slot)
     return frozenset(found)
+
+
+def crossing_params(program: Program) -> frozenset[int]:
+    """Parameters that some cut of the program sends from one stage to the next."""
+    bounds, cuts = program.layer_bounds, program.cut_map
+    return frozenset(
+        slot
+        for slot, leaf in enumerate(program.leaves)
+        if leaf.kind == "param"
+        and cuts.first_use[slot] < len(program.nodes)
+        and bounds[bisect_right(bounds, cuts.first_use[slot])] <= cuts.last_use[slot]
+    )

@@ -54,7 +54,7 @@ def layer_times_s(program: Program) -> tuple[float, ...]:
 def stand_in(spec: TensorSpec, generator: torch.Generator) -> Tensor:
     """Small random numbers, or zeros where numbers are whole: valid as activation, weight, index and mask."""
     if spec.torch_dtype.is_floating_point:
-        return (torch.randn(spec.shape, generator=generator) * 0.05).to(spec.torch_dtype)
+        return torch.randn(spec.shape, generator=generator).mul_(0.05).to(spec.torch_dtype)
     return torch.zeros(spec.shape, dtype=spec.torch_dtype)
 
 

@@ -155,4 +155,6 @@ def _need(need: Need) -> dict[str, Any]:
         "recompute": need.recompute,
         "in_bytes": need.in_bytes,
         "out_bytes": need.out_bytes,
+        "carried_bytes": need.carried_bytes,
+        "carried": list(need.carried),
     }

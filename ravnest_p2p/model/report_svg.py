@@ -7,6 +7,7 @@ from itertools import accumulate
 
 from ravnest_p2p.core.wording import bytes_text
 from ravnest_p2p.model.report import Report, StageReport
+from ravnest_p2p.model.requirements import Need
 
 WIDTH = 960
 _MARGIN = 24
@@ -21,7 +22,9 @@ _KINDS = (
     ("speculative", "#d9a441"),
     ("averaging", "#c7c9cc"),
     ("activations", "#5a9e6f"),
+    ("carried", "#b0719b"),
 )
+_LABEL = {"speculative": "ŵ (early step)", "carried": "shared weights"}
 _STYLE = (
     "text{font:13px system-ui,-apple-system,'Segoe UI',sans-serif;fill:#243b53}"
     ".title{font-size:17px;font-weight:600}.dim{fill:#627d98;font-size:12px}"
@@ -87,18 +90,19 @@ def _layers(report: Report) -> list[str]:
         if width > 36:
             parts.append(_text(middle, _BAR_TOP + 34, f"{100 * width / room:.0f} %", "on", "middle"))
         if hi < len(report.layers):
-            parts += _cut(edges[hi], stage.need.out_bytes, labelled=edges[hi] - written > 52)
+            parts += _cut(edges[hi], stage.need, labelled=edges[hi] - written > 52)
             written = edges[hi] if edges[hi] - written > 52 else written
     return parts
 
 
-def _cut(x: float, size: int, *, labelled: bool) -> list[str]:
+def _cut(x: float, need: Need, *, labelled: bool) -> list[str]:
     """A line through the bar and what crosses there; labels that would overlap are only shown by pointing."""
     bottom = _BAR_TOP + _BAR_HEIGHT
+    carried = f", of these {_size(need.carried_bytes)} {', '.join(need.carried)}" if need.carried else ""
     return [
         f'<line x1="{x:.2f}" x2="{x:.2f}" y1="{_BAR_TOP - 6}" y2="{bottom + 14}" stroke="#102a43" '
-        f'stroke-width="2"><title>{_size(size)} cross here</title></line>',
-        *([_text(x, bottom + 30, _size(size), "small", "middle")] if labelled else []),
+        f'stroke-width="2"><title>{escape(_size(need.out_bytes) + " cross here" + carried)}</title></line>',
+        *([_text(x, bottom + 30, _size(need.out_bytes), "small", "middle")] if labelled else []),
     ]
 
 
@@ -130,7 +134,7 @@ def _legend(top: float) -> list[str]:
     parts = []
     x = float(_MARGIN)
     for kind, fill in _KINDS:
-        label = "ŵ (early step)" if kind == "speculative" else kind
+        label = _LABEL.get(kind, kind)
         parts.append(f'<rect x="{x}" y="{top}" width="12" height="12" rx="2" fill="{fill}"/>')
         parts.append(_text(x + 18, top + 11, label, "small"))
         x += 40 + 7 * len(label)

@@ -14,7 +14,7 @@ from functools import cached_property
 
 from ravnest_p2p.core.planning.cost import memory_of, stretches_of
 from ravnest_p2p.core.planning.cuts import LayerTable
-from ravnest_p2p.core.planning.memory import StageMemory, stage_memory
+from ravnest_p2p.core.planning.memory import StageMemory, carried_versions, stage_memory
 from ravnest_p2p.core.planning.recompute import ALWAYS, AUTO
 from ravnest_p2p.core.types import BlobHash, JobSpec, LayerCost, OptimizerSpec
 from ravnest_p2p.model.abstract import analyse
@@ -79,6 +79,8 @@ class Need:
         flops: forward and backward.
         memory: as the planner counts it.
         in_bytes, out_bytes: over the cuts before and after, in each direction.
+        carried_bytes: of `out_bytes`, parameters that later stages use too; these go out once a version only.
+        carried: their names, all of a tied one.
         peak_bytes: most bytes of tensors at once, exact: all of `memory`, with what the backward of one
             micro-batch needs beside; 0 where it was not asked for.
         recompute: for a stage that computes its activations again.
@@ -92,6 +94,8 @@ class Need:
     memory: StageMemory
     in_bytes: int
     out_bytes: int
+    carried_bytes: int
+    carried: tuple[str, ...] = ()
     peak_bytes: int = 0
     recompute: bool = False
 
@@ -161,6 +165,8 @@ class Requirements:
             memory=memory,
             in_bytes=table.cut_bytes(lo),
             out_bytes=table.cut_bytes(hi),
+            carried_bytes=self.layers[hi - 1].carried_bytes,
+            carried=self._carried(hi) if self.layers[hi - 1].carried_bytes else (),
             peak_bytes=self._peak_bytes(lo, hi, staleness, stage == stages - 1, recompute) if exact else 0,
             recompute=recompute,
         )
@@ -168,6 +174,13 @@ class Requirements:
     @cached_property
     def _job(self) -> JobSpec:
         return self.terms.job(self.layers)
+
+    def _carried(self, hi: int) -> tuple[str, ...]:
+        program = self.program
+        tied = {group[0]: " = ".join(group) for group in program.tied}
+        crossing = program.cut_map.crossing(program.layer_bounds[hi - 1])
+        names = (program.leaves[slot].name for slot in crossing if slot < len(program.leaves))
+        return tuple(tied.get(name, name) for name in names)
 
     def _peak_bytes(self, lo: int, hi: int, staleness: int, last: bool, recompute: bool) -> int:
         """At a backward: that micro-batch, the others in flight, and every copy of what is trained."""
@@ -182,13 +195,18 @@ class Requirements:
             microbatches_per_update=self.terms.microbatches_per_update,
             last=last,
         )
-        others = copies.activations - found.held_bytes
+        received = sum(stage.receives[place].nbytes for place in stage.received_params)
+        versions = carried_versions(staleness, self.terms.microbatches_per_update)
+        others = copies.activations - found.held_bytes - (staleness + 1 - versions) * received
+        passed = {stage.sent_slots[place] for place in stage.sent_params} - set(stage.received_slots)
+        sent = sum(self.program.leaves[slot].spec.nbytes for slot in passed)
         return (
             found.weight_bytes
             + copies.tensors
             - copies.weights
             - copies.activations
             + others
+            + sent
             + found.peak_bytes
         )
 

@@ -28,7 +28,8 @@ class StageProgram:
     """Layers [lo, hi) of a program.
 
     Attributes:
-        params: trained parameters that it holds, by name.
+        params: trained parameters that it owns, by name; those of earlier stages that it uses as well are
+            among what it receives.
         buffers: all other tensors that it holds: state, constants, frozen parameters.
         mutable_buffers: those of `buffers` that training changes; only they need saving and averaging.
         data_inputs: data fields that it reads, such as "x0" or "y0".
@@ -53,14 +54,29 @@ class StageProgram:
 
     @cached_property
     def cost(self) -> LayerCost:
-        """Of its layers together; `out_bytes` is that of the last one."""
+        """Of its layers together; `out_bytes` and `carried_bytes` are those of the last one."""
         costs = self.program.layers[self.lo : self.hi]
         return LayerCost(
             flops=sum(c.flops for c in costs),
             param_bytes=sum(c.param_bytes for c in costs),
             activation_bytes=sum(c.activation_bytes for c in costs),
             out_bytes=costs[-1].out_bytes,
+            carried_bytes=costs[-1].carried_bytes,
         )
+
+    @cached_property
+    def received_params(self) -> tuple[int, ...]:
+        """Places in `receives` of trained parameters that a stage before owns."""
+        return self._params_among(self.received_slots)
+
+    @cached_property
+    def sent_params(self) -> tuple[int, ...]:
+        """Places in `sends` of trained parameters that stages after use as well."""
+        return () if self.is_last else self._params_among(self.sent_slots)
+
+    def _params_among(self, slots: tuple[int, ...]) -> tuple[int, ...]:
+        leaves = len(self.program.leaves)
+        return tuple(place for place, slot in enumerate(slots) if slot < leaves)
 
     @property
     def is_first(self) -> bool:
@@ -91,6 +107,7 @@ def stage_program(program: Program, lo: int, hi: int) -> StageProgram:
     sent = cuts.crossing(end) if hi < layers else (program.output,)
     nodes = _needed(program, begin, end, set(sent))
     used = {slot for _, node in nodes for slot in node.refs()} | set(sent)
+    used -= set(received)
     leaves = [(slot, leaf) for slot, leaf in enumerate(program.leaves) if slot in used]
     specs = program.analysis.specs
     return StageProgram(
@@ -169,4 +186,4 @@ def _held(program: Program) -> str:
         return ""
     aliases = {group[0]: " = ".join(group) for group in program.tied}
     listed = ", ".join(aliases.get(name, name) for name in names[:3])
-    return f"; {listed} is used at both ends and keeps them on one stage (untie it to cut there)"
+    return f"; {listed} is used all along and keeps them on one stage (untie it to cut there)"

@@ -12,10 +12,15 @@ By construction no graph on live weights is alive when they are stepped in place
 in flight may also hold buffers. torch's batch_norm updates its statistics unseen by autograd, but a buffer
 that is written in place by ordinary operations would break the graphs before, so from the second forward on
 each gets its own copy; the first, with nothing else in flight, tells which buffers those are.
+
+An output may be a live parameter itself, for later stages that use it too (a tied embedding). Its bytes may
+still wait to be sent when the weights are stepped in place, so what goes out is a copy, one for each version
+of the weights. What flows back for it is one more gradient of that parameter.
 """
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -56,7 +61,8 @@ class Forwarded:
     """What a forward leaves.
 
     Attributes:
-        outputs: for the next stage: detached, contiguous, on the CPU; empty on the last stage.
+        outputs: for the next stage: detached, contiguous, on the CPU, never written to again; empty on the
+            last stage. A parameter that did not change since the forward before is the same memory.
         loss: on the last stage.
         version: of the weights that the forward used; for ŵ that of the weights it was stepped from.
     """
@@ -89,6 +95,7 @@ class StageTrainer:
         optimizer_state: slots by parameter name, as `optimizer_state()` gives them.
         matrices: names of the model's hidden matrices, which Muon moves; others of the model may be among
             them.
+        device: to compute on; where None, that of the parameters.
     Raises:
         PlanError: m or τ out of bounds.
         ConfigError: the optimizer does not exist or refuses its numbers.
@@ -108,6 +115,7 @@ class StageTrainer:
         version: int = 0,
         optimizer_state: OptimizerState | None = None,
         matrices: Collection[str] = (),
+        device: torch.device | None = None,
     ) -> None:
         if not 0 <= staleness <= microbatches_per_update or microbatches_per_update < 1:
             raise PlanError(f"staleness {staleness} with {microbatches_per_update} micro-batches an update")
@@ -120,7 +128,8 @@ class StageTrainer:
         self._is_last = is_last
         self._version = version
         self._trained = {n: p for n, p in self.params.items() if p.requires_grad}
-        self._device = next(iter(self.params.values())).device if self.params else torch.device("cpu")
+        found = (p.device for p in self.params.values())
+        self._device = device or next(found, torch.device("cpu"))
         self._matrices = frozenset(matrices)
         self._optimizer = StageOptimizer(optimizer, self._trained, self._matrices)
         self._optimizer.restore(optimizer_state or {})
@@ -131,6 +140,8 @@ class StageTrainer:
         self._sums: dict[int, dict[str, Tensor]] = {}
         self._early: dict[int, dict[str, Tensor]] = {}
         self._rewritten: set[str] = set()
+        self._sent: dict[str, tuple[int, Tensor]] = {}
+        self._leaves: dict[int, tuple[weakref.ref[Tensor], weakref.ref[Tensor]]] = {}
 
     @property
     def version(self) -> int:
@@ -162,7 +173,8 @@ class StageTrainer:
         """Run micro-batch `i` and keep its graph until `backward(i)`.
 
         Args:
-            received: outputs of the stage before, in order; their memory belongs to the graph from here on.
+            received: outputs of the stage before, in order; their memory belongs to the graph from here on. A
+                tensor that came with the micro-batch before, too, is brought to the device once.
             data: this stage's fields, by graph input name.
             speculative: run on ŵ; has to agree with the index: max(0, i−τ)//m < i//m.
         Raises:
@@ -174,7 +186,7 @@ class StageTrainer:
         for name in self._rewritten:
             self.buffers[name] = self.buffers[name].clone()
         before = {name: (buffer, buffer._version) for name, buffer in self.buffers.items()}
-        leaves = tuple(self._leaf(tensor) for tensor in received)
+        leaves = tuple(self._leaf(place, tensor) for place, tensor in enumerate(received))
         inputs = {name: tensor.to(self._device) for name, tensor in data.items()}
         with torch.enable_grad():
             outputs = tuple(self._computation.forward(weights, self.buffers, leaves, inputs, seed))
@@ -191,7 +203,7 @@ class StageTrainer:
         version = self._version - self._updates + batch - speculative
         if self._is_last:
             return Forwarded((), float(outputs[0].detach()), version)
-        return Forwarded(tuple(o.detach().to("cpu").contiguous() for o in outputs), None, version)
+        return Forwarded(tuple(self._outgoing(output) for output in outputs), None, version)
 
     def backward(self, i: int, gradients: Sequence[Tensor | None]) -> tuple[Tensor | None, ...]:
         """Take micro-batch `i` back: gradients for what it received; its weights' go into batch i//m's sum.
@@ -293,9 +305,29 @@ class StageTrainer:
             raise OurFault(f"micro-batch {i} of batch {batch} on weights with {self._updates} updates")
         return self.params
 
-    def _leaf(self, tensor: Tensor) -> Tensor:
-        leaf = tensor.detach().to(self._device)
-        return leaf.requires_grad_() if leaf.is_floating_point() else leaf
+    def _leaf(self, place: int, tensor: Tensor) -> Tensor:
+        source, known = self._leaves.get(place, (lambda: None, lambda: None))
+        leaf = known() if source() is tensor else None
+        if leaf is None:
+            leaf = tensor.detach().to(self._device)
+            leaf.requires_grad_(leaf.is_floating_point())
+            self._leaves[place] = (weakref.ref(tensor), weakref.ref(leaf))
+        return leaf
+
+    def _outgoing(self, output: Tensor) -> Tensor:
+        """The output as it is sent; a copy where it lies in the memory of a live parameter."""
+        storage = output.untyped_storage()._cdata
+        sharing = [(n, p) for n, p in self.params.items() if p.untyped_storage()._cdata == storage]
+        if not sharing:
+            return output.detach().to("cpu").contiguous()
+        for name, weight in sharing:
+            if _same_memory(output, weight):
+                version, copy = self._sent.get(name, (-1, output))
+                if version != weight._version:
+                    copy = weight.detach().to("cpu", copy=True).contiguous()
+                    self._sent[name] = (weight._version, copy)
+                return copy
+        return output.detach().to("cpu", copy=True).contiguous()
 
     def _roots(
         self, outputs: Sequence[Tensor], gradients: Sequence[Tensor | None]
@@ -331,3 +363,7 @@ class StageTrainer:
                 sums[name].add_(gradient)
             else:
                 sums[name] = torch.empty_like(self._trained[name]).copy_(gradient)
+
+
+def _same_memory(a: Tensor, b: Tensor) -> bool:
+    return a.data_ptr() == b.data_ptr() and a.shape == b.shape and a.stride() == b.stride()

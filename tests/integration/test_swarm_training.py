@@ -8,12 +8,13 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import ravnest_p2p as rn
 from ravnest_p2p.client.swarm import Swarm
@@ -24,6 +25,7 @@ from ravnest_p2p.testing.local_swarm import LocalSwarm, PeerProcess, wait_until
 from ravnest_p2p.training.tensorfile import open_tensors
 from tests.integration.swarms import (
     TRAIN_S,
+    Mirror,
     job_folder,
     members,
     saved_pieces,
@@ -55,9 +57,9 @@ def connection(swarm: LocalSwarm) -> Iterator[Swarm]:
         yield connection
 
 
-def plain_pytorch(request: rn.JobRequest, updates: int) -> dict[str, Tensor]:
+def plain_pytorch(request: rn.JobRequest, updates: int, model: nn.Module | None = None) -> dict[str, Tensor]:
     """The same batches, one after another, in one process."""
-    model = small_model().train()
+    model = model or small_model().train()
     inputs, labels = small_data()
     spec, m = request.optimizer, request.microbatches_per_update
     moments = {"betas": spec.betas, "eps": spec.eps}
@@ -102,6 +104,19 @@ def test_training_without_staleness_is_plain_pytorch_bit_for_bit(
     trained = job.result(timeout_s=30)
     assert trained.keys() == expected.keys()
     assert [name for name in expected if not torch.equal(trained[name], expected[name])] == []
+
+
+def test_a_weight_of_first_and_last_stage_trains_as_in_plain_pytorch(connection: Swarm) -> None:
+    """Through a stage between, which only hands it on."""
+    request = small_request(stages=3, staleness_bound=0, passes=2, optimizer=rn.Adam(lr=3e-3))
+    request = replace(request, model=Mirror())
+    job = connection.submit_request(request)
+    found = wait_done(job)
+    expected = plain_pytorch(request, found["total_batches"], Mirror().train())
+    trained = job.result(timeout_s=30)
+    assert trained.keys() == expected.keys()
+    assert [name for name in expected if not torch.equal(trained[name], expected[name])] == []
+    assert not torch.equal(trained["door.weight"], Mirror().door.weight)
 
 
 def stalenesses(connection: Swarm, swarm: LocalSwarm, job: str) -> list[tuple[PeerProcess, int]]:

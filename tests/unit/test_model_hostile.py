@@ -15,7 +15,8 @@ import torch
 from safetensors.torch import save_file
 
 from ravnest_p2p.core.errors import PackageError
-from ravnest_p2p.model import Limits, Package, Program, TensorSpec, load_tensors, ops
+from ravnest_p2p.model import Limits, Package, Program, TensorSpec, load_tensors, ops, split
+from ravnest_p2p.model.mixed import MixedComputation
 from tests.unit.test_model_stages import captured
 
 
@@ -114,12 +115,6 @@ def test_a_lie_is_refused(lie: str) -> None:
     refused(doc, says)
 
 
-def test_a_cut_through_a_shared_weight_is_refused() -> None:
-    doc = document("gpt_tied")
-    doc["layers"] = [20, *doc["layers"]]
-    refused(doc, "tokens.weight.*both sides")
-
-
 @pytest.mark.parametrize(
     "text",
     [
@@ -189,6 +184,22 @@ def test_a_long_program_is_read_in_bounded_time() -> None:
     doc["layers"][-1] += count
     started = time.monotonic()
     Program.from_json(json.dumps(doc).encode())
+    assert time.monotonic() - started < 10.0
+
+
+def test_a_parameter_that_every_layer_shares_is_cut_in_bounded_time() -> None:
+    doc = document("mlp")
+    count, first = 4000, len(doc["nodes"])
+    weight = len(doc["inputs"])
+    shape = doc["params"][0][1]
+    doc["nodes"] += [["aten.relu.default", [{"slot": weight}], {}, [[shape, "float32"]], False]] * count
+    doc["layers"] = [first, *range(first + 1, first + count + 1)]
+    started = time.monotonic()
+    program = Program.from_json(json.dumps(doc).encode())
+    stages = split(program, [1, count // 2])
+    assert [doc["params"][0][0] in stage.params for stage in stages] == [True, False, False]
+    assert [len(stage.received_params) for stage in stages] == [0, 1, 1]
+    MixedComputation(stages[1])
     assert time.monotonic() - started < 10.0
 
 

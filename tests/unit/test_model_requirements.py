@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import xml.etree.ElementTree as ElementTree
 from functools import cache
+from io import StringIO
 
 import pytest
 import torch
 import torch.nn.functional as F
+from rich.console import Console
 from torch import Tensor, nn
 
+from ravnest_p2p.cli.inspect_view import print_report
 from ravnest_p2p.core.errors import CaptureError, ConfigError, PlanningError
 from ravnest_p2p.core.planning.cost import stage_need_bytes
 from ravnest_p2p.core.planning.cuts import LayerTable
@@ -231,6 +234,22 @@ def test_measured_layers_keep_the_sum_and_measure_one_of_a_kind() -> None:
     by_kind = {mark: layer.flops for mark, layer in zip(marks, layers, strict=True)}
     assert all(by_kind[mark] == layer.flops > 0 for mark, layer in zip(marks, layers, strict=True))
     assert len(split(deep(), stages=2, layers=layers)) == 2
+
+
+def test_a_report_says_which_weights_stages_share() -> None:
+    report = captured("gpt_tied").report(stages=3)
+    names = "tokens.weight = head.weight"
+    assert [stage.need.carried for stage in report.stages] == [(names,), (names,), ()]
+    size = 20 * 16 * 4
+    assert [stage["carried_bytes"] for stage in report.as_dict()["stages"]] == [size, size, 0]
+    # τ = 2, 2, 0 with m = 4: two versions and a gradient, on the last stage one and a gradient.
+    assert [stage.need.memory.carried for stage in report.stages] == [3 * size, 3 * size, 2 * size]
+    assert report.whole.memory.carried == 0
+    picture = svg_of(report, "gpt")
+    assert picture.count(f"of these 1 kB {names}</title>") == 2
+    text = StringIO()
+    print_report(report, "gpt", Console(width=160, file=text))
+    assert f"shared weights: {names}" in text.getvalue()
 
 
 def test_the_picture_is_whole_and_escapes_names() -> None:

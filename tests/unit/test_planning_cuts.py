@@ -6,7 +6,13 @@ import pytest
 
 from ravnest_p2p.core.planning.cost import draft_cluster, need_of, round_updates, staleness_limit
 from ravnest_p2p.core.planning.cuts import LayerTable, stage_cuts
-from ravnest_p2p.core.planning.memory import PROCESS_OVERHEAD_BYTES, speculative_copies, stage_memory_bytes
+from ravnest_p2p.core.planning.memory import (
+    PROCESS_OVERHEAD_BYTES,
+    carried_versions,
+    speculative_copies,
+    stage_memory,
+    stage_memory_bytes,
+)
 from ravnest_p2p.core.types import LayerCost, OptimizerSpec
 from tests.unit.planning_cases import MB, peer, spec
 
@@ -49,6 +55,29 @@ def test_last_stage_needs_no_scratch_copy(optimizer: str, copies: int) -> None:
 def test_window_beyond_half_an_update_needs_two_scratch_copies() -> None:
     assert speculative_copies(2, 4, last=False) == 1
     assert speculative_copies(3, 4, last=False) == 2
+
+
+def test_shared_parameters_are_counted_where_they_cross() -> None:
+    assert [carried_versions(tau, 4) for tau in (0, 1, 2, 3, 4)] == [1, 2, 2, 3, 3]
+    layers = [LayerCost(1e9, MB, 0, 9 * MB, carried) for carried in (0, 5 * MB, 7 * MB, 0, 2 * MB)]
+    table = LayerTable(layers)
+    assert table.carried_bytes(0, 5) == 0
+    ranges = {(lo, hi): table.carried_bytes(lo, hi) for lo in range(5) for hi in range(lo + 1, 6)}
+    assert (ranges[0, 1], ranges[0, 2], ranges[1, 2], ranges[2, 5], ranges[4, 5]) == (
+        0,
+        5 * MB,
+        5 * MB,
+        7 * MB,
+        0,
+    )
+    del ranges[0, 5]
+    for (lo, hi), carried in ranges.items():
+        assert all(carried <= more for (a, b), more in ranges.items() if a <= lo and hi <= b)
+    found = stage_memory(
+        param_bytes=MB, activation_bytes=0, optimizer=OptimizerSpec("sgd", 0.1), staleness=1,
+        microbatches_per_update=4, last=False, carried_bytes=7 * MB,
+    )  # fmt: skip
+    assert found.carried == 21 * MB
 
 
 def test_equal_peers_get_equal_stages() -> None:

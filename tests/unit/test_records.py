@@ -286,6 +286,7 @@ def test_bad_manifests_are_refused(data: bytes) -> None:
     "changes",
     [
         {"layers": ()},
+        {"layers": (LayerCost(1.0, 2, 3, 4, 5),)},
         {"fields": ()},
         {"microbatch_size": 0},
         {"total_batches": 0},

@@ -81,6 +81,7 @@ def memory_of(
         microbatches_per_update=spec.microbatches_per_update,
         last=stage == stages - 1,
         recomputed_bytes=stretches.largest_bytes(lo, hi) if stretches else 0,
+        carried_bytes=table.carried_bytes(lo, hi),
     )
 
 

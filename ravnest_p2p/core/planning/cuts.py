@@ -52,6 +52,8 @@ class LayerTable:
         self._params = list(accumulate((layer.param_bytes for layer in layers), initial=0))
         self._activations = list(accumulate((layer.activation_bytes for layer in layers), initial=0))
         self._cuts = [0, *(layer.out_bytes for layer in layers[:-1]), 0]
+        self._carried = [0, *(layer.carried_bytes for layer in layers[:-1]), 0]
+        self._carries = any(self._carried)
         few = most_blocks is None or self.count <= most_blocks
         self.cuts = list(range(self.count + 1)) if few else self._cheap_cuts(most_blocks or 1)
 
@@ -74,6 +76,16 @@ class LayerTable:
 
     def activation_bytes(self, lo: int, hi: int) -> int:
         return self._activations[hi] - self._activations[lo]
+
+    def carried_bytes(self, lo: int, hi: int) -> int:
+        """Bytes of parameters that a stage of layers [lo, hi) receives, or sends for later ones to use.
+
+        The most over any place in it, since a memory need must not shrink when the range grows. The whole
+        model sends nothing.
+        """
+        if not self._carries or (lo == 0 and hi == self.count):
+            return 0
+        return max(self._carried[lo : hi + 1])
 
     def cut_bytes(self, at: int) -> int:
         """Bytes over the cut before layer `at`, in each direction; 0 at both ends of the model."""

@@ -35,6 +35,16 @@ def speculative_copies(staleness: int, microbatches_per_update: int, last: bool)
     return 2 if microbatches_per_update < 2 * staleness else 1
 
 
+def carried_versions(staleness: int, microbatches_per_update: int) -> int:
+    """Versions of a carried parameter among the micro-batches in flight.
+
+    An update makes two, ŵ and the stepped one; a window that outlives half an update reaches over three.
+    """
+    if staleness == 0:
+        return 1
+    return 3 if microbatches_per_update < 2 * staleness else 2
+
+
 class StageMemory(NamedTuple):
     """A stage's memory by what it is for, bytes.
 
@@ -45,6 +55,7 @@ class StageMemory(NamedTuple):
         speculative: the scratch copies ŵ.
         averaging: the copy that an averaging round works on.
         activations: of all micro-batches in flight, and of the stretch that is recomputed.
+        carried: the versions of parameters that cross the stage's cuts, and one gradient of them.
     """
 
     weights: int
@@ -53,6 +64,7 @@ class StageMemory(NamedTuple):
     speculative: int
     averaging: int
     activations: int
+    carried: int
 
     @property
     def tensors(self) -> int:
@@ -74,6 +86,7 @@ def stage_memory(
     microbatches_per_update: int,
     last: bool,
     recomputed_bytes: int = 0,
+    carried_bytes: int = 0,
 ) -> StageMemory:
     """Memory of a stage; every part grows with every argument.
 
@@ -85,6 +98,7 @@ def stage_memory(
         microbatches_per_update: m.
         last: the last stage needs no ŵ.
         recomputed_bytes: beside those of the window, held during a backward.
+        carried_bytes: parameters that the stage receives, or sends for later stages to use.
     """
     return StageMemory(
         weights=param_bytes,
@@ -93,6 +107,7 @@ def stage_memory(
         speculative=param_bytes * speculative_copies(staleness, microbatches_per_update, last),
         averaging=param_bytes,
         activations=activation_bytes * (staleness + 1) + recomputed_bytes,
+        carried=carried_bytes * (carried_versions(staleness, microbatches_per_update) + 1),
     )
 
 
@@ -105,6 +120,7 @@ def stage_memory_bytes(
     microbatches_per_update: int,
     last: bool,
     recomputed_bytes: int = 0,
+    carried_bytes: int = 0,
 ) -> int:
     """Memory that a stage needs on its peer, bytes; see `stage_memory`."""
     return stage_memory(
@@ -115,4 +131,5 @@ def stage_memory_bytes(
         microbatches_per_update=microbatches_per_update,
         last=last,
         recomputed_bytes=recomputed_bytes,
+        carried_bytes=carried_bytes,
     ).needed

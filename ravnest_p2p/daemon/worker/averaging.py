@@ -86,6 +86,8 @@ class RingExchange:
             if (cluster, stage) in segment.members:
                 names = names_of(segment.lo, segment.hi)
                 elements = averaging.gather(params, buffers, names).numel()
+                if not elements:
+                    continue  # layers that only use parameters of others
                 self._rings.append(Ring(segment, segment.members.index((cluster, stage)), names, elements))
 
     @property

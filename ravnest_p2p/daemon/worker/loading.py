@@ -90,6 +90,7 @@ def load_stage(start: StartRun, lent: Lent) -> LoadedStage:
         version=start.plan.version,
         optimizer_state=optimizer_state,
         matrices=hidden_matrices(whole) if start.spec.optimizer.name == "muon" else (),
+        device=device,
     )
     return LoadedStage(stage, trainer)
 

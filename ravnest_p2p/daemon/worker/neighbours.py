@@ -1,7 +1,8 @@
 """The links of a stage to the stages before and after it.
 
 Each link is dialled by the earlier stage; activations go up it and gradients come back. Sending never holds
-up the compute thread: frames wait in a queue whose length the schedule's window bounds.
+up the compute thread: frames wait in a queue whose length the schedule's window bounds. A parameter that
+later stages use too goes up the link once for each version of it: frames after that say to keep it.
 """
 
 from __future__ import annotations
@@ -37,13 +38,17 @@ class Neighbours:
         self._names = [f"pipe/{cluster_index}/{s}" for s in range(len(cluster.stages) - 1)]
         self._receives = program.receives
         self._sends = program.sends
+        self._received_params = program.received_params
+        self._sent_params = program.sent_params
         self._receives_gradients = [spec for spec in program.sends if spec.differentiable]
         self._sends_gradients = [spec for spec in program.receives if spec.differentiable]
         self._before: Link | None = None
         self._after: Link | None = None
         self._activations: dict[int, list[Tensor]] = {}
         self._gradients: dict[int, list[Tensor | None]] = {}
-        self._outgoing: dict[Link, asyncio.Queue[tuple[int, list[memoryview]]]] = {}
+        self._outgoing: dict[Link, asyncio.Queue[tuple[dict[str, Any], list[memoryview]]]] = {}
+        self._last_sent: list[Tensor] = []
+        self._kept: list[Tensor] = []
 
     @property
     def links(self) -> list[Link]:
@@ -86,7 +91,15 @@ class Neighbours:
 
     def send_activation(self, microbatch: int, outputs: Sequence[Tensor]) -> None:
         assert self._after is not None, "only the last stage has no stage after it, and it sends none"
-        self._outgoing[self._after].put_nowait((microbatch, pack(outputs)))
+        params = [outputs[place] for place in self._sent_params]
+        known = [tensor.data_ptr() for tensor in self._last_sent]
+        # What was sent last is still held, so nothing else can lie where it lies, and it never changes.
+        if params and known == [tensor.data_ptr() for tensor in params]:
+            rest = [output for place, output in enumerate(outputs) if place not in self._sent_params]
+            self._outgoing[self._after].put_nowait(({"i": microbatch, "keep": True}, pack(rest)))
+        else:
+            self._last_sent = params
+            self._outgoing[self._after].put_nowait(({"i": microbatch}, pack(outputs)))
 
     def send_gradient(self, microbatch: int, gradients: Sequence[Tensor | None]) -> None:
         if self._before is None:
@@ -96,17 +109,17 @@ class Neighbours:
             torch.zeros(spec.shape, dtype=spec.torch_dtype) if g is None else g
             for g, spec in zip(wanted, self._sends_gradients, strict=True)
         ]
-        self._outgoing[self._before].put_nowait((microbatch, pack(filled)))
+        self._outgoing[self._before].put_nowait(({"i": microbatch}, pack(filled)))
 
     async def flush(self) -> None:
         """Wait until everything queued has been handed to the links."""
         await bounded(asyncio.gather(*(queue.join() for queue in self._outgoing.values())), FLUSH_TIMEOUT_S)
 
-    async def _send(self, link: Link, queue: asyncio.Queue[tuple[int, list[memoryview]]]) -> None:
+    async def _send(self, link: Link, queue: asyncio.Queue[tuple[dict[str, Any], list[memoryview]]]) -> None:
         while True:
-            microbatch, buffers = await queue.get()
+            header, buffers = await queue.get()
             with lost(link):
-                await link.send({"i": microbatch}, buffers)
+                await link.send(header, buffers)
             queue.task_done()
 
     async def _receive_activations(self, link: Link, arrived: Callable[[int], None]) -> None:
@@ -114,8 +127,22 @@ class Neighbours:
             with lost(link):
                 frame = await link.receive()
             i = _microbatch(frame.header)
-            self._activations[i] = unpack(frame.payload, self._receives, what=f"activation {i}")
+            self._activations[i] = self._unpack(i, frame.payload, keep=frame.header.get("keep") is True)
             arrived(i)
+
+    def _unpack(self, i: int, payload: bytes | bytearray | memoryview, *, keep: bool) -> list[Tensor]:
+        """What came with micro-batch i, and where it says to keep them, the parameters that came before."""
+        places = self._received_params
+        if not keep:
+            tensors = unpack(payload, self._receives, what=f"activation {i}")
+            self._kept = [tensors[place] for place in places]
+            return tensors
+        if not self._kept:
+            raise ChunkMismatchError(f"activation {i} keeps parameters, of which none came")
+        specs = [spec for place, spec in enumerate(self._receives) if place not in places]
+        others = iter(unpack(payload, specs, what=f"activation {i}"))
+        kept = dict(zip(places, self._kept, strict=True))
+        return [kept[p] if p in kept else next(others) for p in range(len(self._receives))]
 
     async def _receive_gradients(self, link: Link, arrived: Callable[[int], None]) -> None:
         while True:
