@@ -41,12 +41,13 @@ class MixedComputation(StageComputation):
         super().__init__(stage, device, recompute=recompute)
         program, crossing = stage.program, crossing_slots(stage.program)
         specs = program.analysis.specs
-        steps: list[Any] = [_View(slot) for slot in sorted(crossing_params(program))]
+        steps: list[Any] = []
         for step in self._steps:
             steps.append(step)
             casts = [(slot, specs[slot].torch_dtype) for slot in step.out if slot in crossing]
             steps += [_Cast(step.index, slot, dtype) for slot, dtype in casts if dtype.is_floating_point]
         self._steps = steps
+        self._viewed = sorted(crossing_params(program))
         # Before torch 2.10 a weight that autocast cast under no_grad was kept without its gradient.
         self._keep_casts = not any(node.no_grad for node in program.nodes)
 
@@ -61,6 +62,19 @@ class MixedComputation(StageComputation):
         """See `StageComputation.forward`."""
         with torch.autocast(self.device.type, torch.bfloat16, cache_enabled=self._keep_casts):
             return super().forward(params, buffers, received, data, seed)
+
+    def _filled(
+        self,
+        params: Mapping[str, Tensor],
+        buffers: Mapping[str, Tensor],
+        received: Sequence[Tensor],
+        data: Mapping[str, Tensor],
+    ) -> list[Any]:
+        slots = super()._filled(params, buffers, received, data)
+        for slot in self._viewed:
+            if slots[slot] is not None:
+                slots[slot] = slots[slot].view_as(slots[slot])
+        return slots
 
 
 def check_mixed(package: Package, data: Mapping[str, Tensor]) -> None:
@@ -82,20 +96,6 @@ def check_mixed(package: Package, data: Mapping[str, Tensor]) -> None:
         raise CaptureError(f"the model does not run in bf16 ({str(error)[:200]}); use fp32") from error
     if not all(value.isfinite().all() for value in (loss, *gradients) if value is not None):
         raise CaptureError("in bf16 the model's loss or a gradient is not finite; use fp32")
-
-
-class _View:
-    """A step that puts a view in the place of a parameter, where this stage has it."""
-
-    __slots__ = ("slot",)
-    random = False
-
-    def __init__(self, slot: int) -> None:
-        self.slot = slot
-
-    def run(self, slots: list[Any], generator: torch.Generator | None, seed: int) -> None:
-        if slots[self.slot] is not None:
-            slots[self.slot] = slots[self.slot].view_as(slots[self.slot])
 
 
 class _Cast:
