@@ -42,9 +42,9 @@ def main() -> int:
     torch.set_num_threads(1)
     take_interrupts()
     folder = BUILD / "demo"
-    shutil.rmtree(folder, ignore_errors=True)
     os.environ["RAVNEST_HOME"] = str(folder / "requester")
     try:
+        shutil.rmtree(folder, ignore_errors=True)
         results = run(folder, options.passes)
     except KeyboardInterrupt:
         console.print("stopped; nothing is left running")

@@ -83,9 +83,9 @@ def main() -> int:
     torch.set_num_threads(1)
     take_interrupts()
     folder = BUILD / "examples"
-    shutil.rmtree(folder, ignore_errors=True)
     os.environ["RAVNEST_HOME"] = str(folder / "requester")
     try:
+        shutil.rmtree(folder, ignore_errors=True)
         outcomes = run(folder, options.names or list(NAMES), console)
     except KeyboardInterrupt:
         console.print("stopped; nothing is left running")

@@ -26,7 +26,7 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 LENGTH = 8
 LETTERS = 150_000
-PASSES = 4
+PASSES = 3
 MASKED = 0.15
 MASK = len(ALPHABET)
 """The letter that stands for a hidden one."""
