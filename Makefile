@@ -6,10 +6,11 @@ READY := $(VENV)/.ready
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
-.PHONY: help setup lock demo test test-slow fuzz lint clean
+.PHONY: help setup lock demo examples test test-slow fuzz lint clean
 
 help:
 	@echo "make demo       set up, then train the digits CNN on a local swarm of six peers"
+	@echo "make examples   set up, then train BERT, GPT-2, ResNet-50 and a sorting GPT on a local swarm (ONLY=bert …)"
 	@echo "make test       set up, then check the code and run the tests (under 15 minutes on 2 cores)"
 	@echo "make test-slow  the long simulations: 1,000 seeds with 200 peers and more"
 	@echo "make fuzz       100,000 random packages against the loader and the operations (COUNT=…, SEED=…)"
@@ -36,6 +37,9 @@ lock:
 
 demo: $(READY)
 	@OMP_NUM_THREADS=1 $(BIN)/python examples/demo.py
+
+examples: $(READY)
+	@OMP_NUM_THREADS=1 $(BIN)/python examples/run.py $(ONLY)
 
 test: lint
 	$(PYTEST) -m "not slow"

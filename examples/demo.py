@@ -14,23 +14,19 @@ import dataclasses
 import json
 import os
 import shutil
-import signal
 import sys
-import time
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
-from rich.live import Live
 
 sys.path.insert(0, str(Path(__file__).parent / "cnn"))
 import train as cnn
+from local import follow, take_interrupts, wait_for_peers
 
 BUILD = Path(__file__).resolve().parents[1] / "build"
 PEERS, CLUSTERS, STAGES = 5, 2, 2
-FIND_EACH_OTHER_S = 60.0
 TRAIN_S = 600.0
 STOP_S = 3.0
 
@@ -44,13 +40,11 @@ def main() -> int:
     parser.add_argument("--passes", type=int, default=cnn.PASSES, help="over the data (default: %(default)s)")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    for number in (signal.SIGINT, signal.SIGTERM):
-        # Said explicitly: a background job of a shell starts with Ctrl+C ignored.
-        signal.signal(number, signal.default_int_handler)
+    take_interrupts()
     folder = BUILD / "demo"
-    shutil.rmtree(folder, ignore_errors=True)
     os.environ["RAVNEST_HOME"] = str(folder / "requester")
     try:
+        shutil.rmtree(folder, ignore_errors=True)
         results = run(folder, options.passes)
     except KeyboardInterrupt:
         console.print("stopped; nothing is left running")
@@ -81,9 +75,9 @@ def run(folder: Path, passes: int) -> dict[str, Any]:
         console.print(f"  RAVNEST_HOME={swarm.peers[0].home} .venv/bin/ravnest peers", soft_wrap=True)
         with rn.connect(*(peer.address for peer in swarm.peers)) as connection:
             try:
-                wait_for_peers(connection)
+                wait_for_peers(connection, PEERS, folder, console)
                 job = connection.submit_request(request, say=console.print)
-                progress, seconds = follow(job)
+                progress, seconds = follow(job, TRAIN_S, console)
                 state = job.result(timeout_s=60)
                 peers = connection.peers()
             except BaseException:
@@ -113,57 +107,6 @@ def run(folder: Path, passes: int) -> dict[str, Any]:
         "loss": progress.loss,
         "job": job.id,
     }
-
-
-def wait_for_peers(connection: Any) -> None:
-    """Until every lending peer has measured itself and said so.
-
-    Raises:
-        TimeoutError: they did not within a minute.
-    """
-    deadline_s = time.monotonic() + FIND_EACH_OTHER_S
-    with console.status("the peers find each other and measure what they can do …"):
-        while sum(1 for peer in connection.peers() if peer["memory_bytes"]) < PEERS:
-            if time.monotonic() > deadline_s:
-                raise TimeoutError(f"the peers did not find each other; see the logs in {BUILD / 'demo'}")
-            time.sleep(0.3)
-
-
-def follow(job: Any) -> tuple[Any, float]:
-    """Show the job until it is over: (progress at the end of training, seconds of training).
-
-    The status of a job that is over no longer names its stages; theirs are those of the last look.
-    """
-    from ravnest_p2p.cli.live import line, render
-    from ravnest_p2p.core.errors import JobError
-
-    begin_s, deadline_s = None, time.monotonic() + TRAIN_S
-    last = None
-    live = Live(console=console, refresh_per_second=4) if console.is_terminal else nullcontext()
-    with live:
-        for progress in job.follow():
-            now_s = time.monotonic()
-            if begin_s is None and progress.phase.value == "running":
-                begin_s = now_s
-            if console.is_terminal:
-                live.update(render(progress))
-            else:
-                console.print(line(progress), highlight=False)
-            if progress.clusters and progress.clusters[0].stages[0].version:
-                last = dataclasses_of(progress, last)
-            if progress.over:
-                break
-            if now_s > deadline_s:
-                raise JobError(f"the job took longer than {TRAIN_S:.0f} s: {progress.reason}")
-    if progress.phase.value != "done" or last is None or begin_s is None:
-        raise JobError(f"the job ended as {progress.phase.value}: {progress.reason}")
-    return last.model_copy(update={"samples": progress.samples}), time.monotonic() - begin_s
-
-
-def dataclasses_of(progress: Any, last: Any) -> Any:
-    """The newer progress, unless stages have left it already."""
-    busy = all(stage.version for cluster in progress.clusters for stage in cluster.stages)
-    return progress if busy or last is None else last
 
 
 def train_alone(request: Any) -> torch.nn.Module:

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from ravnest_p2p.client.request import LAMB, SGD, Adam, AdamW, JobRequest, Muon
     from ravnest_p2p.client.swarm import Job, Swarm, connect
     from ravnest_p2p.core.errors import OurFault, RavnestError, RemoteFault, UserFault
+    from ravnest_p2p.model.capture import capture
+    from ravnest_p2p.model.package import Package
 
 __version__ = "0.1.0"
 __all__ = [
@@ -34,12 +36,14 @@ __all__ = [
     "JobRequest",
     "Muon",
     "OurFault",
+    "Package",
     "Progress",
     "RavnestError",
     "RemoteFault",
     "Swarm",
     "UserFault",
     "aio",
+    "capture",
     "connect",
 ]
 _HOMES = {
@@ -52,7 +56,9 @@ _HOMES = {
     "Job": "client.swarm",
     "Swarm": "client.swarm",
     "connect": "client.swarm",
+    "Package": "model.package",
     "Progress": "client.progress",
+    "capture": "model.capture",
     "OurFault": "core.errors",
     "RavnestError": "core.errors",
     "RemoteFault": "core.errors",

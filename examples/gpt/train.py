@@ -9,8 +9,6 @@ The text is on every computer with Python: the docstrings of the standard librar
 
 from __future__ import annotations
 
-import ast
-import importlib.util
 import sys
 from pathlib import Path
 
@@ -20,80 +18,17 @@ from torch.nn import functional as F
 
 import ravnest_p2p as rn
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from docstrings import ALPHABET, windows
+
 CONTEXT = 64
 WIDTH = 96
 HEADS = 4
 BLOCKS = 3
+LETTERS = 600_000
 PASSES = 2
 MICROBATCH_SIZE = 8
 MICROBATCHES_PER_UPDATE = 4
-ALPHABET = "\n" + "".join(map(chr, range(32, 127)))
-MODULES = (
-    "argparse",
-    "ast",
-    "bdb",
-    "calendar",
-    "cgitb",
-    "cmd",
-    "codecs",
-    "collections",
-    "configparser",
-    "contextlib",
-    "copy",
-    "csv",
-    "dataclasses",
-    "datetime",
-    "difflib",
-    "doctest",
-    "enum",
-    "fractions",
-    "ftplib",
-    "functools",
-    "heapq",
-    "imaplib",
-    "inspect",
-    "ipaddress",
-    "locale",
-    "mailbox",
-    "nntplib",
-    "optparse",
-    "os",
-    "pathlib",
-    "pickle",
-    "pickletools",
-    "platform",
-    "plistlib",
-    "poplib",
-    "pprint",
-    "pydoc",
-    "random",
-    "sched",
-    "selectors",
-    "shelve",
-    "shlex",
-    "shutil",
-    "smtplib",
-    "socket",
-    "socketserver",
-    "ssl",
-    "statistics",
-    "string",
-    "subprocess",
-    "tarfile",
-    "tempfile",
-    "textwrap",
-    "threading",
-    "timeit",
-    "tokenize",
-    "trace",
-    "traceback",
-    "turtle",
-    "typing",
-    "uuid",
-    "warnings",
-    "weakref",
-    "zipfile",
-)
 
 
 class Block(nn.Module):
@@ -139,26 +74,11 @@ def build_model(seed: int = 0) -> GPT:
     return GPT()
 
 
-def text() -> str:
-    """Docstrings of the standard library's modules, in a fixed order."""
-    parts: list[str] = []
-    for name in MODULES:
-        found = importlib.util.find_spec(name)
-        if found is None or found.origin is None or not found.origin.endswith(".py"):
-            continue
-        tree = ast.parse(Path(found.origin).read_text(encoding="utf-8"))
-        for node in ast.walk(tree):
-            if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)):
-                parts.append(ast.get_docstring(node) or "")
-    return "".join(letter for letter in "\n\n".join(filter(None, parts)) if letter in ALPHABET)
-
-
 def data() -> tuple[Tensor, Tensor]:
     """Windows of the text, and the same one letter on: two tensors of shape (samples, CONTEXT), int64."""
-    number = {letter: i for i, letter in enumerate(ALPHABET)}
-    letters = torch.tensor([number[letter] for letter in text()])
-    windows = letters[: (len(letters) - 1) // CONTEXT * CONTEXT + 1]
-    return windows[:-1].view(-1, CONTEXT), windows[1:].view(-1, CONTEXT)
+    letters = windows(1, LETTERS).flatten()
+    rows = (len(letters) - 1) // CONTEXT
+    return letters[: rows * CONTEXT].view(rows, -1), letters[1 : rows * CONTEXT + 1].view(rows, -1)
 
 
 def loss(logits: Tensor, letters: Tensor) -> Tensor:

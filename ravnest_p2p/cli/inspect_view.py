@@ -52,7 +52,7 @@ def _headline(report: Report, name: str) -> Text:
     if report.checked:
         text.append("\ncaptured; two steps equal eager PyTorch to the last bit", style="green")
     else:
-        text.append("\ncaptured by shapes alone: not compared with eager PyTorch", style="yellow")
+        text.append("\nby shapes or a saved package alone: not compared with eager PyTorch", style="yellow")
     return text
 
 

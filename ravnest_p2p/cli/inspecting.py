@@ -27,6 +27,7 @@ EXAMPLES = """examples:
 
 The function returns a JobRequest, as for `ravnest submit`, or a tuple
 (model, example_inputs, loss, example_labels); inputs and labels are tuples of tensors, one micro-batch each.
+A folder that `Package.save` wrote is only read: nothing in it runs.
 
 --without-weights builds the model on torch's meta device: shapes without numbers, so that a model of any size
 can be looked at. Nothing is compared with eager then.
@@ -44,7 +45,11 @@ def add_to(commands: Any) -> None:
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    command.add_argument("file", metavar="FILE[:FUNCTION]", help="Python file and function (default: job)")
+    command.add_argument(
+        "file",
+        metavar="FILE[:FUNCTION]",
+        help="Python file and function (default: job), or folder of a saved package",
+    )
     over = command.add_mutually_exclusive_group()
     over.add_argument("--stages", type=int, metavar="N", help="split over N equal peers (default: 2)")
     over.add_argument("--peers", metavar="FILE", help="split over these: what `ravnest peers --json` prints")
@@ -96,7 +101,7 @@ class Inspected:
     """What the user's function gave."""
 
     name: str
-    model: nn.Module
+    model: nn.Module | Package
     inputs: tuple[Tensor, ...]
     labels: tuple[Tensor, ...]
     loss: Callable[..., Tensor] | None
@@ -105,17 +110,20 @@ class Inspected:
 
     def captured(self, *, without_weights: bool) -> Package:
         """The model as a package; without weights where it has none."""
-        from ravnest_p2p.model import capture, capture_without_weights, is_weightless
+        from ravnest_p2p.model import Package, capture, capture_without_weights, is_weightless
 
+        if isinstance(self.model, Package):
+            return self.model
         by = capture_without_weights if without_weights or is_weightless(self.model) else capture
         return by(self.model, self.inputs, loss=self.loss, example_labels=self.labels)
 
 
 def load(argument: str, *, without_weights: bool = False) -> Inspected:
-    """Call the user's function and look at what it gives.
+    """Call the user's function and look at what it gives, or read a saved package, which runs nothing.
 
     Raises:
         ConfigError: no such file or function, or it gives something else than what is wanted.
+        PackageError: the folder is no package, or one that is refused.
     """
     import torch
     from torch import nn
@@ -123,8 +131,11 @@ def load(argument: str, *, without_weights: bool = False) -> Inspected:
     from ravnest_p2p.cli.job_file import load_made
     from ravnest_p2p.client.request import JobRequest
     from ravnest_p2p.core.errors import ConfigError
+    from ravnest_p2p.model.package import Package
     from ravnest_p2p.model.requirements import Terms
 
+    if Path(argument).expanduser().is_dir():
+        return Inspected(Path(argument).name, Package.load(argument), (), (), None, Terms())
     with torch.device("meta") if without_weights else nullcontext():
         where, made = load_made(argument, WANTED)
     if isinstance(made, JobRequest):

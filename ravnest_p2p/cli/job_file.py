@@ -19,6 +19,11 @@ def load_request(argument: str) -> JobRequest:
     Raises:
         ConfigError: no such file or function, the file fails, or the function returns something else.
     """
+    if Path(argument).expanduser().is_dir():
+        raise ConfigError(
+            f"{argument} is a folder; a saved package holds no data to train on: write a Python file whose "
+            "function returns JobRequest(model=Package.load(…), data=…)"
+        )
     where, request = load_made(argument, "write one that returns a JobRequest")
     if not isinstance(request, JobRequest):
         raise ConfigError(f"{where} returned {type(request).__name__}, not a JobRequest")

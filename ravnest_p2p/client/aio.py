@@ -27,6 +27,7 @@ from ravnest_p2p.client.request import JobRequest
 from ravnest_p2p.client.steps import nothing
 from ravnest_p2p.client.swarm import open_portal
 from ravnest_p2p.core.types import JobId, PeerId
+from ravnest_p2p.model.package import Package
 from ravnest_p2p.network import gateway
 
 
@@ -107,7 +108,9 @@ class Swarm:
             self._operations.entries, steps.logs_request(None, after, limit), "logs"
         )
 
-    async def submit(self, model: nn.Module, data: Any, *, say: Say = nothing, **settings: Any) -> Job:
+    async def submit(
+        self, model: nn.Module | Package, data: Any, *, say: Say = nothing, **settings: Any
+    ) -> Job:
         """Have a model trained; returns when the swarm has taken the job in. Arguments as in `JobRequest`."""
         return await self.submit_request(JobRequest(model, data, **settings), say=say)
 

@@ -21,10 +21,11 @@ from ravnest_p2p.client.blobs import sha256_of
 from ravnest_p2p.client.request import JobRequest
 from ravnest_p2p.core.errors import ConfigError, RecordFormatError
 from ravnest_p2p.core.optimizers import PRECISIONS, check_optimizer
-from ravnest_p2p.core.types import BlobHash, FieldSpec, JobId, JobSpec, OptimizerSpec
+from ravnest_p2p.core.types import BlobHash, FieldSpec, JobId, JobSpec, OptimizerSpec, WeightsPart
 from ravnest_p2p.model.capture import capture
 from ravnest_p2p.model.matrices import hidden_matrices
 from ravnest_p2p.model.mixed import check_mixed
+from ravnest_p2p.model.package import Package
 from ravnest_p2p.model.program import Program
 from ravnest_p2p.model.requirements import Terms, requirements
 from ravnest_p2p.network.records_manifest import job_id, manifest_bytes
@@ -70,20 +71,19 @@ def prepare(request: JobRequest, folder: Path, say: Say) -> tuple[Prepared, Prog
     batches = _total_batches(request, samples)
     optimizer = _optimizer(request, batches)
     checkpoint = request.checkpoint_word
-    say("capturing the model")
     size = request.microbatch_size
-    package = capture(
-        request.model,
-        tuple(column[:size] for column in inputs),
-        loss=request.loss,
-        example_labels=tuple(column[:size] for column in labels),
-    )
+    package = _package(request, [c[:size] for c in inputs], [c[:size] for c in labels], say)
     if optimizer.name == "muon" and not hidden_matrices(package.program):
         raise ConfigError("the model has no hidden matrix for Muon to move; use AdamW")
     if request.precision == "bf16":
         check_mixed(package, {name: column[:size] for name, _, column in _named(inputs, labels)})
-    program, weights = package.save(folder)
-    blobs = {sha256_of(path): path for path in (program, weights)}
+    program, weights = package.write(folder)
+    blobs = {sha256_of(program): program}
+    parts = []
+    for file in weights:
+        blob = sha256_of(file.path)
+        blobs[blob] = file.path
+        parts += [WeightsPart(lo, hi, blob) for lo, hi in file.layers]
     say("writing the data")
     fields = []
     for name, role, column in _named(inputs, labels):
@@ -95,7 +95,7 @@ def prepare(request: JobRequest, folder: Path, say: Say) -> tuple[Prepared, Prog
     spec = JobSpec(
         name=request.name or type(request.model).__name__,
         program=sha256_of(program),
-        weights=(sha256_of(weights),),
+        weights=tuple(parts),
         fields=tuple(fields),
         samples=samples,
         layers=requirements(package, Terms(optimizer, request.precision)).layers,
@@ -120,6 +120,26 @@ def prepare(request: JobRequest, folder: Path, say: Say) -> tuple[Prepared, Prog
     job = job_id(manifest)
     blobs[BlobHash(job)] = path
     return Prepared(job, spec, len(manifest), blobs), package.program
+
+
+def _package(request: JobRequest, inputs: list[Tensor], labels: list[Tensor], say: Say) -> Package:
+    """The model as data, captured with one micro-batch; what is a package already is checked against it."""
+    if not isinstance(request.model, Package):
+        say("capturing the model")
+        return capture(request.model, tuple(inputs), loss=request.loss, example_labels=tuple(labels))
+    wanted = {leaf.name: (leaf.dtype, leaf.shape) for leaf in request.model.program.inputs}
+    named = _named(inputs, labels)
+    found = {name: (str(c.dtype).removeprefix("torch."), tuple(c.shape)) for name, _, c in named}
+    if wanted != found:
+        raise ConfigError(
+            f"the package takes micro-batches of {_listed(wanted)}; this data, cut by microbatch_size, gives "
+            f"{_listed(found)}"
+        )
+    return request.model
+
+
+def _listed(fields: dict[str, tuple[str, tuple[int, ...]]]) -> str:
+    return ", ".join(f"{name} {dtype} {list(shape)}" for name, (dtype, shape) in fields.items())
 
 
 def columns_of(request: JobRequest, say: Say) -> list[Tensor]:

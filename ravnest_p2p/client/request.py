@@ -18,6 +18,8 @@ from ravnest_p2p.core.types import OptimizerSpec
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
+    from ravnest_p2p.model.package import Package
+
 Array = Union[Tensor, "np.ndarray[Any, Any]"]
 Data = Union[Sequence[Array], "Dataset[Any]"]
 
@@ -128,11 +130,12 @@ class JobRequest:
     """A training job as its user states it.
 
     Attributes:
-        model: in the state to start from; called as `model(*inputs)`. It is only read.
+        model: in the state to start from; called as `model(*inputs)`. It is only read. Or a `Package` that
+            was captured before, of one micro-batch, with its loss inside.
         data: columns of equal length, inputs first and labels last (tensors or numpy arrays; float64 becomes
             float32, integer labels int64), or a `torch.utils.data.Dataset` of such rows.
         loss: `loss(output, *labels)` gives a scalar mean over the micro-batch; None where the model itself
-            takes inputs and labels and returns the loss.
+            takes inputs and labels and returns the loss. Not looked at where `model` is a `Package`.
         labels: how many of the columns, from the last one, are labels.
         passes: times that every sample is trained.
         microbatch_size: samples in a micro-batch.
@@ -150,7 +153,7 @@ class JobRequest:
             False for none, "auto" for those that do not fit their peer otherwise.
     """
 
-    model: nn.Module
+    model: nn.Module | Package
     data: Data
     loss: Callable[..., Tensor] | None = torch.nn.functional.cross_entropy
     optimizer: OptimizerSpec = field(default_factory=AdamW)

@@ -69,7 +69,10 @@ async def fetch(operations: Operations, job: JobId, timeout_s: float, say: Say) 
         program = await operations.program(spec, folder)
         weights = []
         if await trio.to_thread.run_sync(missing_names, program, pieces):
-            weights = [await operations.download(blob, folder, advance) for blob in spec.weights]
+            weights = [
+                await operations.download(blob, folder, advance)
+                for blob in spec.weights_of(0, len(spec.layers))
+            ]
         return await trio.to_thread.run_sync(state_dict, program, pieces, weights)
 
 

@@ -25,6 +25,7 @@ from ravnest_p2p.client.request import JobRequest
 from ravnest_p2p.client.steps import nothing
 from ravnest_p2p.client.transport import peer_info
 from ravnest_p2p.core.types import JobId, PeerId
+from ravnest_p2p.model.package import Package
 from ravnest_p2p.network import gateway
 
 
@@ -97,7 +98,7 @@ class Swarm:
         """The gateway's own log lines with a number over `after`, the oldest first."""
         return self._portal.call(self._operations.entries, steps.logs_request(None, after, limit), "logs")
 
-    def submit(self, model: nn.Module, data: Any, *, say: Say = nothing, **settings: Any) -> Job:
+    def submit(self, model: nn.Module | Package, data: Any, *, say: Say = nothing, **settings: Any) -> Job:
         """Have a model trained; returns when the swarm has taken the job in.
 
         Args:

@@ -168,12 +168,24 @@ class FieldSpec:
 
 
 @dataclass(frozen=True, slots=True)
+class WeightsPart:
+    """A blob of initial weights (safetensors) that is needed where any of layers [lo, hi) is trained.
+
+    One blob may stand for several ranges of layers.
+    """
+
+    lo: int
+    hi: int
+    blob: BlobHash
+
+
+@dataclass(frozen=True, slots=True)
 class JobSpec:
     """A job's manifest: everything needed to plan and run it, with large parts named by hash.
 
     Attributes:
         program: blob of the captured train graph (JSON).
-        weights: blobs of the initial weights (safetensors).
+        weights: the initial weights, in parts by the layers that need them.
         layers: cost of each layer; stage cuts are indices into it.
         microbatch_size: samples in a micro-batch.
         microbatches_per_update: m.
@@ -188,7 +200,7 @@ class JobSpec:
 
     name: str
     program: BlobHash
-    weights: tuple[BlobHash, ...]
+    weights: tuple[WeightsPart, ...]
     fields: tuple[FieldSpec, ...]
     samples: int
     layers: tuple[LayerCost, ...]
@@ -203,6 +215,10 @@ class JobSpec:
     staleness_bound: int = 8
     precision: str = "fp32"
     checkpoint: str = "never"
+
+    def weights_of(self, lo: int, hi: int) -> list[BlobHash]:
+        """Blobs of initial weights that a stage of layers [lo, hi) needs, each once."""
+        return list(dict.fromkeys(part.blob for part in self.weights if part.lo < hi and lo < part.hi))
 
 
 @dataclass(frozen=True, slots=True)

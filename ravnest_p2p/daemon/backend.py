@@ -17,12 +17,14 @@ from ravnest_p2p.core.errors import BlobError, JobError, RemoteFault
 from ravnest_p2p.core.planning.resume import resume_point
 from ravnest_p2p.core.types import BlobHash, JobId, JobPhase, PeerId
 from ravnest_p2p.daemon.control import Control
+from ravnest_p2p.daemon.copies import shared_out
 from ravnest_p2p.daemon.hosts import Hosts
 from ravnest_p2p.daemon.jobbook import JobBook, JobEntry, blobs_of
 from ravnest_p2p.daemon.logbook import Logbook
 from ravnest_p2p.daemon.peer_messages import (
     KEEP,
     LOGS,
+    MAX_KEPT,
     KeepAsked,
     LogsAsked,
     Overview,
@@ -39,6 +41,8 @@ log = logging.getLogger(__name__)
 
 ASKED_PEERS = 64
 COPIES = 2
+"""Of each blob of a job, beside the one at the peer that took it in."""
+SPREAD_PEERS = 16
 CALL_TIMEOUT_S = 5.0
 
 
@@ -247,18 +251,31 @@ class Backend:
         return job_status(job, entry, self.control.plan, answers, lending)
 
     async def _spread(self, job: JobId, blobs: tuple[BlobHash, ...]) -> None:
-        """Have other peers copy the job's blobs, so that neither this peer nor the requester has to stay."""
+        """Have other peers copy the job's blobs, so that neither this peer nor the requester has to stay.
+
+        Each takes some: the whole model need not fit on any of them.
+        """
         offers = self.control.view.capabilities
         others = sorted((p for p in offers if p != self.own), key=lambda p: (-offers[p].memory_bytes, p))
-        asked = plain(KeepAsked(job=job, blobs=blobs))
+        lending = [peer for peer in others if offers[peer].memory_bytes]
+        chosen = (lending if len(lending) >= COPIES else others)[:SPREAD_PEERS]
+        asked = [
+            (peer, plain(KeepAsked(job=job, blobs=mine[start : start + MAX_KEPT])))
+            for peer, mine in shared_out(blobs, chosen, COPIES).items()
+            for start in range(0, len(mine), MAX_KEPT)
+        ]
         answers = await asyncio.gather(
-            *(self.session.rpc.call(peer, KEEP, asked, CALL_TIMEOUT_S) for peer in others[:COPIES]),
+            *(self.session.rpc.call(peer, KEEP, body, CALL_TIMEOUT_S) for peer, body in asked),
             return_exceptions=True,
         )
         failed = [answer for answer in answers if isinstance(answer, BaseException)]
         if failed:
             log.warning(
-                "job %s: %d of %d peers took no copy: %s", job[:8], len(failed), len(answers), failed[0]
+                "job %s: %d of %d requests for copies failed: %s",
+                job[:8],
+                len(failed),
+                len(answers),
+                failed[0],
             )
 
 

@@ -56,10 +56,7 @@ class JobFiles:
         self.store.pin(job, blob)
         if self.store.has(blob):
             return self.store.path(blob)
-        holders = await self._holders(job, peers)
-        if not holders:
-            raise BlobError(f"no peer is known to hold blob {blob[:12]}… of job {job[:12]}…")
-        return await self._exchange.fetch(blob, holders, max_bytes, FETCH_TIMEOUT_S)
+        return await self._fetch(job, blob, await self._holders(job, peers), max_bytes)
 
     async def piece(self, piece: Piece, peers: Iterable[PeerId]) -> Path:
         """The file of a saved piece; its pins are the business of whoever keeps it."""
@@ -70,10 +67,14 @@ class JobFiles:
 
     async def all_of(self, job: JobId, blobs: Sequence[BlobHash], peers: Iterable[PeerId] = ()) -> list[Path]:
         """Several blobs, in order, then announced to the directory."""
-        named = list(peers)
-        paths = [await self.blob(job, blob, named) for blob in blobs]
+        for blob in blobs:
+            self.store.pin(job, blob)
+        missing = [blob for blob in blobs if not self.store.has(blob)]
+        holders = await self._holders(job, peers) if missing else []
+        for blob in missing:
+            await self._fetch(job, blob, holders, MAX_BLOB_BYTES)
         await self.announce(job)
-        return paths
+        return [self.store.path(blob) for blob in blobs]
 
     async def announce(self, job: JobId) -> None:
         """Tell the directory that this peer holds blobs of the job; repeated by `refresh`."""
@@ -90,6 +91,11 @@ class JobFiles:
         """The job is over and its result was taken or given up: its blobs may be evicted."""
         self._announced.discard(job)
         self.store.unpin(job)
+
+    async def _fetch(self, job: JobId, blob: BlobHash, holders: Sequence[PeerId], max_bytes: int) -> Path:
+        if not holders:
+            raise BlobError(f"no peer is known to hold blob {blob[:12]}… of job {job[:12]}…")
+        return await self._exchange.fetch(blob, holders, max_bytes, FETCH_TIMEOUT_S)
 
     async def _holders(self, job: JobId, peers: Iterable[PeerId]) -> list[PeerId]:
         try:

@@ -60,9 +60,9 @@ def piece_owner(piece: Piece) -> str:
 
 
 def blobs_of(spec: JobSpec) -> list[BlobHash]:
-    """Every blob that the manifest names."""
+    """Every blob that the manifest names, each once."""
     shards = [blob for field in spec.fields for blob, _ in field.shards]
-    return [spec.program, *spec.weights, *shards]
+    return list(dict.fromkeys([spec.program, *spec.weights_of(0, len(spec.layers)), *shards]))
 
 
 _PIECES = TypeAdapter(list[Piece])

@@ -18,6 +18,9 @@ from ravnest_p2p.daemon.messages import Report
 
 Short = Annotated[str, Field(max_length=2000)]
 
+MAX_KEPT = 4096
+"""Blobs that one call may ask to be kept."""
+
 OVERVIEW, PLAN, REPLAN, KEEP, LOGS = "overview", "plan", "replan", "keep", "logs"
 
 
@@ -77,7 +80,7 @@ class KeepAsked(Body):
     """Hold copies: of a job's blobs, or of one saved piece."""
 
     job: JobId
-    blobs: tuple[BlobHash, ...] = Field(default=(), max_length=4096)
+    blobs: tuple[BlobHash, ...] = Field(default=(), max_length=MAX_KEPT)
     piece: Piece | None = None
 
 

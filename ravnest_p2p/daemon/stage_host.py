@@ -231,7 +231,8 @@ class StageHost:
             place = plan.clusters[cluster].stages[stage]
             wanted = [piece for piece in plan.pieces if piece.lo < place.hi and place.lo < piece.hi]
             pieces = [await files.piece(piece, plan.peers) for piece in wanted]
-            weights = [] if pieces else await files.all_of(self.job, spec.weights, plan.peers)
+            initial = [] if pieces else spec.weights_of(place.lo, place.hi)
+            weights = await files.all_of(self.job, initial, plan.peers)
         except BaseException:
             worker.cancel()
             raise

@@ -6,7 +6,7 @@ stages; `StageComputation` runs one. Nothing here knows a network.
 
 from ravnest_p2p.model.capture import capture
 from ravnest_p2p.model.compute import StageComputation, node_seed
-from ravnest_p2p.model.package import Package, load_tensors
+from ravnest_p2p.model.package import Package
 from ravnest_p2p.model.parse import Limits, read_program
 from ravnest_p2p.model.profile import measured_layers
 from ravnest_p2p.model.program import Leaf, Node, Program, Ref, TensorSpec
@@ -14,6 +14,7 @@ from ravnest_p2p.model.report import Report
 from ravnest_p2p.model.requirements import Requirements, Terms, requirements
 from ravnest_p2p.model.split import StageProgram, split, stage_program
 from ravnest_p2p.model.weightless import capture_without_weights, is_weightless
+from ravnest_p2p.model.weights import load_tensors
 
 __all__ = [
     "Leaf",

@@ -69,7 +69,7 @@ def capture(
         Program.from_json(program.to_json())
     except PackageError as error:
         raise CaptureError(f"other peers would refuse the captured program: {error}") from error
-    return Package(program, weights)
+    return Package(program, weights, compared=True)
 
 
 class TrainStep(nn.Module):

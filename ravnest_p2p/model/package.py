@@ -7,42 +7,26 @@ are not judged: NaN and infinity are legal weights (masks hold -inf), training o
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice, takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
-from ravnest_p2p.core.errors import CaptureError, PackageError
+from ravnest_p2p.core.errors import CaptureError, ConfigError, PackageError
 from ravnest_p2p.core.types import Capability, LayerCost
 from ravnest_p2p.model.parse import Limits, read_program
-from ravnest_p2p.model.program import Program, TensorSpec
-from ravnest_p2p.model.stranger import read_ordinary, strict_json
+from ravnest_p2p.model.program import Program
+from ravnest_p2p.model.weights import MAX_FILES, WeightsFile, file_name, load_tensors, write_weights
 
 if TYPE_CHECKING:
     from ravnest_p2p.model.report import Report
     from ravnest_p2p.model.requirements import Terms
 
 PROGRAM_FILE = "program.json"
-WEIGHTS_FILE = "weights.safetensors"
-HEADER_LIMIT_BYTES = 8 << 20
-"""A header of weights over this is refused: about 70,000 tensors."""
-
-_STORED = {
-    "F64": "float64",
-    "F32": "float32",
-    "F16": "float16",
-    "BF16": "bfloat16",
-    "I64": "int64",
-    "I32": "int32",
-    "I16": "int16",
-    "I8": "int8",
-    "U8": "uint8",
-    "BOOL": "bool",
-}
 
 
 @dataclass(frozen=True)
@@ -51,10 +35,13 @@ class Package:
 
     Attributes:
         weights: parameters and buffers under their state_dict names, on the CPU; a tied one stands here once.
+        compared: two steps were seen to equal the model's, here and now; what is read from files says
+            nothing of that.
     """
 
     program: Program
     weights: dict[str, Tensor]
+    compared: bool = False
 
     @property
     def tied(self) -> tuple[tuple[str, ...], ...]:
@@ -110,26 +97,67 @@ class Package:
                 state.update((name, state[first]) for name in others)
         return state
 
-    def save(self, folder: str | os.PathLike[str]) -> tuple[Path, Path]:
-        """Write both files into an existing folder; returns (program path, weights path).
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the package as a folder: the program, and the weights in files of bounded size.
+
+        The folder appears only when all of it is written.
+
+        Args:
+            path: of the folder, which must not exist yet, or be empty.
+        Raises:
+            CaptureError: the model was captured without weights.
+            ConfigError: something is there already, or the folder cannot be written.
+        """
+        folder = Path(path).expanduser()
+        temporary = folder.with_name(f".{folder.name}.{os.getpid()}.part")
+        try:
+            if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+                raise ConfigError(f"{folder} exists already; remove it, or save the package elsewhere")
+            temporary.mkdir()
+            self.write(temporary)
+            temporary.replace(folder)
+        except OSError as error:
+            raise ConfigError(f"the package cannot be saved: {error}") from error
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+    def write(self, folder: Path) -> tuple[Path, list[WeightsFile]]:
+        """Write the same files into an existing folder; returns the program's and the weights'.
 
         Raises:
             CaptureError: the model was captured without weights.
+            OSError: the disk is full, or the folder is missing.
         """
         if not self.has_weights:
             raise CaptureError("the model was captured without weights; build it on the CPU to train it")
-        program_path, weights_path = Path(folder) / PROGRAM_FILE, Path(folder) / WEIGHTS_FILE
-        program_path.write_bytes(self.program.to_json())
-        save_file({name: tensor.contiguous() for name, tensor in self.weights.items()}, weights_path)
-        return program_path, weights_path
+        path = folder / PROGRAM_FILE
+        path.write_bytes(self.program.to_json())
+        return path, write_weights(folder, self.program, self.weights)
 
     @staticmethod
-    def load(
+    def load(path: str | os.PathLike[str], limits: Limits | None = None) -> Package:
+        """Read a folder that `save` wrote, or a stranger claims it did; nothing of it is run.
+
+        Weights are mapped from the files, which therefore have to stay while the package is used.
+
+        Raises:
+            PackageError: the program or the weights are refused, or the folder is no package (remote's
+                fault).
+        """
+        folder = Path(path).expanduser()
+        if not (folder / PROGRAM_FILE).is_file():
+            raise PackageError(f"{folder} is no package: there is no folder with a {PROGRAM_FILE}")
+        present = {path.name for path in islice(folder.iterdir(), MAX_FILES + 2)}
+        names = takewhile(present.__contains__, map(file_name, range(MAX_FILES)))
+        return Package.from_files(folder / PROGRAM_FILE, [folder / name for name in names], limits)
+
+    @staticmethod
+    def from_files(
         program_path: str | os.PathLike[str],
         weights_paths: Sequence[str | os.PathLike[str]],
         limits: Limits | None = None,
     ) -> Package:
-        """Read files from a stranger.
+        """Read a program and its weights from files of a stranger.
 
         Raises:
             PackageError: the program or the weights are refused (remote's fault).
@@ -137,57 +165,3 @@ class Package:
         program = read_program(program_path, limits)
         wanted = {leaf.name: leaf.spec for leaf in program.params + program.buffers}
         return Package(program, load_tensors(weights_paths, wanted))
-
-
-def load_tensors(
-    paths: Sequence[str | os.PathLike[str]], wanted: Mapping[str, TensorSpec], *, partial: bool = False
-) -> dict[str, Tensor]:
-    """Read named tensors from safetensors files; headers are checked before any tensor is read.
-
-    Args:
-        wanted: what the files must hold, together and nothing else.
-        partial: other tensors in the files are skipped instead of refused; a stage reads its own that way.
-    Raises:
-        PackageError: a file is malformed; a tensor is missing, extra, twice there, or has another shape or
-            dtype.
-    """
-    found: dict[str, Tensor] = {}
-    for path in paths:
-        _check_header(path)
-        try:
-            with safe_open(path, framework="pt", device="cpu") as file:
-                names = [name for name in file.keys() if not partial or name in wanted]  # noqa: SIM118
-                for name in names:
-                    _check(file.get_slice(name), name, wanted, found)
-                for name in names:
-                    found[name] = file.get_tensor(name)
-        except (SafetensorError, OSError, ValueError, RuntimeError) as error:
-            raise PackageError(f"weights file refused: {str(error)[:400]}") from error
-    missing = sorted(wanted.keys() - found.keys())
-    if missing:
-        raise PackageError(
-            f"weights lack {missing[0]!r}" + (f" and {len(missing) - 1} more" if missing[1:] else "")
-        )
-    return found
-
-
-def _check_header(path: str | os.PathLike[str]) -> None:
-    """Refuse what the library would take in: pipes and links, a key twice, a header as large as memory."""
-    length = int.from_bytes(read_ordinary(path, 8, head_only=True), "little")
-    if length > HEADER_LIMIT_BYTES:
-        raise PackageError(f"weights file refused: a header of {length} bytes, over {HEADER_LIMIT_BYTES}")
-    try:
-        strict_json(read_ordinary(path, 8 + length, head_only=True)[8:], Limits().items)
-    except ValueError as error:
-        raise PackageError(f"weights file refused: the header is not valid JSON: {error}") from error
-
-
-def _check(header: object, name: str, wanted: Mapping[str, TensorSpec], found: Mapping[str, Tensor]) -> None:
-    if name in found:
-        raise PackageError(f"weights hold {name[:100]!r} twice")
-    if name not in wanted:
-        raise PackageError(f"weights hold {name[:100]!r}, which the program does not use")
-    shape, dtype = tuple(header.get_shape()), _STORED.get(header.get_dtype())  # type: ignore[attr-defined]
-    spec = wanted[name]
-    if (shape, dtype) != (spec.shape, spec.dtype):
-        raise PackageError(f"weight {name!r} is {shape} {dtype}, not {spec.shape} {spec.dtype}")

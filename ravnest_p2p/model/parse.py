@@ -18,11 +18,12 @@ from typing import Any
 
 from ravnest_p2p.core.capability import MICROBATCH_FLOPS
 from ravnest_p2p.core.errors import PackageError
+from ravnest_p2p.core.strict_json import strict_json
 from ravnest_p2p.model import abstract, ops
 from ravnest_p2p.model.cut import check_bounds
 from ravnest_p2p.model.program import FORMAT, Arg, Leaf, Node, Program, Ref, TensorSpec
 from ravnest_p2p.model.schema import MAX_LIST, check_node
-from ravnest_p2p.model.stranger import read_ordinary, strict_json
+from ravnest_p2p.model.stranger import read_ordinary
 
 _KEYS = {"format", "inputs", "params", "buffers", "nodes", "output", "layers", "tied", "transient"}
 _MAX_NAME = 512

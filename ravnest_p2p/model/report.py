@@ -40,7 +40,7 @@ class Report:
 
     Attributes:
         microbatch_size: samples that it was captured with.
-        checked: captured with its weights, and compared with eager.
+        checked: captured here with its weights, and compared with eager.
         layers: each with what it needs on a peer of its own.
         groups: the layers as runs of equal blocks.
         whole: all of it on one peer.
@@ -111,7 +111,7 @@ def make_report(
         params=needs.params,
         nodes=len(package.program.nodes),
         microbatch_size=first[0] if first else 1,
-        checked=package.has_weights,
+        checked=package.compared,
         terms=needs.terms,
         layers=tuple(needs.need(n, n + 1) for n in range(len(needs.layers))),
         groups=needs.groups,

@@ -71,6 +71,7 @@ def _checked(spec: JobSpec) -> JobSpec:
     _need(1 <= len(spec.layers) <= _MAX_LAYERS, f"from 1 to {_MAX_LAYERS} layers")
     _need(1 <= len(spec.fields) <= _MAX_FIELDS, f"from 1 to {_MAX_FIELDS} data fields")
     _need(1 <= len(spec.weights) <= 65536, "at least one blob of weights")
+    _need(all(part.lo < part.hi <= len(spec.layers) for part in spec.weights), "weights of layers that exist")
     _need(all(field.role in ("input", "label") for field in spec.fields), 'field roles "input" or "label"')
     _need(all(len(field.shape) <= _MAX_RANK for field in spec.fields), f"shapes of rank at most {_MAX_RANK}")
     _need(

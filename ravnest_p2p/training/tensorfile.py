@@ -3,13 +3,15 @@
 Problem: pieces and shards are blobs named by their hash, come from other peers, and are as large as memory.
 Solution: a writer that streams each tensor from its own memory, is deterministic (same tensors, same hash;
 the library's own writer orders metadata at random), syncs and renames; a reader that looks at the header's
-size before anything parses it, and gives lazily mapped tensors, each only against its dtype and shape.
+size before anything parses it, takes ordinary files only, and gives lazily mapped tensors, each only
+against its dtype and shape.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -20,9 +22,11 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ravnest_p2p.core.errors import BlobError, OurFault
+from ravnest_p2p.core.strict_json import strict_json
 
 HEADER_LIMIT_BYTES = 16 << 20
 """A header over this is refused: about 100,000 tensors."""
+_HEADER_ITEMS = 1_000_000
 
 _CODES = {
     "bool": "BOOL",
@@ -128,18 +132,30 @@ def open_tensors(path: Path) -> Iterator[TensorFile]:
     """Open a safetensors file that a stranger may have written.
 
     Raises:
-        BlobError: unreadable, not safetensors, or with a header over `HEADER_LIMIT_BYTES`.
+        BlobError: unreadable, no ordinary file, not safetensors, with a header over `HEADER_LIMIT_BYTES`, or
+            with a key twice in it.
     """
     try:
-        with path.open("rb") as file:
-            header_bytes = int.from_bytes(file.read(8), "little")
-        if header_bytes > HEADER_LIMIT_BYTES:
-            raise BlobError(f"{path.name}: header of {header_bytes} bytes, over {HEADER_LIMIT_BYTES}")
+        _check_header(path)
         handle = safe_open(path, framework="pt")
     except (SafetensorError, OSError, ValueError) as error:
         raise BlobError(f"{path.name} is no readable safetensors file: {error!s:.200}") from error
     with handle:
         yield TensorFile(path, handle)
+
+
+def _check_header(path: Path) -> None:
+    """Refuse what the library would take in: pipes, links, a header as large as memory, a key twice."""
+    # Without O_NONBLOCK, opening a pipe waits for whoever writes to it.
+    handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise BlobError(f"{path.name} is not an ordinary file")
+    with os.fdopen(handle, "rb") as file:
+        header_bytes = int.from_bytes(file.read(8), "little")
+        if header_bytes > HEADER_LIMIT_BYTES:
+            raise BlobError(f"{path.name}: header of {header_bytes} bytes, over {HEADER_LIMIT_BYTES}")
+        strict_json(file.read(header_bytes), _HEADER_ITEMS)
 
 
 def _bytes_of(tensor: Tensor) -> memoryview:

@@ -20,6 +20,7 @@ from ravnest_p2p.client import steps
 from ravnest_p2p.client.swarm import Swarm
 from ravnest_p2p.core.errors import BlobError, ConfigError, JobError, OurFault, PeerUnreachableError
 from ravnest_p2p.core.types import JobPhase
+from ravnest_p2p.daemon.jobbook import blobs_of
 from ravnest_p2p.network.records_manifest import parse_manifest
 from ravnest_p2p.training.snapshot import save_piece
 from tests.integration.gateway_peer import GatewayPeer
@@ -106,7 +107,7 @@ def test_a_job_is_submitted_followed_and_fetched(peer: GatewayPeer, swarm: Swarm
         ("x0", "input", (4,)),
         ("y0", "label", ()),
     ]
-    for blob in (spec.program, *spec.weights, *(blob for field in spec.fields for blob, _ in field.shards)):
+    for blob in blobs_of(spec):
         assert peer.blobs.has(blob)
     assert peer.backend.requesters[job.id] == swarm.peer_id
 

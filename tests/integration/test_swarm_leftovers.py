@@ -74,19 +74,24 @@ def test_a_swarm_ended_in_training_leaves_nothing(
 
 
 @pytest.mark.parametrize(
-    "said",
+    ("script", "said"),
     [
-        pytest.param("starting", id="while the bootstrap peer starts"),
-        pytest.param("try in another terminal", id="while the peers find each other"),
-        pytest.param("running ", id="in training"),
+        pytest.param(["demo.py", "--passes", "2000"], "starting", id="while the bootstrap peer starts"),
+        pytest.param(
+            ["demo.py", "--passes", "2000"], "try in another terminal", id="while the peers find each other"
+        ),
+        pytest.param(["demo.py", "--passes", "2000"], "running ", id="in training"),
+        pytest.param(["run.py", "gpt_sorter"], "capturing", id="while an example is captured"),
     ],
 )
-def test_ctrl_c_on_the_demo_leaves_nothing(said: str, tmp_path: Path, runtime: Path) -> None:
+def test_ctrl_c_on_the_demo_leaves_nothing(
+    script: list[str], said: str, tmp_path: Path, runtime: Path
+) -> None:
     shutil.copytree(REPOSITORY / "examples", tmp_path / "examples")
     log = tmp_path / "demo.log"
     with log.open("wb") as output:
         demo = subprocess.Popen(
-            [sys.executable, "-u", str(tmp_path / "examples" / "demo.py"), "--passes", "2000"],
+            [sys.executable, "-u", str(tmp_path / "examples" / script[0]), *script[1:]],
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,

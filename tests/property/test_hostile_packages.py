@@ -45,7 +45,7 @@ def attempt(name: str, folder: Path, before_kb: int) -> Outcome:
     started = time.process_time()
     try:
         if files is not None:
-            Package.load(*files)
+            Package.from_files(*files)
         else:
             Program.from_json(data)
         ending = "accepted"
@@ -99,7 +99,7 @@ def outcomes(_warm: None, tmp_path_factory: pytest.TempPathFactory) -> dict[str,
 
 
 def test_the_honest_package_is_taken(tmp_path: Path) -> None:
-    package = Package.load(*honest_files(tmp_path))
+    package = Package.from_files(*honest_files(tmp_path))
     assert json.loads(package.program.to_json()) == HONEST
 
 

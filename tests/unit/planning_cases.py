@@ -23,6 +23,7 @@ from ravnest_p2p.core.types import (
     Piece,
     Plan,
     Reachability,
+    WeightsPart,
 )
 
 MB = 1_000_000
@@ -76,7 +77,7 @@ def spec(
     return JobSpec(
         name="job",
         program=BlobHash("1" * 64),
-        weights=(BlobHash("2" * 64),),
+        weights=(WeightsPart(0, layers, BlobHash("2" * 64)),),
         fields=(),
         samples=1000,
         layers=tuple(LayerCost(1e9, param_mb * MB, activation_mb * MB, 100_000) for _ in range(layers)),

@@ -6,8 +6,12 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
+import ravnest_p2p as rn
 from ravnest_p2p.cli import ravnest
+from ravnest_p2p.cli.job_file import load_request
+from ravnest_p2p.core.errors import ConfigError
 
 TUPLE = """
 import torch
@@ -55,6 +59,28 @@ def test_a_tuple_is_taken_and_shown(file: str, capsys: pytest.CaptureFixture[str
     assert code == 0
     for word in ("Sequential", "equal eager PyTorch", "peer 1", "early step", "needed", "balance"):
         assert word in out
+
+
+def test_a_saved_package_is_read_without_running_anything(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.ReLU(), torch.nn.Linear(8, 8))
+    x = torch.randn(2, 8)
+    rn.capture(model, (x,), loss=torch.nn.functional.mse_loss, example_labels=(x,)).save(tmp_path / "saved")
+    (tmp_path / "saved" / "job.py").write_text("raise SystemExit(9)")
+    code, out, _ = run(capsys, str(tmp_path / "saved"))
+    assert code == 0
+    assert "saved" in out
+    assert "not compared" in out
+    (tmp_path / "saved" / "program.json").write_text("{}")
+    code, _, err = run(capsys, str(tmp_path / "saved"))
+    assert code == 3
+    assert "program is refused" in err
+
+
+def test_a_folder_cannot_be_submitted(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"JobRequest\(model=Package.load"):
+        load_request(str(tmp_path))
 
 
 def test_a_request_brings_its_terms(file: str, capsys: pytest.CaptureFixture[str]) -> None:

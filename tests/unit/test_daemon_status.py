@@ -29,6 +29,7 @@ from ravnest_p2p.core.types import (
     Piece,
     Plan,
     StageAssignment,
+    WeightsPart,
 )
 from ravnest_p2p.daemon.jobbook import JobEntry
 from ravnest_p2p.daemon.leader import MAX_ATTEMPTS, given_up
@@ -45,7 +46,7 @@ BLOB = BlobHash("b" * 64)
 SPEC = JobSpec(
     name="job",
     program=BLOB,
-    weights=(BLOB,),
+    weights=(WeightsPart(0, 2, BLOB),),
     fields=(FieldSpec("x0", "input", "float32", (2,), ((BLOB, 100),)),),
     samples=100,
     layers=(LayerCost(1.0, 1, 1, 1),) * 2,

@@ -206,8 +206,8 @@ def test_a_parameter_that_every_layer_shares_is_cut_in_bounded_time() -> None:
 def test_packages_survive_the_disk(tmp_path: Path) -> None:
     for name in ("cnn", "gpt_tied"):
         package = honest(name)
-        program_path, weights_path = package.save(tmp_path)
-        read = Package.load(program_path, [weights_path])
+        package.save(tmp_path / name)
+        read = Package.load(tmp_path / name)
         assert read.program == package.program
         assert read.weights.keys() == package.weights.keys()
         assert all(torch.equal(read.weights[n], t) for n, t in package.weights.items())
@@ -215,25 +215,25 @@ def test_packages_survive_the_disk(tmp_path: Path) -> None:
 
 def test_weights_may_be_cut_into_files_and_read_in_part(tmp_path: Path) -> None:
     package = honest()
-    program_path, _ = package.save(tmp_path)
+    program_path, _ = package.write(tmp_path)
     names = sorted(package.weights)
     parts = []
     for part, chosen in enumerate((names[:3], names[3:])):
         parts.append(tmp_path / f"{part}.safetensors")
         save_file({n: package.weights[n] for n in chosen}, parts[-1])
-    assert Package.load(program_path, parts).weights.keys() == package.weights.keys()
+    assert Package.from_files(program_path, parts).weights.keys() == package.weights.keys()
     wanted = {"conv1.weight": TensorSpec((8, 1, 3, 3), "float32")}
     assert load_tensors(parts, wanted, partial=True).keys() == {"conv1.weight"}
     with pytest.raises(PackageError, match="twice"):
-        Package.load(program_path, [*parts, parts[0]])
+        Package.from_files(program_path, [*parts, parts[0]])
 
 
 def test_infinite_weights_are_legal(tmp_path: Path) -> None:
     package = honest()
     weights = copy.deepcopy(package.weights)
     weights["conv1.weight"].fill_(float("nan"))
-    program_path, weights_path = Package(package.program, weights).save(tmp_path)
-    assert Package.load(program_path, [weights_path]).weights["conv1.weight"].isnan().all()
+    Package(package.program, weights).save(tmp_path)
+    assert Package.load(tmp_path).weights["conv1.weight"].isnan().all()
 
 
 @pytest.mark.parametrize(
@@ -252,19 +252,19 @@ def test_wrong_weights_are_refused(
 ) -> None:
     package = honest()
     weights = dict(package.weights)
-    program_path, _ = package.save(tmp_path)
+    program_path, _ = package.write(tmp_path)
     change(weights)
     save_file(weights, tmp_path / "wrong.safetensors")
     with pytest.raises(PackageError, match=says):
-        Package.load(program_path, [tmp_path / "wrong.safetensors"])
+        Package.from_files(program_path, [tmp_path / "wrong.safetensors"])
 
 
 @pytest.mark.parametrize("data", [b"", b"\xff" * 100, b"\x00" * 8, (2**60).to_bytes(8, "little") + b"{}"])
 def test_weights_that_are_no_safetensors_are_refused(data: bytes, tmp_path: Path) -> None:
-    program_path, _ = honest().save(tmp_path)
+    program_path, _ = honest().write(tmp_path)
     (tmp_path / "bad").write_bytes(data)
     with pytest.raises(PackageError, match="refused"):
-        Package.load(program_path, [tmp_path / "bad"])
+        Package.from_files(program_path, [tmp_path / "bad"])
 
 
 def test_the_list_of_operations_holds_real_and_harmless_ones() -> None:

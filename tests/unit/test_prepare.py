@@ -32,7 +32,7 @@ BATCH = classes(8, 0)
 X, Y = torch.cat([b["x"] for b in BATCH]), torch.cat([b["y"] for b in BATCH])
 
 
-def prepared(folder: Path, model: nn.Module | None = None, **settings: Any) -> Prepared:
+def prepared(folder: Path, model: nn.Module | rn.Package | None = None, **settings: Any) -> Prepared:
     settings = {"microbatch_size": 5, "microbatches_per_update": 2, **settings}
     request = rn.JobRequest(model or classifier(0), (X, Y), **settings)
     return prepare(request, folder, lambda _: None)[0]
@@ -54,13 +54,13 @@ def loaded(job: Prepared, cuts: tuple[int, ...]) -> list[StageTrainer]:
             cluster=0,
             stage=stage,
             program=str(job.blobs[spec.program]),
-            weights=tuple(str(job.blobs[blob]) for blob in spec.weights),
+            weights=tuple(str(job.blobs[blob]) for blob in spec.weights_of(place.lo, place.hi)),
             pieces=(),
             folder="",
             control_socket="",
             runtime_folder="",
         )
-        for stage in range(len(places))
+        for stage, place in enumerate(places)
     ]
     lent = Lent(torch.device("cpu"), MICROBATCH_FLOPS)
     return [
@@ -126,3 +126,21 @@ def test_what_cannot_be_trained_is_said_before_it_is_sent(
 ) -> None:
     with pytest.raises(error, match=words):
         prepared(tmp_path, **settings)
+
+
+def test_a_saved_package_is_trained_as_its_model(tmp_path: Path) -> None:
+    by_name = {"a": prepared(_new(tmp_path / "a"))}
+    example = (X[:5],), nn.functional.cross_entropy, (Y[:5],)
+    rn.capture(classifier(0), example[0], loss=example[1], example_labels=example[2]).save(tmp_path / "saved")
+    by_name["b"] = prepared(_new(tmp_path / "b"), rn.Package.load(tmp_path / "saved"), name="Sequential")
+    assert by_name["a"].spec.weights == by_name["b"].spec.weights
+    assert by_name["a"].spec.program == by_name["b"].spec.program
+    with pytest.raises(
+        ConfigError, match=r"takes micro-batches of x0 float32 \[5, 6\].*gives x0 float32 \[4, 6\]"
+    ):
+        prepared(_new(tmp_path / "c"), rn.Package.load(tmp_path / "saved"), microbatch_size=4)
+
+
+def _new(folder: Path) -> Path:
+    folder.mkdir()
+    return folder

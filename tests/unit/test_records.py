@@ -29,6 +29,7 @@ from ravnest_p2p.core.types import (
     Plan,
     Reachability,
     StageAssignment,
+    WeightsPart,
 )
 from ravnest_p2p.network.identity import Identity
 from ravnest_p2p.network.records import (
@@ -239,9 +240,20 @@ def test_sizes_are_checked_first() -> None:
 
 def a_spec(**changes: Any) -> JobSpec:
     field = FieldSpec("x", "input", "float32", (3,), ((HASH, 6), (HASH, 4)))
-    layer = LayerCost(1.0, 2, 3, 4)
+    layer, part = LayerCost(1.0, 2, 3, 4), WeightsPart(0, 4, HASH)
     spec = JobSpec(
-        "job", HASH, (HASH,), (field,), 10, (layer,) * 4, 1, 2, 3, 4, 5, OptimizerSpec("adamw", 1e-3)
+        "job",
+        HASH,
+        (part,),
+        (field,),
+        10,
+        (layer,) * 4,
+        1,
+        2,
+        3,
+        4,
+        5,
+        OptimizerSpec("adamw", 1e-3),
     )
     return replace(spec, **changes)
 
@@ -291,6 +303,8 @@ def test_bad_manifests_are_refused(data: bytes) -> None:
         {"microbatch_size": 0},
         {"total_batches": 0},
         {"weights": ()},
+        {"weights": (WeightsPart(0, 5, HASH),)},
+        {"weights": (WeightsPart(1, 1, HASH),)},
         {"seed": -1},
         {"name": "a\nb"},
         {"program": "x"},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -116,12 +117,26 @@ def described(entry: dict[str, object]) -> bytes:
     return json.dumps({"param/w": entry, "__metadata__": META}).encode()
 
 
+def sound(path: Path) -> Path:
+    """A piece that would be taken, beside the path."""
+    target = path.with_name("sound")
+    header(described(ENTRY))(target)
+    return target
+
+
 HOSTILE: dict[str, tuple[Callable[[Path], None], type[RemoteFault]]] = {
     "missing file": (lambda path: None, BlobError),
     "empty": (lambda path: path.write_bytes(b"") and None, BlobError),
     "pickle": (lambda path: path.write_bytes(b"\x80\x04cos\nsystem\n(S'x'\ntR.") and None, BlobError),
     "huge header": (header(described(ENTRY) + b" " * HEADER_LIMIT_BYTES), BlobError),
     "endless header": (header(b"{}", 2**64 - 1), BlobError),
+    "key twice": (
+        header(described(ENTRY)[:-1] + b', "param/w": ' + json.dumps(ENTRY).encode() + b"}"),
+        BlobError,
+    ),
+    "pipe": (os.mkfifo, BlobError),
+    "link": (lambda path: path.symlink_to(sound(path)), BlobError),
+    "folder": (Path.mkdir, BlobError),
     "deep header": (header(b"[" * 200_000), BlobError),
     "not UTF-8": (header(b'{"\xff": 1}'), BlobError),
     "offsets outside": (header(described({**ENTRY, "shape": [200], "data_offsets": [0, 800]})), BlobError),
