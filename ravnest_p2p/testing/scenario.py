@@ -22,7 +22,7 @@ from .directory import SimulatedDirectory
 from .invariants import InvariantError, Invariants
 from .network import SimulatedNetwork
 from .planner import plan_pairs
-from .swarm import SwarmPeer
+from .swarm import PUSHED_TO, SwarmPeer
 from .world import DISK, Published, World
 
 MAX_SKEW_S = 1.5
@@ -239,6 +239,8 @@ class Scenario:
         through = self._random.choice(self.peers).name
         key, subkey = f"plan/{fence.epoch}", f"{fence.term}/{leader}"
         self.world.directory.write(through, key, subkey, published, self._config.epoch_s)
+        for peer in self._random.sample(self.peers, min(PUSHED_TO, len(self.peers))):
+            self.world.network.send(PeerId(through), peer.name, published)
 
     def _show_ticket(self, peer: PeerId, value: int) -> None:
         epoch = self._next_fence().epoch

@@ -48,6 +48,8 @@ SUSPECT_AFTER_S = 5.0
 GONE_AFTER_S = 10.0
 JOBS_ASKED_FOR = 8
 """For consent, as in the daemon."""
+PUSHED_TO, HANDED_ON_TO = 64, 3
+"""Peers that get a plan from its leader, and from each that adopts it; as in the daemon."""
 JOIN_WITHIN_S = 12.0
 """A member that does not obey the cluster's generation by then is taken for lost."""
 
@@ -294,6 +296,7 @@ class SwarmPeer:
         self.saved = self.election.adopted
         world.invariants.adopted(self.name, plan, published.hash)
         self._plan = published
+        self._hand_on(published)
         mine = published.by_peer.get(self.name)
         if mine is None:
             self._stop()
@@ -304,6 +307,14 @@ class SwarmPeer:
             else:
                 self._report(mine.generation)
         self._judge_own_plan()
+
+    def _hand_on(self, published: Published) -> None:
+        """As in the daemon: its leader hands a plan to many, everybody else to a few."""
+        world = self._world
+        others = sorted(world.directory.snapshot(self.name, "alive"))
+        most = PUSHED_TO if published.plan.leader == self.name else HANDED_ON_TO
+        for peer in world.random.sample(others, min(most, len(others))):
+            world.network.send(self.name, PeerId(peer), published)
 
     def _start(self, job: JobPlan) -> None:
         world = self._world
@@ -421,8 +432,13 @@ class SwarmPeer:
                 self._world.rules.epoch_s,
             )
 
-    def _receive(self, sender: PeerId, message: Ping | Frame | Receipt) -> None:
+    def _receive(self, sender: PeerId, message: Ping | Frame | Receipt | Published) -> None:
         running = self._running
+        if isinstance(message, Published):
+            if (message.plan.fence, message.plan.leader, message.hash) not in self._seen:
+                self._see(message)
+                self._poll()
+            return
         if isinstance(message, Ping):
             if not message.answer:
                 self._world.network.send(self.name, sender, Ping(True, self._obedience.generation))
