@@ -35,7 +35,8 @@ from ravnest_p2p.daemon.hosts import Hosts
 from ravnest_p2p.daemon.jobbook import JobBook
 from ravnest_p2p.daemon.leader import Leader
 from ravnest_p2p.daemon.notices import Notices
-from ravnest_p2p.daemon.peer_messages import PLAN, REPLAN, PlanPushed, ReplanAsked, plain
+from ravnest_p2p.daemon.peer_messages import REPLAN, ReplanAsked, plain
+from ravnest_p2p.daemon.plan_post import PlanPost
 from ravnest_p2p.daemon.session import Session
 from ravnest_p2p.daemon.survey import ask_outcome
 from ravnest_p2p.daemon.view import SwarmView
@@ -81,6 +82,7 @@ class Control:
         self.view = SwarmView(session.directory, swarm, book)
         self.leader = Leader(self._own, swarm, session, self.view, book, hosts.overview)
         self._consent = Consent(self._own, session.rpc, self.view, book, hosts)
+        self._post = PlanPost(session.rpc)
         self._ticket_ttl_s = 2 * config.epoch_s
         self._notices = Notices(session.directory, self._ticket_ttl_s)
         now_s = session.directory.now_s()
@@ -99,6 +101,12 @@ class Control:
 
     async def run(self) -> None:
         """Until cancelled."""
+        try:
+            await self._run()
+        finally:
+            await self._post.close()
+
+    async def _run(self) -> None:
         read_epoch_s = read_peers_s = 0.0
         while True:
             now_s = time.monotonic()
@@ -157,8 +165,9 @@ class Control:
             RecordError: the record is not one that we would take from the directory (remote's fault).
         """
         sealed = unseal(data, swarm=self._swarm, now_s=self._session.directory.now_s(), kind=PlanRecord)
+        known = set(self.view.plans)
         plan = self.view.take_plan(sealed)
-        if plan is not None:
+        if plan is not None and plan_hash(plan) not in known:
             self._pushed.append(plan)
             self.poke()
 
@@ -273,12 +282,8 @@ class Control:
         record = PlanRecord(plan)
         sealed = seal(self._identity, record, swarm=self._swarm, ttl_s=self._ticket_ttl_s, now_s=now_s)
         members = [peer for job in plan.jobs for peer in (*job.peers, *job.standbys)]
-        told = [p for p in dict.fromkeys([*members, *self.view.capabilities]) if p != self._own]
-        body = plain(PlanPushed(sealed=sealed))
-        await asyncio.gather(
-            *(self._session.rpc.call(peer, PLAN, body, PUSH_TIMEOUT_S) for peer in told[: 4 * TOLD_AT_ONCE]),
-            return_exceptions=True,
-        )
+        told = (peer for peer in (*members, *self.view.capabilities) if peer != self._own)
+        await self._post.push(sealed, told)
 
     async def _adopt(self, fence: Fence, digest: str) -> None:
         plan = self.view.plans.get(digest)
@@ -286,6 +291,9 @@ class Control:
             log.error("epoch %d term %d: the adopted plan is not at hand", *fence)
             return
         self._take_up(plan)
+        sealed = self.view.sealed_plan(digest)
+        if sealed is not None:
+            self._post.hand_on(sealed, self.view.capabilities.keys() - {self._own, plan.leader})
         await self._hosts.obey(plan)
         await self._learn_outcomes(plan)
 

@@ -58,6 +58,7 @@ class SwarmView:
         self.epochs_s: dict[PeerId, float] = {}
         self.tickets: dict[PeerId, TicketRecord] = {}
         self.plans: OrderedDict[str, Plan] = OrderedDict()
+        self._sealed_plans: dict[str, bytes] = {}
         self.submitted: list[JobId] = []
         self.lending: frozenset[tuple[PeerId, int]] = frozenset()
         self._starts: dict[PeerId, tuple[float, int]] = {}
@@ -84,10 +85,16 @@ class SwarmView:
         if not isinstance(sealed.record, PlanRecord):
             return None
         plan = sealed.record.plan
-        self.plans[plan_hash(plan)] = plan
+        digest = plan_hash(plan)
+        self.plans[digest] = plan
+        self._sealed_plans[digest] = sealed.data
         while len(self.plans) > MAX_PLANS:
-            self.plans.popitem(last=False)
+            self._sealed_plans.pop(self.plans.popitem(last=False)[0], None)
         return plan
+
+    def sealed_plan(self, digest: str) -> bytes | None:
+        """A noted plan as its author sealed it; None for an own one, or one that is not among the newest."""
+        return self._sealed_plans.get(digest)
 
     async def read_peers(self) -> None:
         """Read everybody's capability."""

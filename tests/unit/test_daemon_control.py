@@ -1,4 +1,4 @@
-"""What the control loop makes of tickets whose plan before it has yet to learn of."""
+"""What the control loop makes of tickets whose plan before it has yet to learn of, and of pushed plans."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ravnest_p2p.core.types import Fence, Plan
 from ravnest_p2p.daemon.control import Control
 from ravnest_p2p.daemon.jobbook import JobBook
 from ravnest_p2p.network.identity import Identity
-from ravnest_p2p.network.records import PlanRecord, Sealed, TicketRecord, make_ticket
+from ravnest_p2p.network.records import PlanRecord, Sealed, TicketRecord, make_ticket, seal
 from ravnest_p2p.network.records_keys import plan_key, tickets_key
 
 SWARM, EPOCH = "test", 7
@@ -48,20 +48,9 @@ def test_a_ticket_counts_as_soon_as_the_plan_that_it_names_is_found(tmp_path: Pa
     directory: Any = Directory(
         {tickets_key(SWARM, EPOCH): sealed(ticket), key: sealed(PlanRecord(before))}, {key: 2}
     )
-    session: Any = SimpleNamespace(directory=directory, rpc=None)
-    hosts: Any = SimpleNamespace(overview=lambda: None)
 
     async def leaders() -> list[str | None]:
-        control = Control(
-            identity=Identity.load_or_create(tmp_path / "own.key", exclusive=False),
-            swarm=SWARM,
-            config=CONFIG,
-            session=session,
-            book=JobBook(tmp_path / "state.json"),
-            hosts=hosts,
-            eligible=False,
-            plan=None,
-        )
+        control = control_of(tmp_path, directory)
         found = []
         for _ in range(3):
             await control._read_epoch()
@@ -69,3 +58,37 @@ def test_a_ticket_counts_as_soon_as_the_plan_that_it_names_is_found(tmp_path: Pa
         return found
 
     assert asyncio.run(leaders()) == [None, None, other.peer_id]
+
+
+def test_a_pushed_plan_that_is_known_is_not_judged_again(tmp_path: Path) -> None:
+    """Everybody hands plans on, so each comes several times."""
+    other = Identity.load_or_create(tmp_path / "other.key", exclusive=False)
+    directory: Any = Directory({}, {})
+
+    def pushed(term: int) -> bytes:
+        record = PlanRecord(Plan(SWARM, Fence(EPOCH, term), other.peer_id, 1, "", ""))
+        return seal(other, record, swarm=SWARM, ttl_s=60.0, now_s=directory.now_s())
+
+    async def waiting() -> list[int]:
+        control = control_of(tmp_path, directory)
+        for term in (0, 0, 1, 0):
+            await control.plan_pushed(pushed(term))
+        return [plan.fence.term for plan in control._pushed]
+
+    assert asyncio.run(waiting()) == [0, 1]
+
+
+def control_of(folder: Path, directory: Any) -> Control:
+    """A control loop of our own over a directory that holds nothing else, and nobody to call."""
+    session: Any = SimpleNamespace(directory=directory, rpc=None)
+    hosts: Any = SimpleNamespace(overview=lambda: None)
+    return Control(
+        identity=Identity.load_or_create(folder / "own.key", exclusive=False),
+        swarm=SWARM,
+        config=CONFIG,
+        session=session,
+        book=JobBook(folder / "state.json"),
+        hosts=hosts,
+        eligible=False,
+        plan=None,
+    )
