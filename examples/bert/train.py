@@ -51,8 +51,6 @@ class Bert(nn.Module):
             initializer_range=0.1,
             hidden_dropout_prob=0.0,
             attention_probs_dropout_prob=0.0,
-            # A tied head would keep all layers between the two uses of the weight on one peer.
-            tie_word_embeddings=False,
         )
         self.model = BertForMaskedLM(config)
 

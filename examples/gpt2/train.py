@@ -49,8 +49,6 @@ class Gpt2(nn.Module):
             use_cache=False,
             bos_token_id=0,
             eos_token_id=0,
-            # A tied head would keep all layers between the two uses of the weight on one peer.
-            tie_word_embeddings=False,
         )
         self.model = GPT2LMHeadModel(config)
 
