@@ -9,19 +9,11 @@ writes to its "disk" (`saved`, `floor`) before it acts, and a crash takes everyt
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
-from ravnest_p2p.core.consent import (
-    Generations,
-    Said,
-    has_effect,
-    lives,
-    moved_jobs,
-    successor,
-    what_runs,
-)
+from ravnest_p2p.core.consent import Said, what_runs
 from ravnest_p2p.core.election import (
     Action,
     Adopt,
@@ -38,6 +30,7 @@ from ravnest_p2p.core.errors import StaleGenerationError
 from ravnest_p2p.core.membership import Changed, Membership, PeerState
 from ravnest_p2p.core.types import Fence, Generation, JobId, JobPhase, JobPlan, PeerId
 
+from .consent import SimulatedConsent
 from .planner import plan_pairs, stays
 from .stage import Frame, Receipt, Stage
 from .world import Published, World
@@ -46,8 +39,6 @@ BEAT_EVERY_S = 8.0
 BEAT_TTL_S = 30.0
 SUSPECT_AFTER_S = 5.0
 GONE_AFTER_S = 10.0
-JOBS_ASKED_FOR = 8
-"""For consent, as in the daemon."""
 PUSHED_TO, HANDED_ON_TO = 64, 3
 """Peers that get a plan from its leader, and from each that adopts it; as in the daemon."""
 JOIN_WITHIN_S = 12.0
@@ -102,7 +93,7 @@ class SwarmPeer:
         self._stage: Stage | None = None
         self._ticket, self._shown = 0, False
         self._seen: dict[tuple[Fence, PeerId, str], Published] = {}
-        self._known = Generations()
+        self._consent = SimulatedConsent(world, self.name, self._mate_gone)
         self._doubted: list[Published] = []
         self._broken: set[Generation] = set()
         self._reports: list[Generation] = []
@@ -170,57 +161,19 @@ class SwarmPeer:
         key = (plan.fence, plan.leader, published.hash)
         if key not in self._seen:
             self._seen[key] = published
-            self._known.add(plan)
+            self._consent.learn(plan)
         header = PlanHeader(plan.fence, plan.leader, published.hash, published.fault)
         if not header.verdict and self.election.deserves_a_look(header, self.now_s):
-            header = replace(header, doubt=self._doubt(published))
+            previous = self._plan or self._newest_before(plan.fence)
+            header = replace(header, doubt=self._consent.doubt(published, previous, self._running))
         self._do(self.election.plan_seen(header, self.now_s))
         if header.doubt:
             self._doubted.append(published)
-
-    def _doubt(self, published: Published) -> str:
-        """Whether the plan needlessly moves a cluster that runs well, ours or another."""
-        previous = self._plan or self._newest_before(published.plan.fence)
-        moved = moved_jobs(published.plan, None if previous is None else previous.plan, ())
-        strays = self._known.ended_by(published.plan) - moved.keys()
-        parts = (published.by_peer.get(self.name), self._running)
-        near = {job.job for job in parts if job is not None}
-        asked = near | self._sample(moved.keys() - near) | self._sample(strays - near)
-        return (
-            "it moves a healthy cluster" if any(self._robbed(job, moved, published) for job in asked) else ""
-        )
-
-    def _sample(self, jobs: Collection[JobId]) -> set[JobId]:
-        return set(self._world.random.sample(sorted(jobs), min(JOBS_ASKED_FOR, len(jobs))))
-
-    def _robbed(self, job: JobId, moved: Mapping[JobId, JobPlan], published: Published) -> bool:
-        """Whether the plan ends a cluster of this job that runs: the one obeyed, or any that has effect."""
-        if job in moved and self._lives(moved[job]) and not self._yields(moved[job], published):
-            return True
-        others = [o for o in self._known.newest(job) if o.generation not in published.generations]
-        return any(self._has_effect(other) and not self._yields(other, published) for other in others)
 
     def _newest_before(self, fence: Fence) -> Published | None:
         """After a restart, the newest published plan stands for the one that was obeyed."""
         lower = (published for (seen, _, _), published in self._seen.items() if seen < fence)
         return max(lower, key=lambda published: published.plan.fence, default=None)
-
-    def _lives(self, job: JobPlan) -> bool:
-        if self.name in job.peers and self._membership.state(self._mate(job)) is PeerState.GONE:
-            return False
-        return lives(job.generation, self._ask_members(job))
-
-    def _yields(self, job: JobPlan, published: Published) -> bool:
-        planned = published.by_job.get(job.job)
-        other = successor(job, () if planned is None else (planned,), self._world.peers)
-        return other is not None and self._has_effect(other)
-
-    def _has_effect(self, job: JobPlan) -> bool:
-        return has_effect(job.generation, self._ask_members(job), len(job.peers))
-
-    def _ask_members(self, job: JobPlan) -> list[Said]:
-        answers = (self._world.ask(self.name, peer) for peer in job.peers)
-        return [peer.part_in(job.job) for peer in answers if peer is not None]
 
     def part_in(self, job: JobId) -> Said:
         """What this peer says of its part in a job."""
@@ -363,7 +316,7 @@ class SwarmPeer:
             self._note(self._membership.silent(mate, self.now_s))
         self._note(self._membership.tick(self.now_s))
         late = not self._mate_obeys and self.now_s - self._joined_s > JOIN_WITHIN_S
-        if late or self._membership.state(mate) is PeerState.GONE:
+        if late or self._mate_gone(running):
             self._stop()
             self._given_up = running
             self._report(running.generation)
@@ -454,6 +407,9 @@ class SwarmPeer:
         self._world.invariants.frame(sender, self.name, message.generation)
         if self._stage is not None:
             self._stage.receive(message)
+
+    def _mate_gone(self, job: JobPlan) -> bool:
+        return self._membership.state(self._mate(job)) is PeerState.GONE
 
     def _mate(self, job: JobPlan) -> PeerId:
         return next(peer for peer in job.peers if peer != self.name)

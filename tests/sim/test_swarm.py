@@ -169,5 +169,5 @@ def test_many_seeds():
 
 def test_never_yielding_is_caught(monkeypatch):
     """Broken: after a partition, each side keeps its own cluster of a job for good."""
-    monkeypatch.setattr("ravnest_p2p.testing.swarm.successor", lambda *_: None)
+    monkeypatch.setattr("ravnest_p2p.testing.consent.successor", lambda *_: None)
     assert "plans: " in first_caught(range(40), peers=60)
