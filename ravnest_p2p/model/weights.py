@@ -81,7 +81,8 @@ class _Part:
 def layers_of(program: Program) -> dict[str, Ranges]:
     """Layers that need each parameter and buffer, also where they only compute it into something again.
 
-    A tensor that no layer needs goes with the first; one that is needed here and there, by all in between.
+    A parameter is needed by the first that uses it: later stages get it from there. A tensor that no layer
+    needs goes with the first; one that is needed here and there, by all in between.
     """
     remade, first = program.cut_map.remade, program.first_slots
     inputs, leaves = len(program.inputs), len(program.leaves)
@@ -92,7 +93,8 @@ def layers_of(program: Program) -> dict[str, Ranges]:
         needed = nothing.union(*(behind.get(slot, nothing) for slot in node.refs()))
         layer = bisect_right(program.layer_bounds, index)
         for slot in needed:
-            users[slot].add(layer)
+            if program.leaves[slot].kind != "param" or not users[slot]:
+                users[slot].add(layer)
         for slot in range(first[index], first[index + 1]):
             if remade[slot]:
                 behind[slot] = needed
