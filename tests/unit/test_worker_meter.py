@@ -9,8 +9,8 @@ import torch
 
 from ravnest_p2p.core.errors import ConfigError
 from ravnest_p2p.core.types import OptimizerSpec
-from ravnest_p2p.daemon.worker.guard import ResidentPeak
 from ravnest_p2p.daemon.worker.meter import UPDATES_COUNTED, Meter
+from ravnest_p2p.daemon.worker.resident import ResidentPeak
 from ravnest_p2p.model import Requirements, StageComputation, Terms, stage_program
 from ravnest_p2p.training import StageTrainer, choose_device
 from tests.unit.test_recompute import ADAMW, batches, mixture

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from ravnest_p2p.daemon.messages import Report
-from ravnest_p2p.daemon.worker.guard import ResidentPeak
+from ravnest_p2p.daemon.worker.resident import ResidentPeak
 from ravnest_p2p.model.footprint import StorageMeter
 from ravnest_p2p.training import DevicePeak
 
