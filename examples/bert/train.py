@@ -78,7 +78,7 @@ def job() -> rn.JobRequest:
         model=build_model(),
         data=data(),
         loss=None,
-        optimizer=rn.AdamW(lr=3e-3, clip_norm=1.0, warmup_updates=20, schedule="cosine"),
+        optimizer=rn.AdamW(lr=2e-3, clip_norm=1.0, warmup_updates=60, schedule="cosine"),
         passes=PASSES,
         microbatch_size=32,
         microbatches_per_update=4,
