@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import faulthandler
+import functools
 import mmap
 import os
 import resource
@@ -21,6 +22,7 @@ import tempfile
 import time
 import traceback
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -122,8 +124,14 @@ def _watch(pid: int, board: Board) -> str:
         time.sleep(0.02)
 
 
-def fuzz(count: int, seed: int, seconds: float = float("inf")) -> Findings:
-    """Run attempts `seed` … `seed + count - 1`, or as many as the time allows."""
+def fuzz(
+    count: int, seed: int, seconds: float = float("inf"), say: Callable[[str], None] = lambda _: None
+) -> Findings:
+    """Run attempts `seed` … `seed + count - 1`, or as many as the time allows.
+
+    Args:
+        say: told from time to time how far it is.
+    """
     findings = Findings()
     torch.set_num_threads(1)
     started_s = time.monotonic()
@@ -142,6 +150,7 @@ def fuzz(count: int, seed: int, seconds: float = float("inf")) -> Findings:
             reached, _, text, counts = board.read()
             findings.outcomes.update(dict(zip(OUTCOMES, counts, strict=True)))
             place = reached
+            say(f"{place - seed} of {count} attempts, {len(findings.bad) + bool(wrong)} findings")
             if wrong:
                 print(f"seed {reached}: {wrong}\n    {text[-1500:].decode(errors='replace')}", flush=True)
                 findings.bad.append((reached, wrong, text))
@@ -158,7 +167,8 @@ def main() -> None:
     )
     parser.add_argument("--seconds", type=float, default=float("inf"), help="stop early after this time")
     options = parser.parse_args()
-    findings = fuzz(options.count, options.seed, options.seconds)
+    say = functools.partial(print, file=sys.stderr, flush=True)
+    findings = fuzz(options.count, options.seed, options.seconds, say)
     print(dict(findings.outcomes))
     sys.exit(bool(findings.bad))
 
