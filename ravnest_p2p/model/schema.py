@@ -49,6 +49,9 @@ def check_node(node: Node) -> None:
             raise ValueError(f"{node.op}: argument {argument.name} is not a valid {kind}")
         if value is True and (node.op, argument.name) in _SPARSE:
             raise ValueError(f"{node.op}: {argument.name}=True makes gradients that cannot be sent")
+        if argument.name == "divisor_override" and value is not None and int(value) < 1:  # type: ignore[arg-type]
+            # The lowest integer divided by -1 kills the process (SIGFPE).
+            raise ValueError(f"{node.op}: divisor_override={value} is not positive")
         if value is True and argument.name == "pin_memory":
             raise ValueError(f"{node.op}: pinned memory is not for travelling programs")
     if given:

@@ -142,6 +142,11 @@ ARGUMENTS: dict[str, Attack] = {
         node("div.Tensor_mode", [ref(TOKENS), ref(LABELS)], (4,), kwargs={"rounding_mode": "trunc"}),
         says="differ",
     ),
+    "whole numbers averaged by a divisor of -1": more(
+        node("reshape.default", [ref(TOKENS), [1, 1, 4]], (1, 1, 4), dtype=I64),
+        node("avg_pool2d.default", [ref(NEW), [1], [1], [0], False, True, -1], (1, 1, 4), dtype=I64),
+        says="not positive",
+    ),
     "an unknown rounding": more(
         node("div.Tensor_mode", [ref(X), ref(X)], (4, 8), kwargs={"rounding_mode": "evil"}),
         says="not a valid",
