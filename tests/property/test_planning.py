@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ravnest_p2p.core.planning.cost import stage_need_bytes, staleness_limit
-from ravnest_p2p.core.planning.cuts import LayerTable, stage_cuts, stage_s
+from ravnest_p2p.core.planning.cuts import RECOMPUTE_WORK, LayerTable, stage_cuts, stage_s
 from ravnest_p2p.core.planning.planner import make_plan
 from ravnest_p2p.core.planning.recompute import CHECKPOINTS
 from ravnest_p2p.core.planning.resume import resume_point
@@ -175,9 +175,15 @@ def test_resume_point_covers_all_layers_and_is_the_newest(
     st.lists(layer_costs, min_size=1, max_size=7),
     st.lists(capabilities, min_size=1, max_size=4),
     st.integers(1, 2000),
+    st.integers(1, 8),
 )
-def test_cuts_are_optimal(layers: list[LayerCost], chain: list[Capability], mb_each: int) -> None:
+def test_cuts_are_optimal(
+    layers: list[LayerCost], chain: list[Capability], mb_each: int, longest_plain: int
+) -> None:
     table = LayerTable(layers)
+
+    def recomputes(stage: int, lo: int, hi: int) -> bool:
+        return hi - lo + stage > longest_plain
 
     def need(stage: int, lo: int, hi: int) -> int:
         return (hi - lo) * mb_each * MB * (2 if stage == 0 else 1)
@@ -186,14 +192,16 @@ def test_cuts_are_optimal(layers: list[LayerCost], chain: list[Capability], mb_e
         pairs = list(zip(chain, ranges, strict=True))
         if any(need(s, *r) > c.memory_bytes or c.flops < 1 for s, (c, r) in enumerate(pairs)):
             return None
-        return max(stage_s(table, c, *r) for c, r in pairs), sum(table.cut_bytes(lo) for lo, _ in ranges)
+        factors = [RECOMPUTE_WORK if recomputes(s, *r) else 1.0 for s, r in enumerate(ranges)]
+        slowest_s = max(stage_s(table, c, *r, factor) for (c, r), factor in zip(pairs, factors, strict=True))
+        return slowest_s, sum(table.cut_bytes(lo) for lo, _ in ranges)
 
     every = [
         list(zip((0, *inner), (*inner, len(layers)), strict=True))
         for inner in combinations(range(1, len(layers)), len(chain) - 1)
     ]
     costs = [c for ranges in every if (c := cost(ranges)) is not None]
-    found = stage_cuts(layers, chain, need=need)
+    found = stage_cuts(layers, chain, need=need, recomputes=recomputes)
     if found is None:
         assert not costs
         return

@@ -37,6 +37,17 @@ def test_only_stages_that_do_not_fit_recompute() -> None:
     assert tight.interval_s > 1.2 * ample.interval_s
 
 
+def test_cuts_weigh_the_second_forward() -> None:
+    """A stage that would just have to recompute its eight layers gets seven of them and keeps all instead."""
+    job = deep("auto")
+    table = planning_table(job)
+    plain = memory_of(job, table, 0, 2, 0, 8, 1, recompute=False).needed
+    draft = draft_cluster(job, table, [peer("a", memory_mb=plain // MB - 1), peer("b")])
+    assert draft is not None
+    assert draft.recompute == (False, False)
+    assert draft.ranges == ((0, 7), (7, 16))
+
+
 def test_a_swarm_that_is_too_small_otherwise_trains_the_job() -> None:
     small = [peer("a", memory_mb=800), peer("b", memory_mb=800)]
     waits = planned(small, {JOB: deep("never")}).jobs[0]

@@ -15,9 +15,17 @@ from dataclasses import dataclass
 from ravnest_p2p.core.capability import link_bps
 from ravnest_p2p.core.coordinates import predicted_rtt_s
 from ravnest_p2p.core.pipeline.schedule import staleness_for
-from ravnest_p2p.core.planning.cuts import LayerTable, Need, compute_s, stage_cuts, stage_s
+from ravnest_p2p.core.planning.cuts import (
+    RECOMPUTE_WORK,
+    LayerTable,
+    Need,
+    Recomputes,
+    compute_s,
+    stage_cuts,
+    stage_s,
+)
 from ravnest_p2p.core.planning.memory import StageMemory, stage_memory
-from ravnest_p2p.core.planning.recompute import ALWAYS, AUTO, NEVER, RECOMPUTE_WORK, Stretches
+from ravnest_p2p.core.planning.recompute import ALWAYS, AUTO, NEVER, Stretches
 from ravnest_p2p.core.types import Capability, JobSpec, PeerId
 
 MAX_LATENCY_RATIO = 1000.0
@@ -133,9 +141,19 @@ def need_of(spec: JobSpec, table: LayerTable, stages: int) -> Need:
     return lambda stage, lo, hi: stage_need_bytes(spec, table, stage, stages, lo, hi, lowest[stage])
 
 
+def recomputes_of(spec: JobSpec, table: LayerTable, peers: Sequence[Capability]) -> Recomputes:
+    """Whether (stage, lo, hi) recomputes on its peer, at the lowest staleness."""
+    stages = len(peers)
+    lowest = [lowest_staleness(spec, stage, stages) for stage in range(stages)]
+    return lambda stage, lo, hi: recomputes(
+        spec, table, stage, stages, lo, hi, lowest[stage], peers[stage].memory_bytes
+    )
+
+
 def draft_cluster(spec: JobSpec, table: LayerTable, peers: Sequence[Capability]) -> Draft | None:
     """The best cluster of these peers in this order, or None where the model does not fit."""
-    ranges = stage_cuts(table, peers, need=need_of(spec, table, len(peers)))
+    need = need_of(spec, table, len(peers))
+    ranges = stage_cuts(table, peers, need=need, recomputes=recomputes_of(spec, table, peers))
     return None if ranges is None else draft_with_ranges(spec, table, peers, ranges)
 
 
@@ -144,10 +162,8 @@ def draft_with_ranges(
 ) -> Draft:
     """The cluster of these peers with these layers, which must fit at the lowest staleness."""
     stages = len(peers)
-    recompute = [
-        recomputes(spec, table, s, stages, lo, hi, lowest_staleness(spec, s, stages), peer.memory_bytes)
-        for s, (peer, (lo, hi)) in enumerate(zip(peers, ranges, strict=True))
-    ]
+    again = recomputes_of(spec, table, peers)
+    recompute = [again(s, lo, hi) for s, (lo, hi) in enumerate(ranges)]
     factors = [RECOMPUTE_WORK if again else 1.0 for again in recompute]
     places = list(zip(peers, ranges, factors, strict=True))
     times_s = [stage_s(table, peer, lo, hi, factor) for peer, (lo, hi), factor in places]
@@ -161,10 +177,10 @@ def draft_with_ranges(
     for stage, (peer, (lo, hi)) in enumerate(zip(peers, ranges, strict=True)):
         tau = staleness_for(stage, stages, ratio, staleness_limit(spec))
         tau = min(tau, staleness[-1]) if staleness else tau
-        lowest, again = lowest_staleness(spec, stage, stages), recompute[stage]
+        lowest, way = lowest_staleness(spec, stage, stages), recompute[stage]
         while (
             tau > lowest
-            and stage_need_bytes(spec, table, stage, stages, lo, hi, tau, again) > peer.memory_bytes
+            and stage_need_bytes(spec, table, stage, stages, lo, hi, tau, way) > peer.memory_bytes
         ):
             tau -= 1
         staleness.append(tau)

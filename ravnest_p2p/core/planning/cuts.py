@@ -22,6 +22,13 @@ if TYPE_CHECKING:
 Need = Callable[[int, int, int], int]
 """Memory in bytes of (stage number, lo, hi); must not shrink when the range grows."""
 
+Recomputes = Callable[[int, int, int], bool]
+"""Whether (stage number, lo, hi) computes its activations again; what holds for a range holds for longer
+ones."""
+
+RECOMPUTE_WORK = 4.0 / 3.0
+"""Work with a second forward pass over work without; a forward is a third of both passes together."""
+
 MIN_FLOPS = 1.0
 """A peer that claims less is not planned with."""
 
@@ -120,7 +127,11 @@ def stage_s(table: LayerTable, peer: Capability, lo: int, hi: int, factor: float
 
 
 def stage_cuts(
-    layers: Sequence[LayerCost] | LayerTable, peers: Sequence[Capability], *, need: Need
+    layers: Sequence[LayerCost] | LayerTable,
+    peers: Sequence[Capability],
+    *,
+    need: Need,
+    recomputes: Recomputes = lambda stage, lo, hi: False,
 ) -> list[tuple[int, int]] | None:
     """Layers [lo, hi) of each peer, in this order: slowest stage first, cut bytes second, evenness third.
 
@@ -128,6 +139,7 @@ def stage_cuts(
         layers: at least as many as peers, else there are no cuts; a table tries its own `cuts` only.
         peers: in pipeline order; one without speed spoils them all.
         need: memory of a stage; compared with the peer's `memory_bytes`.
+        recomputes: stages that do `RECOMPUTE_WORK` times their layers' work; by default none.
     Returns:
         One non-empty range for each peer, contiguous from 0 to the last layer; None where nothing fits.
     """
@@ -135,7 +147,7 @@ def stage_cuts(
     blocks = len(table.cuts) - 1
     if not peers or len(peers) > blocks or any(peer.flops < MIN_FLOPS for peer in peers):
         return None
-    stages = [_Stage(table, peer, n, len(peers), need) for n, peer in enumerate(peers)]
+    stages = [_Stage(table, peer, n, len(peers), need, recomputes) for n, peer in enumerate(peers)]
     slowest_s = _lowest_slowest_s(blocks, stages)
     if slowest_s == _INFINITY:
         return None
@@ -148,20 +160,33 @@ class _Stage:
     Attributes:
         ends: cuts where it may end, so that every stage gets one block at least.
         first: for each end, the lowest start that fits the peer's memory.
+        plain: for each end, the lowest start with which nothing is computed again.
         work_s: compute time of all layers before a cut; `link_s`: transfer time over a cut.
     """
 
-    def __init__(self, table: LayerTable, peer: Capability, number: int, stages: int, need: Need) -> None:
+    def __init__(
+        self,
+        table: LayerTable,
+        peer: Capability,
+        number: int,
+        stages: int,
+        need: Need,
+        recomputes: Recomputes,
+    ) -> None:
         cuts = table.cuts
         self.ends = range(number + 1, len(cuts) - (stages - 1 - number))
         self.work_s = [compute_s(table, peer, 0, at) for at in cuts]
         self.link_s = [8.0 * table.cut_bytes(at) / link_bps(peer) for at in cuts]
         self.first = [0] * len(cuts)
-        lo = number
+        self.plain = [0] * len(cuts)
+        lo = plain = number
         for hi in self.ends:
             while lo < hi and need(number, cuts[lo], cuts[hi]) > peer.memory_bytes:
                 lo += 1
-            self.first[hi] = lo
+            plain = max(plain, lo)
+            while plain < hi and recomputes(number, cuts[plain], cuts[hi]):
+                plain += 1
+            self.first[hi], self.plain[hi] = lo, plain
 
 
 def _lowest_slowest_s(blocks: int, stages: Sequence[_Stage]) -> float:
@@ -170,9 +195,11 @@ def _lowest_slowest_s(blocks: int, stages: Sequence[_Stage]) -> float:
         before, best = best, [_INFINITY] * (blocks + 1)
         work_s, link_s = stage.work_s, stage.link_s
         for hi in stage.ends:
-            lowest, done_s, out_s = _INFINITY, work_s[hi], link_s[hi]
+            lowest, done_s, out_s, plain = _INFINITY, work_s[hi], link_s[hi], stage.plain[hi]
             for lo in range(hi - 1, stage.first[hi] - 1, -1):
                 stage_compute_s = done_s - work_s[lo]
+                if lo < plain:
+                    stage_compute_s *= RECOMPUTE_WORK
                 if stage_compute_s >= lowest:
                     break
                 slowest_s = max(before[lo], stage_compute_s, out_s + link_s[lo])
@@ -193,9 +220,11 @@ def _fewest_bytes(table: LayerTable, stages: Sequence[_Stage], slowest_s: float)
         start = [0] * (blocks + 1)
         work_s, link_s = stage.work_s, stage.link_s
         for hi in stage.ends:
-            lowest, done_s, out_s = none, work_s[hi], link_s[hi]
+            lowest, done_s, out_s, plain = none, work_s[hi], link_s[hi], stage.plain[hi]
             for lo in range(hi - 1, stage.first[hi] - 1, -1):
                 stage_compute_s = done_s - work_s[lo]
+                if lo < plain:
+                    stage_compute_s *= RECOMPUTE_WORK
                 if stage_compute_s > slowest_s:
                     break
                 cut_bytes, unevenness = before[lo]

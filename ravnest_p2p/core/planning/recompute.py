@@ -19,9 +19,6 @@ from ravnest_p2p.core.types import LayerCost
 NEVER, AUTO, ALWAYS = CHECKPOINTS = ("never", "auto", "always")
 """Whether a job's stages recompute: none, those that do not fit their peer otherwise, or all."""
 
-RECOMPUTE_WORK = 4.0 / 3.0
-"""Work with a second forward pass over work without; a forward is a third of both passes together."""
-
 _COUNTS = (2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)
 
 
