@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from ravnest_p2p import __version__
-from ravnest_p2p.core.capability import MAX_FLOPS, MICROBATCH_FLOPS
+from ravnest_p2p.core.capability import MAX_FLOPS
 from ravnest_p2p.core.errors import ConfigError, RavnestError, UserFault
+from ravnest_p2p.core.types import MICROBATCH_FLOPS
 from ravnest_p2p.daemon.config import DEFAULT_LISTEN, DEFAULT_SWARM, DaemonConfig, default_home
 from ravnest_p2p.network.addresses import parse_listen, parse_peer
 

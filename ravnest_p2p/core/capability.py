@@ -24,10 +24,6 @@ MAX_UPTIME_S = 1e10
 MAX_PEER_ID_CHARS = 128
 MAX_VERSION_CHARS = 64
 
-MICROBATCH_FLOPS = 1e16
-"""Most operations of one micro-batch of a job that a peer takes part in, unless its owner says otherwise: a
-model of 7 B parameters needs that for 240,000 tokens."""
-
 ASSUMED_BPS = 20e6
 """Link speed that is assumed of a peer that has not measured its own yet (it publishes 0)."""
 
@@ -56,6 +52,7 @@ def checked(capability: Capability) -> Capability:
         uptime_s=_number("uptime_s", capability.uptime_s, MAX_UPTIME_S),
         reliability=_number("reliability", capability.reliability, 1.0),
         online=bool(capability.online),
+        microbatch_flops=_number("microbatch_flops", capability.microbatch_flops, MAX_FLOPS),
     )
 
 

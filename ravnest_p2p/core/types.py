@@ -20,6 +20,10 @@ JobId = NewType("JobId", str)
 BlobHash = NewType("BlobHash", str)
 """Hex SHA-256 of a blob's bytes."""
 
+MICROBATCH_FLOPS = 1e16
+"""Most operations of one micro-batch of a job that a peer takes part in, unless its owner says otherwise: a
+model of 7 B parameters needs that for 240,000 tokens."""
+
 
 class Fence(NamedTuple):
     """Fencing number: a peer obeys only a higher one than it has obeyed before."""
@@ -75,7 +79,11 @@ class Coordinate:
 
 @dataclass(frozen=True, slots=True)
 class Capability:
-    """What one peer offers, as it publishes it."""
+    """What one peer offers, as it publishes it.
+
+    Attributes:
+        microbatch_flops: most operations of one micro-batch, over all stages, of a job that it takes part in.
+    """
 
     peer: PeerId
     version: str
@@ -87,6 +95,7 @@ class Capability:
     uptime_s: float
     reliability: float
     online: bool = True
+    microbatch_flops: float = MICROBATCH_FLOPS
 
     @property
     def memory_bytes(self) -> int:

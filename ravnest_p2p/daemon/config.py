@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from ravnest_p2p.core.capability import MICROBATCH_FLOPS
+from ravnest_p2p.core.types import MICROBATCH_FLOPS
 
 DEFAULT_SWARM = "ravnest"
 DEFAULT_LISTEN = ("/ip4/0.0.0.0/tcp/0", "/ip4/0.0.0.0/udp/0/quic-v1")

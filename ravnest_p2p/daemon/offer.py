@@ -122,6 +122,7 @@ class Offer:
             uptime_s=uptime_s,
             reliability=uptime_s / (uptime_s + RELIABLE_AFTER_S),
             online=online,
+            microbatch_flops=self._config.microbatch_flops,
         )
 
     async def probe(self, prober: Prober, others: Sequence[Capability]) -> None:

@@ -16,9 +16,9 @@ from typing import Any
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from ravnest_p2p.core.capability import MICROBATCH_FLOPS
 from ravnest_p2p.core.errors import ConfigError
 from ravnest_p2p.core.optimizers import PRECISIONS
+from ravnest_p2p.core.types import MICROBATCH_FLOPS
 from ravnest_p2p.model import ops
 from ravnest_p2p.model.effort import inner_bytes, node_effort
 from ravnest_p2p.model.execute import call

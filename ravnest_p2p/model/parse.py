@@ -16,9 +16,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from ravnest_p2p.core.capability import MICROBATCH_FLOPS
 from ravnest_p2p.core.errors import PackageError
 from ravnest_p2p.core.strict_json import strict_json
+from ravnest_p2p.core.types import MICROBATCH_FLOPS
 from ravnest_p2p.model import abstract, ops
 from ravnest_p2p.model.cut import check_bounds
 from ravnest_p2p.model.program import FORMAT, Arg, Leaf, Node, Program, Ref, TensorSpec

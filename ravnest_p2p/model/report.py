@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ravnest_p2p.core.planning.cost import Draft, planning_table
-from ravnest_p2p.core.planning.cuts import stage_s
-from ravnest_p2p.core.planning.cuts import RECOMPUTE_WORK
+from ravnest_p2p.core.planning.cuts import RECOMPUTE_WORK, stage_s
 from ravnest_p2p.core.types import Capability, LayerCost
 from ravnest_p2p.model.blocks import Group
 from ravnest_p2p.model.fitting import equal_peers, fit

@@ -316,8 +316,10 @@ def _check_author(record: Record, peer: PeerId, swarm: str) -> None:
 
 def _check_capability(record: CapabilityRecord) -> None:
     offer = record.capability
-    amounts = [offer.up_bps, offer.down_bps, offer.uptime_s, offer.reliability, record.epoch_s]
+    amounts = [offer.up_bps, offer.down_bps, offer.uptime_s, offer.reliability]
     amounts += [
+        record.epoch_s,
+        offer.microbatch_flops,
         offer.coordinate.height_s,
         offer.coordinate.error,
         *(device.flops for device in offer.devices),

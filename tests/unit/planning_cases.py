@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from ravnest_p2p.core.planning.check import check_plan
 from ravnest_p2p.core.planning.planner import make_plan
 from ravnest_p2p.core.types import (
+    MICROBATCH_FLOPS,
     BlobHash,
     Capability,
     Coordinate,
@@ -41,6 +42,7 @@ def peer(
     at_s: tuple[float, float] = (0.0, 0.0),
     reliability: float = 0.9,
     online: bool = True,
+    microbatch_flops: float = MICROBATCH_FLOPS,
 ) -> Capability:
     return Capability(
         peer=PeerId(name),
@@ -53,6 +55,7 @@ def peer(
         uptime_s=3600.0,
         reliability=reliability,
         online=online,
+        microbatch_flops=microbatch_flops,
     )
 
 

@@ -122,6 +122,13 @@ def test_memory_is_respected_with_tolerance() -> None:
     check_plan(plan, capabilities=nearly, jobs=JOBS, previous=None)
 
 
+def test_work_that_an_owner_does_not_allow_is_refused() -> None:
+    plan = planned(peers(2), {JOB: spec(stages=2, clusters=1)})
+    unwilling = [*peers(1), peer("p1", microbatch_flops=1.0)]
+    with pytest.raises(PlanError, match="takes no part in so large a job"):
+        check_plan(plan, capabilities=unwilling, jobs={JOB: spec(stages=2, clusters=1)}, previous=None)
+
+
 def test_some_peers_may_be_unknown_but_not_many() -> None:
     plan = good()
     check_plan(plan, capabilities=SWARM[1:], jobs=JOBS, previous=None)

@@ -56,6 +56,18 @@ def test_peers_that_lend_nothing_are_not_counted_as_there() -> None:
     assert "3 are online (p0 4.0 GB, p1 4.0 GB, p2 4.0 GB): start 1 more ravnestd" in job.reason
 
 
+def test_owners_that_allow_less_work_are_left_out() -> None:
+    job = spec(stages=2, clusters=1)
+    work = sum(layer.flops for layer in job.layers)
+    swarm = [*peers(2), *(peer(f"q{n}", flops=1e11, microbatch_flops=work * 0.99) for n in range(3))]
+    plan = planned(swarm, {JOB: job}).jobs[0]
+    assert set(plan.peers) == {"p0", "p1"}
+    assert plan.standbys == ()
+    waits = planned(swarm[1:], {JOB: job}).jobs[0]
+    assert "1 is online (p1 4.0 GB): start 1 more ravnestd" in waits.reason
+    assert "3 more peers would be free, but not for micro-batches of" in waits.reason
+
+
 def test_too_little_memory_waits_and_says_how_much() -> None:
     job = planned(peers(2, memory_mb=320), {JOB: spec(stages=2, clusters=1, param_mb=40)}).jobs[0]
     assert job.clusters == ()

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 import ravnest_p2p as rn
 from ravnest_p2p.client.prepare import Prepared, prepare
-from ravnest_p2p.core.capability import MICROBATCH_FLOPS
 from ravnest_p2p.core.errors import CaptureError, ConfigError
 from ravnest_p2p.core.types import (
+    MICROBATCH_FLOPS,
     ClusterPlan,
     Generation,
     JobPlan,

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from itertools import pairwise
 
 from ravnest_p2p.core.errors import PlanError
-from ravnest_p2p.core.planning.cost import memory_of, staleness_limit
+from ravnest_p2p.core.planning.cost import memory_of, staleness_limit, takes_part
 from ravnest_p2p.core.planning.cuts import LayerTable
 from ravnest_p2p.core.planning.identity import generation_tag
 from ravnest_p2p.core.planning.recompute import ALWAYS, AUTO
@@ -126,7 +126,7 @@ def _check_clusters(job: JobPlan, spec: JobSpec | None, known: Mapping[PeerId, C
         _check_cover(job, cluster, layers)
         _check_staleness(job, cluster, spec)
         if spec is not None:
-            _check_memory(job, cluster, spec, known)
+            _check_peers(job, cluster, spec, known)
 
 
 def _end(cluster: ClusterPlan) -> int:
@@ -155,7 +155,7 @@ def _check_staleness(job: JobPlan, cluster: ClusterPlan, spec: JobSpec | None) -
             )
 
 
-def _check_memory(
+def _check_peers(
     job: JobPlan, cluster: ClusterPlan, spec: JobSpec, known: Mapping[PeerId, Capability]
 ) -> None:
     table = LayerTable(spec.layers)
@@ -166,6 +166,8 @@ def _check_memory(
         peer = known.get(stage.peer)
         if peer is None:
             continue
+        if not takes_part(spec, peer):
+            raise PlanError(f"{_name(job)}: peer {peer_text(stage.peer)} takes no part in so large a job")
         need = memory_of(
             spec, table, s, stages, stage.lo, stage.hi, stage.staleness, recompute=stage.recompute
         ).needed

@@ -63,6 +63,11 @@ def staleness_limit(spec: JobSpec) -> int:
     return max(0, min(spec.microbatches_per_update, spec.staleness_bound))
 
 
+def takes_part(spec: JobSpec, peer: Capability) -> bool:
+    """Whether the peer's owner allows micro-batches of so many operations."""
+    return sum(layer.flops for layer in spec.layers) <= peer.microbatch_flops
+
+
 def stretches_of(spec: JobSpec, table: LayerTable) -> Stretches:
     """Where the job's stages may recompute; `table` is of its layers."""
     return table.stretches(staleness_limit(spec) + 1)

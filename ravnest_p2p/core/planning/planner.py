@@ -25,7 +25,7 @@ from ravnest_p2p.core.canonical import canonical_json
 from ravnest_p2p.core.capability import snapshot_hash
 from ravnest_p2p.core.planning import waiting
 from ravnest_p2p.core.planning.clusters import ClusterSearch
-from ravnest_p2p.core.planning.cost import Draft, round_updates
+from ravnest_p2p.core.planning.cost import Draft, round_updates, takes_part
 from ravnest_p2p.core.planning.identity import plan_hash, tagged
 from ravnest_p2p.core.planning.repair import repaired
 from ravnest_p2p.core.planning.resume import ever_saved, resume_point
@@ -88,7 +88,8 @@ def make_plan(
     for job in to_form:
         plan = plans[job]
         if plan.clusters:
-            plan = replace(plan, standbys=tuple(_spares(open_jobs[job], free)[:STANDBYS_PER_JOB]))
+            willing = _willing(open_jobs[job].spec, free)
+            plan = replace(plan, standbys=tuple(_spares(open_jobs[job], willing)[:STANDBYS_PER_JOB]))
             for peer in plan.standbys:
                 del free[peer]
         plans[job] = tagged(plan, fence)
@@ -176,6 +177,10 @@ def _take(free: dict[PeerId, Capability], plans: Iterable[JobPlan]) -> None:
             free.pop(peer, None)
 
 
+def _willing(spec: JobSpec, peers: Mapping[PeerId, Capability]) -> dict[PeerId, Capability]:
+    return {peer: capability for peer, capability in peers.items() if takes_part(spec, capability)}
+
+
 def _spares(it: _Asked, free: Mapping[PeerId, Capability]) -> list[PeerId]:
     """Free peers for this job's standbys: those that know its pieces first, then the most reliable ones."""
     known = {holder for piece in it.pieces for holder in piece.holders}
@@ -198,7 +203,7 @@ def _formed(
     waits = JobPlan(job, _NO_GENERATION, (), batches_done=it.batches_before if saved is None else saved[0])
     if saved is None and (it.batches_before > 0 or ever_saved(it.pieces, len(spec.layers))):
         return replace(waits, reason=waiting.for_pieces(spec, it.pieces, online))
-    drafts = _clusters(it, free, jobs_left)
+    drafts = _clusters(it, _willing(spec, free), jobs_left)
     if not drafts:
         return replace(waits, reason=waiting.for_peers(spec, free, online, it.memory_scale))
     batches_done, version, pieces = (0, 0, ()) if saved is None else saved

@@ -6,10 +6,10 @@ two ways out: lend more, or ask for less.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Set
 
 from ravnest_p2p.core.capability import MAX_FLOPS, MAX_MEMORY_BYTES
-from ravnest_p2p.core.planning.cost import need_of, planning_table
+from ravnest_p2p.core.planning.cost import need_of, planning_table, takes_part
 from ravnest_p2p.core.planning.cuts import MIN_FLOPS
 from ravnest_p2p.core.planning.resume import missing_layers
 from ravnest_p2p.core.types import Capability, JobSpec, PeerId, Piece
@@ -46,6 +46,22 @@ def for_peers(
 ) -> str:
     """Why these free peers do not make the clusters asked for; who lends nothing does not count."""
     free, online = _lending(free), _lending(online)
+    unwilling = {peer for peer, capability in free.items() if not takes_part(spec, capability)}
+    if not unwilling:
+        return _short(spec, free, online, memory_scale)
+    free, online = _without(free, unwilling), _without(online, unwilling)
+    flops = sum(layer.flops for layer in spec.layers)
+    return (
+        f"{_short(spec, free, online, memory_scale)}; {_count(len(unwilling), 'more peer')} would be "
+        f"free, but not for micro-batches of {flops:.2g} operations: submit with smaller ones, or have their "
+        "owners raise --microbatch-flops"
+    )
+
+
+def _short(
+    spec: JobSpec, free: Mapping[PeerId, Capability], online: Mapping[PeerId, Capability], memory_scale: float
+) -> str:
+    """What is missing beside these peers."""
     layers = len(spec.layers)
     if spec.stages > layers:
         return (
@@ -112,6 +128,10 @@ def smallest_peer_bytes(spec: JobSpec, stages: int, memory_scale: float = 1.0) -
 
 def _lending(peers: Mapping[PeerId, Capability]) -> dict[PeerId, Capability]:
     return {peer: capability for peer, capability in peers.items() if capability.memory_bytes}
+
+
+def _without(peers: Mapping[PeerId, Capability], left_out: Set[PeerId]) -> dict[PeerId, Capability]:
+    return {peer: capability for peer, capability in peers.items() if peer not in left_out}
 
 
 def _count(number: int, word: str) -> str:
