@@ -53,7 +53,7 @@ class Timeline:
         self._head = head_line(generation, cluster, stage)
         self._spans_in_a_file = spans_in_a_file
         self._clock = clock
-        self._began_s = time.time() - clock()
+        self._zero_us = round((time.time() - clock()) * MICRO)
         self._failed = False
         self._noted: deque[tuple[Op | str, float, float, int]] = deque(maxlen=_MOST_UNWRITTEN)
         self._queued: dict[str, float] = {}
@@ -118,6 +118,6 @@ class Timeline:
 
     def _line(self, word: Op | str, ended_s: float, seconds: float, size_bytes: int) -> str:
         # Both ends are rounded, not the duration: spans that follow one another never overlap by rounding.
-        end_us = round((self._began_s + ended_s) * MICRO)
-        start_us = round((self._began_s + ended_s - seconds) * MICRO)
+        end_us = self._zero_us + round(ended_s * MICRO)
+        start_us = self._zero_us + round((ended_s - seconds) * MICRO)
         return "{} {} {} {}\n".format(*Span(str(word), start_us, end_us - start_us, size_bytes))
