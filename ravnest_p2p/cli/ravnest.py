@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from ravnest_p2p.cli import inspecting
+from ravnest_p2p.cli import inspecting, tracing
 
 if TYPE_CHECKING:
     from ravnest_p2p.client.swarm import Swarm
@@ -238,6 +238,14 @@ def _parser() -> argparse.ArgumentParser:
     logs.add_argument("--after", type=int, default=0, metavar="SEQ", help="only lines with a higher number")
     logs.add_argument(
         "--limit", type=int, default=200, metavar="N", help="at most so many lines (default: 200)"
+    )
+    tracing.add_flags(
+        add(
+            "trace",
+            tracing.trace,
+            "show what each stage of a job did and when",
+            "ravnest trace 5aafd19aa8bd --out trace.json --last 5",
+        )
     )
     cancel = add("cancel", _cancel, "stop a job that you submitted", "ravnest cancel 5aafd19aa8bd")
     cancel.add_argument("job", help="its id, or the beginning of it")

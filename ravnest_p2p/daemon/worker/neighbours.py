@@ -70,9 +70,16 @@ class Neighbours:
             self._after = await self._server.dial(peer, nonce, self._names[self._stage], limits)
 
     def start(
-        self, activation_arrived: Callable[[int], None], gradient_arrived: Callable[[int], None]
+        self,
+        activation_arrived: Callable[[int], None],
+        gradient_arrived: Callable[[int], None],
+        sent: Callable[[str, int, int], None] = lambda what, microbatch, size_bytes: None,
     ) -> list[asyncio.Task[Any]]:
-        """Begin to receive and send; the tasks fail with what breaks a link."""
+        """Begin to receive and send; the tasks fail with what breaks a link.
+
+        Args:
+            sent: told of each activation ("a") and gradient ("g") that a link took, and its bytes.
+        """
         tasks: list[Any] = []
         if self._before is not None:
             tasks.append(self._receive_activations(self._before, activation_arrived))
@@ -80,7 +87,7 @@ class Neighbours:
             tasks.append(self._receive_gradients(self._after, gradient_arrived))
         for link in self.links:
             self._outgoing[link] = asyncio.Queue()
-            tasks.append(self._send(link, self._outgoing[link]))
+            tasks.append(self._send(link, self._outgoing[link], sent))
         return [asyncio.create_task(task) for task in tasks]
 
     def take_activation(self, microbatch: int) -> list[Tensor]:
@@ -115,11 +122,18 @@ class Neighbours:
         """Wait until everything queued has been handed to the links."""
         await bounded(asyncio.gather(*(queue.join() for queue in self._outgoing.values())), FLUSH_TIMEOUT_S)
 
-    async def _send(self, link: Link, queue: asyncio.Queue[tuple[dict[str, Any], list[memoryview]]]) -> None:
+    async def _send(
+        self,
+        link: Link,
+        queue: asyncio.Queue[tuple[dict[str, Any], list[memoryview]]],
+        sent: Callable[[str, int, int], None],
+    ) -> None:
+        what = "a" if link is self._after else "g"
         while True:
             header, buffers = await queue.get()
             with lost(link):
                 await link.send(header, buffers)
+            sent(what, header["i"], sum(buffer.nbytes for buffer in buffers))
             queue.task_done()
 
     async def _receive_activations(self, link: Link, arrived: Callable[[int], None]) -> None:

@@ -28,6 +28,7 @@ from ravnest_p2p.daemon.worker.averaging import RingExchange
 from ravnest_p2p.daemon.worker.loading import LoadedStage
 from ravnest_p2p.daemon.worker.meter import Meter
 from ravnest_p2p.daemon.worker.neighbours import Neighbours
+from ravnest_p2p.daemon.worker.timeline import ACTIVATION, GRADIENT, Timeline
 from ravnest_p2p.training import FieldReader, Forwarded, save_piece
 
 SEED_STRIDE = 0x9E3779B1
@@ -74,12 +75,15 @@ class StageLoop:
         self._schedule = self._make_schedule()
         held = [*stage.trainer.params.values(), *stage.trainer.buffers.values()]
         self._meter = Meter(Path(start.folder), stage.trainer.version, held)
+        self.timeline = Timeline(Path(start.folder), start.plan.generation, start.cluster, start.stage)
 
     def activation_arrived(self, microbatch: int) -> None:
+        self.timeline.arrived(ACTIVATION, microbatch)
         self._schedule.activation_arrived(microbatch)
         self._arrived.set()
 
     def gradient_arrived(self, microbatch: int) -> None:
+        self.timeline.arrived(GRADIENT, microbatch)
         self._schedule.gradient_arrived(microbatch)
         self._arrived.set()
 
@@ -98,6 +102,7 @@ class StageLoop:
 
     def progress(self, bytes_sent: int, bytes_received: int) -> Report:
         """What was measured so far; losses are handed out once."""
+        self.timeline.flush()
         place = self._place
         about = {
             "lo": place.lo,
@@ -110,6 +115,7 @@ class StageLoop:
 
     def close(self) -> None:
         self._meter.close()
+        self.timeline.close()
 
     def _make_schedule(self) -> StageSchedule:
         stages, number = self._start.plan.clusters[self._start.cluster].stages, self._start.stage
@@ -131,15 +137,20 @@ class StageLoop:
             case Backward():
                 await self._backward(op, neighbours)
             case Speculate():
-                await self._timed(self._trainer.speculate)
+                await self._timed(op, self._trainer.speculate)
             case Step():
-                await self._timed(self._trainer.step)
+                await self._timed(op, self._trainer.step)
                 self._meter.stepped(self._trainer.version)
             case Average():
-                await self._average(op.round, rings)
+                await self._average(op, rings)
 
-    async def _timed(self, work: Callable[[], Any]) -> Any:
-        result, seconds = await self._compute(lambda: self._meter.timed(work))
+    async def _timed(self, op: Op, work: Callable[[], Any]) -> Any:
+        def timed() -> tuple[Any, float]:
+            result, seconds = self._meter.timed(work)
+            self.timeline.ran(op, seconds)
+            return result, seconds
+
+        result, seconds = await self._compute(timed)
         self._meter.worked(seconds)
         return result
 
@@ -151,22 +162,25 @@ class StageLoop:
             data = {name: reader.rows(sample.indices) for name, reader in self._readers.items()}
             return self._trainer.forward(op.i, received, data, sample.seed, speculative=op.speculative)
 
-        result = await self._timed(work)
+        result = await self._timed(op, work)
         self._meter.forwarded(op.i, result.version)
         if result.loss is None:
+            self.timeline.queued(ACTIVATION, op.i)
             neighbours.send_activation(op.i, result.outputs)
         else:
             self._meter.loss(sample.batch, result.loss, self._m)
 
     async def _backward(self, op: Backward, neighbours: Neighbours) -> None:
         gradients = neighbours.take_gradient(op.i)
-        received_gradients = await self._timed(lambda: self._trainer.backward(op.i, gradients))
+        received_gradients = await self._timed(op, lambda: self._trainer.backward(op.i, gradients))
         self._meter.backed(op.i, self._trainer.version, self._start.spec.microbatch_size)
-        neighbours.send_gradient(op.i, received_gradients)
+        if self._start.stage:
+            self.timeline.queued(GRADIENT, op.i)
+            neighbours.send_gradient(op.i, received_gradients)
 
-    async def _average(self, number: int, rings: RingExchange) -> None:
+    async def _average(self, op: Average, rings: RingExchange) -> None:
         """One round: the mean over clusters of what this stage holds, then its saved piece."""
-        started_s = time.monotonic()
+        number, started_s = op.round, time.monotonic()
         await rings.average(number, self._shares.weights(number), self._compute)
         batches_done = self._shares.batches_after(number)
         self._meter.averaged(time.monotonic() - started_s, batches_done)
@@ -182,6 +196,7 @@ class StageLoop:
                 batches_done=batches_done,
             )
         )
+        self.timeline.ran(op, time.monotonic() - started_s)
         saved = PieceSaved(
             path=str(path),
             lo=self._place.lo,
