@@ -11,6 +11,7 @@ optimizer's state, ŵ, a full window): counting costs time with every operation.
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -25,12 +26,13 @@ from ravnest_p2p.model.footprint import StorageMeter
 from ravnest_p2p.training import DevicePeak
 
 UPDATES_COUNTED = 2
+MAX_LOSSES = 4096
 
 Result = TypeVar("Result")
 
 
 class Meter:
-    """Counters of one run.
+    """Counters of one run; the compute thread counts, the event loop reports and averages.
 
     Args:
         folder: where `trace.csv` is written: micro-batch, forward version, backward version.
@@ -50,22 +52,21 @@ class Meter:
         self._samples = 0
         self._batches_done = 0
         self._sums: dict[int, tuple[float, int]] = {}
-        self._losses: list[tuple[int, float]] = []
+        self._losses: deque[tuple[int, float]] = deque()
         self._resident = ResidentPeak()
         self._held_bytes = sum(tensor.nbytes for tensor in held)
         self._storages = StorageMeter(held)
         self._device_peak = DevicePeak(held[0].device if held else torch.device("cpu"))
 
     def timed(self, work: Callable[[], Result]) -> tuple[Result, float]:
-        """The work's result and its seconds; called in the compute thread."""
+        """The work's result and its seconds."""
         counting = self._version - self._first_version < UPDATES_COUNTED
         started = time.perf_counter()
         with self._storages if counting else nullcontext():
             result = work()
-        return result, time.perf_counter() - started
-
-    def worked(self, seconds: float) -> None:
+        seconds = time.perf_counter() - started
         self._busy_s += seconds
+        return result, seconds
 
     def forwarded(self, microbatch: int, version: int) -> None:
         self._forward_versions[microbatch] = version
@@ -93,7 +94,7 @@ class Meter:
 
     def report(self, bytes_sent: int, bytes_received: int) -> Report:
         """Everything so far; losses only once."""
-        losses, self._losses = self._losses[:4096], self._losses[4096:]
+        losses = [self._losses.popleft() for _ in range(min(len(self._losses), MAX_LOSSES))]
         elapsed_s = max(time.monotonic() - self._started_s, 1e-9)
         return Report(
             version=self._version,
