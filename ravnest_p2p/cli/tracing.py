@@ -71,10 +71,11 @@ def _print_table(timeline: JobTimeline, options: argparse.Namespace) -> None:
     from rich.text import Text
 
     table = Table(box=None, padding=(0, 1), header_style="dim")
-    for title in ("cluster", "stage", "peer"):
-        table.add_column(title, no_wrap=True)
-    for title in ("operations", "time", "busy", "wait", "average", "sent", "largest gap"):
+    table.add_column("stage", no_wrap=True)
+    table.add_column("peer", no_wrap=True)
+    for title in ("ops", "time", "busy", "wait", "average", "sent"):
         table.add_column(title, justify="right", no_wrap=True)
+    table.add_column("largest gap")
     for stage in timeline.summary():
         table.add_row(*map(Text, _cells(stage)))
     Console().print(table)
@@ -86,8 +87,7 @@ def _cells(stage: StageSummary) -> Sequence[str]:
 
     gap = f"{1000 * stage.largest_gap_s:.1f} ms"
     return (
-        str(stage.cluster),
-        str(stage.stage),
+        f"{stage.cluster}/{stage.stage}",
         short(stage.peer),
         str(stage.spans),
         f"{stage.seconds:.2f} s",

@@ -13,11 +13,20 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ravnest_p2p.client.timeline_svg import svg_of
 from ravnest_p2p.core.errors import FrameFormatError
-from ravnest_p2p.core.pipeline.timeline import MAX_SPANS, StageTimeline, aligned, newest, parse_spans
+from ravnest_p2p.core.pipeline.timeline import (
+    MAX_SPANS,
+    StageTimeline,
+    aligned,
+    common_last,
+    newest,
+    parse_spans,
+)
 from ravnest_p2p.core.pipeline.timeline_events import trace_events
 from ravnest_p2p.core.pipeline.timeline_rows import StageSummary, summary, timetable_lines
 from ravnest_p2p.core.types import JobId, PeerId
 
+MARGIN_S = 2.0
+"""That stages are asked for over what is shown: their newest spans are not equally new."""
 _Number = Annotated[int, Field(ge=0, lt=10_000)]
 
 
@@ -77,7 +86,7 @@ class JobTimeline:
 
     @classmethod
     def of(cls, job: JobId, reply: dict[str, Any], last_s: float) -> JobTimeline:
-        """From a gateway's answer.
+        """From a gateway's answer to being asked for the last `last_s` and `MARGIN_S`.
 
         Raises:
             FrameFormatError: it is none.
@@ -93,7 +102,7 @@ class JobTimeline:
         generation = told.stages[0].generation if told.stages else ""
         for entry in told.stages:
             try:
-                spans = newest(parse_spans(entry.spans), last_s)
+                spans = newest(parse_spans(entry.spans), last_s + MARGIN_S)
             except FrameFormatError as error:
                 left_out[entry.peer] = str(error)
                 continue
@@ -102,4 +111,4 @@ class JobTimeline:
                 left_out[entry.peer] = "its timeline does not belong to the others"
                 continue
             stages[place] = StageTimeline(*place, PeerId(entry.peer), spans)
-        return cls(job, generation, aligned(stages.values()), left_out)
+        return cls(job, generation, common_last(aligned(stages.values()), last_s), left_out)

@@ -15,6 +15,7 @@ WIDTH = 1240
 MOST_DRAWN = 6000
 """Operations in one picture; of more, the newest are drawn and the title says so."""
 MOST_ARROWS = 1500
+RAGGED_US = 1_000_000
 _LEFT, _RIGHT, _TOP = 150, 176, 84
 _ROW, _BAR, _SEND = 58, 26, 5
 _CHAR = 6.4
@@ -77,12 +78,21 @@ def svg_of(timelines: Iterable[StageTimeline], name: str) -> str:
 
 
 def _drawn(timelines: Sequence[StageTimeline]) -> tuple[list[StageTimeline], int]:
-    """The newest operations of all stages, and how many before them are left out."""
-    starts = sorted((s.start_us for t in timelines for s in t.operations), reverse=True)
-    if len(starts) <= MOST_DRAWN:
-        return list(timelines), 0
-    since_us = starts[MOST_DRAWN - 1]
-    kept = [replace(t, spans=tuple(s for s in t.spans if s.start_us >= since_us)) for t in timelines]
+    """The newest operations of all stages, and how many before them are left out.
+
+    Where stages' newest spans differ by no more than their reports do, all rows end together.
+    """
+    ends = [max(s.end_us for s in t.operations) for t in timelines if t.operations]
+    together = bool(ends) and max(ends) - min(ends) <= RAGGED_US
+    until_us = min(ends) if together else max(ends, default=0)
+    starts = sorted(
+        (s.start_us for t in timelines for s in t.operations if s.end_us <= until_us), reverse=True
+    )
+    since_us = starts[MOST_DRAWN - 1] if len(starts) > MOST_DRAWN else min(starts, default=0)
+    kept = [
+        replace(t, spans=tuple(s for s in t.spans if since_us <= s.start_us and s.end_us <= until_us))
+        for t in timelines
+    ]
     return kept, len(starts) - sum(len(t.operations) for t in kept)
 
 
@@ -177,7 +187,7 @@ def _box(
     scale: _Scale, start_us: int, duration_us: int, top: float, height: float, colour: str, tip: str
 ) -> str:
     x = scale.x(start_us)
-    width = max(scale.x(start_us + duration_us) - x, 0.4)
+    width = max(scale.x(start_us + duration_us) - x, 0.4 if height > _SEND else 1.6)
     return (
         f'<rect x="{x:.2f}" y="{top:.0f}" width="{width:.2f}" height="{height:.0f}" fill="{colour}">'
         f"<title>{escape(tip)}</title></rect>"

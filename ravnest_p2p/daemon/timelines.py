@@ -52,7 +52,11 @@ def own_timeline(jobs_folder: Path, asked: TraceAsked) -> TraceTold:
     head, spans = _read(folder / NEWEST)
     if len(spans) < asked.limit:
         head_before, before = _read(folder / BEFORE)
-        spans = before + spans if head_before == head else spans
+        turned_over = (
+            before[:1] == spans[:1]
+        )  # between the two readings: what was the newest is the one before
+        if head_before == head and not turned_over:
+            spans = before + spans
     found = _place(head)
     if found is None:
         return TraceTold()

@@ -182,7 +182,7 @@ def drawn(svg: str) -> ElementTree.Element:
 
 
 def test_the_picture_shows_every_span_and_escapes_what_peers_say() -> None:
-    hostile = replace(stage(1, LAST), peer=PeerId("<script>&"))
+    hostile = replace(stage(1, LAST + ";|0 95 5 0"), peer=PeerId("<script>&"))
     svg = svg_of([stage(0, FIRST), hostile], 'job "<x>')
     root = drawn(svg)
     tips = [element.text or "" for element in root.iter("{http://www.w3.org/2000/svg}title")]
@@ -248,10 +248,13 @@ def test_an_answer_that_is_none_is_refused(answer: dict[str, object]) -> None:
         JobTimeline.of(JOB, answer, 10.0)
 
 
-def test_spans_from_before_the_asked_time_are_not_shown() -> None:
-    text = f"0F0 {T0} 10 0;0F1 {T0 + 5_000_000} 10 0"
-    found = JobTimeline.of(JOB, {"stages": reply((0, text))}, 1.0)
-    assert found.timetable() == ["stage 0  0F1"]
+def test_only_the_last_seconds_that_all_stages_tell_of_are_shown() -> None:
+    """The last stage's newest report is a second younger than the first's."""
+    first = ";".join(f"0F{n} {T0 + 500_000 * n} 500000 0" for n in range(8))
+    last = ";".join(f"0F{n} {T0 + 500_000 * n} 500000 0" for n in range(10))
+    found = JobTimeline.of(JOB, {"stages": reply((0, first), (1, last))}, 1.0)
+    assert found.timetable() == ["stage 0  0F5 0F6 0F7", "stage 1  0F5 0F6 0F7 0F8 0F9"]
+    assert "6 operations in 1.5 s" in found.svg(), "rows of the picture end together"
 
 
 def test_the_module_of_words_is_that_of_the_schedule() -> None:

@@ -155,6 +155,22 @@ def aligned(timelines: Iterable[StageTimeline]) -> tuple[StageTimeline, ...]:
     return tuple(done)
 
 
+def common_last(timelines: Sequence[StageTimeline], last_s: float) -> tuple[StageTimeline, ...]:
+    """What ended within the last seconds that all stages of a cluster tell of; the timelines are aligned.
+
+    Each stage's newest span is as old as its last report, so their ends differ by the time between two.
+    """
+    ends: dict[int, list[int]] = {}
+    for t in timelines:
+        if t.spans:
+            ends.setdefault(t.cluster, []).append(max(span.end_us for span in t.spans))
+    since_us = {cluster: min(of_stages) - last_s * MICRO for cluster, of_stages in ends.items()}
+    return tuple(
+        replace(t, spans=tuple(span for span in t.spans if span.end_us >= since_us[t.cluster]))
+        for t in timelines
+    )
+
+
 def clock_offset_us(before: StageTimeline, after: StageTimeline) -> int:
     """How far the later stage's clock is ahead of the earlier one's; 0 where messages went one way only."""
     ahead = _least_travel_us(before, after, "a")
