@@ -17,7 +17,7 @@ import torch
 
 from benchmarks.common import Goal
 from benchmarks.zoo import ARCHITECTURES, Case, make
-from ravnest_p2p.model import Package, StageComputation, capture, split
+from ravnest_p2p.model import Package, StageComputation, capture, split_program
 
 PAIRS, SECONDS = 15, 4.0
 
@@ -84,7 +84,7 @@ def _eager(case: Case) -> Callable[[], Any]:
 
 
 def _captured(case: Case, package: Package) -> Callable[[], Any]:
-    (stage,) = split(package.program, [])
+    (stage,) = split_program(package.program, [])
     computation = StageComputation(stage)
     params = {n: package.weights[n].clone().requires_grad_() for n in stage.params}
     buffers = {n: package.weights[n].clone() for n in stage.buffers}

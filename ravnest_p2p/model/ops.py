@@ -127,6 +127,9 @@ SCALAR_OPERAND_OPS = _names(_ELEMENTWISE + _MUTATING)
 STATISTICS_ARGS = {"aten.batch_norm.default": (3, 4), "aten.instance_norm.default": (3, 4)}
 """Arguments that an operation updates in place although its schema does not say so: buffers or nothing."""
 
+STATISTICS_FLAG = 5
+"""Their argument that says whether they do."""
+
 STRINGS = frozenset(
     {"none", "tanh", "same", "valid", "constant", "reflect", "replicate", "circular"}
 ) | frozenset({"floor", "trunc", "mean", "sum", "linear", "bilinear", "ij", "xy"})

@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ravnest_p2p.core.errors import PackageError
-from ravnest_p2p.model import Program, split
+from ravnest_p2p.model import Program, split_program
 from tests.unit.test_model_stages import Result, assert_same, captured, fields, run_stages
 
 NAMES = ("cnn", "residual", "gpt", "gpt_manual")
@@ -22,7 +22,7 @@ SETTINGS = settings(
 @cache
 def whole(name: str, seed: int) -> Result:
     case, package = captured(name)
-    return run_stages(split(package.program, []), package.weights, fields(case), seed)
+    return run_stages(split_program(package.program, []), package.weights, fields(case), seed)
 
 
 @SETTINGS
@@ -30,7 +30,7 @@ def whole(name: str, seed: int) -> Result:
 def test_any_cut_trains_the_same_model(data: st.DataObject, name: str, seed: int) -> None:
     case, package = captured(name)
     cuts = sorted(data.draw(st.sets(st.integers(1, len(package.layers) - 1), max_size=6)))
-    stages = split(package.program, cuts)
+    stages = split_program(package.program, cuts)
     assert [s.sends for s in stages[:-1]] == [s.receives for s in stages[1:]]
     assert sorted(n for s in stages for n in s.params) == sorted(leaf.name for leaf in package.program.params)
     assert_same(run_stages(stages, package.weights, fields(case), seed), whole(name, seed))
