@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -88,10 +87,9 @@ def _finished(traced: Traced, program: Program, names: list[str]) -> EvalProgram
                 f"the model: in eval mode forward() writes to the buffer {name!r}; "
                 "write to it where self.training only"
             )
-    buffers = tuple(replace(b, kind="frozen") if b.kind == "param" else b for b in parts.buffers)
     loss, *outputs = parts.results
     named = tuple(zip(names, outputs, strict=True))
-    return EvalProgram(parts.inputs, parts.params, buffers, parts.nodes, loss, named)
+    return EvalProgram(parts.inputs, parts.params, parts.buffers, parts.nodes, loss, named)
 
 
 @contextmanager

@@ -142,7 +142,9 @@ def check_bounds(program: Program) -> None:
 def _remade(program: Graph) -> list[bool]:
     """For every slot, whether it follows from data inputs and constants alone, without chance."""
     free = [
-        slot not in program.param_slots and leaf.kind != "frozen" and slot not in program.mutated_slots
+        leaf.kind in ("input", "buffer")
+        and slot not in program.param_slots
+        and slot not in program.mutated_slots
         for slot, leaf in enumerate(program.leaves)
     ]
     for node in program.nodes:

@@ -92,8 +92,8 @@ class EvalProgram(Graph):
                 raise ConfigError(
                     f"weight {leaf.name!r} is {tuple(held.shape)} {held.dtype}, not {leaf.shape} {leaf.dtype}"
                 )
-        with torch.no_grad():
-            return self.named(Computation(self.whole()).forward(weights, weights, (), data, seed))
+        results = EvalComputation(self.whole()).forward(weights, weights, (), data, seed)
+        return self.named([tensor.detach() for tensor in results])
 
     def to_json(self) -> bytes:
         """Canonical bytes: equal evaluations give equal bytes."""
@@ -109,6 +109,39 @@ class EvalProgram(Graph):
         return json.dumps(document, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
 
 
+class EvalComputation(Computation):
+    """Executes one stage's share of an evaluation, without gradients.
+
+    Parameters are marked as wanting them all the same, as those of the user's model are: by that mark torch
+    chooses between ways to multiply, whose last bits differ.
+    """
+
+    def forward(
+        self,
+        params: Mapping[str, Tensor],
+        buffers: Mapping[str, Tensor],
+        received: Sequence[Tensor],
+        data: Mapping[str, Tensor],
+        seed: int,
+    ) -> tuple[Tensor, ...]:
+        """See `Computation.forward`."""
+        with torch.no_grad():
+            return super().forward(params, buffers, received, data, seed)
+
+    def _filled(
+        self,
+        params: Mapping[str, Tensor],
+        buffers: Mapping[str, Tensor],
+        received: Sequence[Tensor],
+        data: Mapping[str, Tensor],
+    ) -> list[Any]:
+        slots = super()._filled(params, buffers, received, data)
+        for slot, leaf in enumerate(self.stage.program.leaves):
+            if leaf.kind == "param" and slots[slot] is not None:
+                slots[slot] = slots[slot].detach().requires_grad_()
+        return slots
+
+
 def parse_evaluation(data: bytes, program: Program, limits: Limits | None = None) -> EvalProgram:
     """Read bytes from a stranger, with the walls of `parse_program`, and the program that they go with.
 
@@ -121,7 +154,7 @@ def parse_evaluation(data: bytes, program: Program, limits: Limits | None = None
 
     def read(document: Any) -> EvalProgram:
         check_form(document, _KEYS, FORMAT)
-        kinds = {"param", "buffer"}, {"buffer", "frozen"}
+        kinds = {"param", "buffer"}, {"buffer", "frozen", "param"}
         inputs, params, buffers, nodes, count = read_parts(document, *kinds, bounded)
         loss = whole_of(document["loss"], 0, count, "loss")
         outputs = []

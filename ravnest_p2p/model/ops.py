@@ -104,6 +104,11 @@ def _names(text: str) -> frozenset[str]:
 RANDOM_OPS = _names(_RANDOM)
 """Draw from the generator; seeded by node before each call."""
 
+DROPOUT_OPS = _names(
+    "alpha_dropout.default dropout.default feature_alpha_dropout.default feature_dropout.default"
+)
+"""Give their input itself where their last argument, `train`, is False."""
+
 LOSS_OPS = _names(_LOSSES)
 
 MUTATING_OPS = _names(_MUTATING)

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from ravnest_p2p.core.errors import CaptureError
-from ravnest_p2p.model.compute import Computation, StageComputation
-from ravnest_p2p.model.evaluation import EvalProgram, Evaluation
+from ravnest_p2p.model.compute import StageComputation
+from ravnest_p2p.model.evaluation import EvalComputation, EvalProgram, Evaluation
 from ravnest_p2p.model.explain import place
 from ravnest_p2p.model.program import Program
 from ravnest_p2p.model.stage_programs import stage_program
@@ -95,7 +95,7 @@ def check_evaluation(
     Raises:
         CaptureError: they differ; names the module and what differs.
     """
-    computation = Computation(evaluation.whole(), reseed=False)
+    computation = EvalComputation(evaluation.whole(), reseed=False)
     inputs, labels = examples
     data = {f"x{i}": t for i, t in enumerate(inputs)} | {f"y{i}": t for i, t in enumerate(labels)}
     for index in range(2):

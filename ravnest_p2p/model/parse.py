@@ -156,7 +156,7 @@ def read_parts(
     need(len(set(names)) == len(names), "a name stands twice among inputs, parameters and buffers")
     for leaf in fields:
         need(_FIELD.fullmatch(leaf.name) is not None, f"input {leaf.name!r} is not x0, … or y0, …")
-    for leaf in owned:
+    for leaf in owned + others:
         floating = leaf.kind != "param" or ops.DTYPES[leaf.dtype].is_floating_point
         need(floating, f"parameter {leaf.name!r} is not of a floating dtype")
     nodes, count = _nodes(document["nodes"], leaves, limits)

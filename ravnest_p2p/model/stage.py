@@ -19,7 +19,8 @@ import torch
 from torch import Tensor
 
 from ravnest_p2p.core.errors import CaptureError
-from ravnest_p2p.model.compute import Computation, StageComputation
+from ravnest_p2p.model.compute import StageComputation
+from ravnest_p2p.model.evaluation import EvalComputation
 from ravnest_p2p.model.stage_programs import Excerpt, StageProgram
 
 
@@ -55,7 +56,7 @@ class Stage:
         self._constants: dict[str, Tensor] = {}
         self._waiting: deque[tuple[list[Tensor], tuple[Tensor, ...]]] = deque()
         if evaluation is not None:
-            self._evaluating = Computation(evaluation, device)
+            self._evaluating = EvalComputation(evaluation, device)
             others = {*evaluation.params, *evaluation.buffers} - self.params.keys() - self.buffers.keys()
             self._constants = {n: weights[n].to(device) for n in others}
 
@@ -140,9 +141,9 @@ class Stage:
         if self.evaluation is None:
             raise CaptureError("the model was captured without its evaluation; its package says why")
         held = {**self._constants, **self.weights}
-        with torch.no_grad():
-            inside = [tensor.contiguous() for tensor in received]
-            return self._evaluating.forward(held, held, inside, data, seed)
+        inside = [tensor.detach().contiguous() for tensor in received]
+        sent = self._evaluating.forward(held, held, inside, data, seed)
+        return tuple(tensor.detach() for tensor in sent)
 
 
 def _copy(tensor: Tensor, device: torch.device) -> Tensor:
