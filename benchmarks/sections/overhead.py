@@ -30,7 +30,9 @@ def run(only: tuple[str, ...], quick: bool) -> tuple[dict[str, Any], list[Goal]]
         if only and name not in only:
             continue
         case = make(name)
-        package = capture(case.model, case.inputs, loss=case.loss, example_labels=case.labels)
+        package = capture(
+            case.model, case.inputs, loss=case.loss, example_labels=case.labels, evaluation=False
+        )
         rows[name] = compare(_eager(case), _captured(case, package), quick)
     ratios = [row["ratio"] for row in rows.values()]
     return rows, [
