@@ -14,7 +14,7 @@ from typing import Any
 
 from benchmarks.common import Goal, report
 
-SECTIONS = ("architectures", "odd", "overhead", "load")
+SECTIONS = ("architectures", "evaluation", "odd", "overhead", "load")
 """Each is a module of `benchmarks.sections` with `run(only, quick) -> (rows, goals)`."""
 
 

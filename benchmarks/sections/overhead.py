@@ -17,7 +17,7 @@ import torch
 
 from benchmarks.common import Goal
 from benchmarks.zoo import ARCHITECTURES, Case, make
-from ravnest_p2p.model import Package, StageComputation, capture, split
+from ravnest_p2p.model import Package, StageComputation, capture, split_program
 
 PAIRS, SECONDS = 15, 4.0
 
@@ -30,7 +30,9 @@ def run(only: tuple[str, ...], quick: bool) -> tuple[dict[str, Any], list[Goal]]
         if only and name not in only:
             continue
         case = make(name)
-        package = capture(case.model, case.inputs, loss=case.loss, example_labels=case.labels)
+        package = capture(
+            case.model, case.inputs, loss=case.loss, example_labels=case.labels, evaluation=False
+        )
         rows[name] = compare(_eager(case), _captured(case, package), quick)
     ratios = [row["ratio"] for row in rows.values()]
     return rows, [
@@ -84,7 +86,7 @@ def _eager(case: Case) -> Callable[[], Any]:
 
 
 def _captured(case: Case, package: Package) -> Callable[[], Any]:
-    (stage,) = split(package.program, [])
+    (stage,) = split_program(package.program, [])
     computation = StageComputation(stage)
     params = {n: package.weights[n].clone().requires_grad_() for n in stage.params}
     buffers = {n: package.weights[n].clone() for n in stage.buffers}

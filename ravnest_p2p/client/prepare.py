@@ -126,7 +126,8 @@ def _package(request: JobRequest, inputs: list[Tensor], labels: list[Tensor], sa
     """The model as data, captured with one micro-batch; what is a package already is checked against it."""
     if not isinstance(request.model, Package):
         say("capturing the model")
-        return capture(request.model, tuple(inputs), loss=request.loss, example_labels=tuple(labels))
+        model, labelled = request.model, tuple(labels)
+        return capture(model, tuple(inputs), loss=request.loss, example_labels=labelled, evaluation=False)
     wanted = {leaf.name: (leaf.dtype, leaf.shape) for leaf in request.model.program.inputs}
     named = _named(inputs, labels)
     found = {name: (str(c.dtype).removeprefix("torch."), tuple(c.shape)) for name, _, c in named}

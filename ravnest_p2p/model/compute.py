@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,11 +19,9 @@ from torch import Tensor
 from ravnest_p2p.core.errors import BlobError, FrameFormatError
 from ravnest_p2p.model import ops
 from ravnest_p2p.model.execute import bind, flatten
-from ravnest_p2p.model.program import Arg, Node, Ref, TensorSpec
-from ravnest_p2p.model.split import StageProgram
-
-if TYPE_CHECKING:
-    from ravnest_p2p.model.recompute import Stretch
+from ravnest_p2p.model.node import Arg, Node, Ref, TensorSpec
+from ravnest_p2p.model.recompute import Stretch, stretches
+from ravnest_p2p.model.stage_programs import Excerpt, StageProgram
 
 Slots = list[Any] | dict[int, Any]
 
@@ -38,29 +36,19 @@ def node_seed(seed: int, index: int) -> int:
     return z ^ (z >> 31)
 
 
-class StageComputation:
-    """Executes one stage.
+class Computation:
+    """Executes one stage's share of a graph.
 
     Args:
         stage: what to run.
         device: where parameters, buffers and received tensors are.
         reseed: seed each random node by its index; False draws from torch's generator as it stands.
-        recompute: layers of the program at which stretches start that keep nothing but what enters them, and
-            run again in the backward pass (`model.recompute`); None keeps all that autograd saves.
     """
 
-    def __init__(
-        self,
-        stage: StageProgram,
-        device: torch.device | str = "cpu",
-        *,
-        reseed: bool = True,
-        recompute: Sequence[int] | None = None,
-    ) -> None:
+    def __init__(self, stage: Excerpt, device: torch.device | str = "cpu", *, reseed: bool = True) -> None:
         self.stage = stage
         self.device = torch.device(device)
         self.reseed = reseed
-        self._recompute = recompute
         self._steps = _compile(stage, self.device)
         self._leaf_slots = {leaf.name: slot for slot, leaf in enumerate(stage.program.leaves)}
         self._size = stage.program.first_slots[-1]
@@ -92,11 +80,7 @@ class StageComputation:
             BlobError: a data field has another shape or dtype (remote's fault).
         """
         slots = self._filled(params, buffers, received, data)
-        if self._recompute is None:
-            self.run(self._steps, slots, seed)
-        else:
-            for stretch in self._stretches:
-                stretch.run(self, slots, seed)
+        self._execute(slots, seed)
         return tuple(slots[slot] for slot in self.stage.sent_slots)
 
     def run(self, steps: Sequence[Any], slots: Slots, seed: int) -> None:
@@ -105,11 +89,8 @@ class StageComputation:
             for step in steps:
                 step.run(slots, generator, seed)
 
-    @cached_property
-    def _stretches(self) -> list[Stretch]:
-        from ravnest_p2p.model.recompute import stretches
-
-        return stretches(self.stage, self._steps, self._recompute or ())
+    def _execute(self, slots: Slots, seed: int) -> None:
+        self.run(self._steps, slots, seed)
 
     def _filled(
         self,
@@ -163,6 +144,40 @@ class StageComputation:
         if self.device.type == "mps":
             return torch.mps._get_default_mps_generator()
         return torch.default_generator
+
+
+class StageComputation(Computation):
+    """Executes one stage of a train step.
+
+    Args:
+        stage, device, reseed: as for `Computation`.
+        recompute: layers of the program at which stretches start that keep nothing but what enters them, and
+            run again in the backward pass (`model.recompute`); None keeps all that autograd saves.
+    """
+
+    stage: StageProgram
+
+    def __init__(
+        self,
+        stage: StageProgram,
+        device: torch.device | str = "cpu",
+        *,
+        reseed: bool = True,
+        recompute: Sequence[int] | None = None,
+    ) -> None:
+        super().__init__(stage, device, reseed=reseed)
+        self._recompute = recompute
+
+    def _execute(self, slots: Slots, seed: int) -> None:
+        if self._recompute is None:
+            self.run(self._steps, slots, seed)
+        else:
+            for stretch in self._stretches:
+                stretch.run(self, slots, seed)
+
+    @cached_property
+    def _stretches(self) -> list[Stretch]:
+        return stretches(self.stage, self._steps, self._recompute or ())
 
 
 class _Step:
@@ -243,7 +258,7 @@ def _holds_slot(value: Arg) -> bool:
     return isinstance(value, Ref) or (isinstance(value, tuple) and any(_holds_slot(item) for item in value))
 
 
-def _compile(stage: StageProgram, device: torch.device) -> list[_Step]:
+def _compile(stage: Excerpt, device: torch.device) -> list[_Step]:
     program = stage.program
     mutable = program.mutated_slots
     steps = [_Step(i, node, program.first_slots[i], mutable, device) for i, node in stage.nodes]

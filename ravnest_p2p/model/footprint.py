@@ -20,8 +20,13 @@ from torch.utils._pytree import tree_iter
 
 from ravnest_p2p.model.abstract import computing_in, fake_mode
 from ravnest_p2p.model.compute import StageComputation
-from ravnest_p2p.model.program import TensorSpec
-from ravnest_p2p.model.split import StageProgram
+from ravnest_p2p.model.node import TensorSpec
+from ravnest_p2p.model.stage_programs import StageProgram
+
+
+class NoBackward(RuntimeError):
+    """The backward pass of a stage cannot be run."""
+
 
 Make = Callable[[TensorSpec], Tensor]
 
@@ -88,6 +93,8 @@ def footprint(
     Args:
         make: gives each tensor that the stage starts from; fake ones without numbers where None.
         recompute: as of `StageComputation`.
+    Raises:
+        NoBackward: an operation has no backward pass, or none on fake tensors.
     """
     with fake_mode() if make is None else nullcontext():
         return _run(stage, _empty if make is None else make, recompute)
@@ -123,7 +130,11 @@ def _run(stage: StageProgram, make: Make, recompute: Sequence[int] | None) -> Fo
 def _gradients(roots: Sequence[Tensor], wanted: Sequence[Tensor], seeds: Sequence[Tensor]) -> Any:
     if not roots or not wanted:
         return ()
-    return torch.autograd.grad(roots, wanted, seeds, allow_unused=True)
+    try:
+        return torch.autograd.grad(roots, wanted, seeds, allow_unused=True)
+    except RuntimeError as error:
+        # Torch has no narrower error for a missing derivative, or for one that shapes do not tell of.
+        raise NoBackward(str(error)) from error
 
 
 def _bytes(tensors: Iterable[Tensor]) -> int:

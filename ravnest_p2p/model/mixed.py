@@ -21,7 +21,7 @@ from ravnest_p2p.core.errors import CaptureError
 from ravnest_p2p.model.compute import Slots, StageComputation
 from ravnest_p2p.model.package import Package
 from ravnest_p2p.model.program import Program
-from ravnest_p2p.model.split import StageProgram, stage_program
+from ravnest_p2p.model.stage_programs import StageProgram, stage_program
 
 
 class MixedComputation(StageComputation):

@@ -22,7 +22,7 @@ from ravnest_p2p.model.blocks import Group, groups, layer_names, span_name
 from ravnest_p2p.model.footprint import footprint
 from ravnest_p2p.model.package import Package
 from ravnest_p2p.model.program import Program
-from ravnest_p2p.model.split import stage_program
+from ravnest_p2p.model.stage_programs import stage_program
 
 _ADAMW = OptimizerSpec("adamw", 1e-3)
 

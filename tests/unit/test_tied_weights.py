@@ -19,7 +19,7 @@ from ravnest_p2p.client.result import state_dict
 from ravnest_p2p.core.errors import PackageError
 from ravnest_p2p.core.rings import segments
 from ravnest_p2p.core.types import ClusterPlan, OptimizerSpec, PeerId, StageAssignment
-from ravnest_p2p.model import Package, StageComputation, capture, split, stage_program
+from ravnest_p2p.model import Package, StageComputation, capture, split_program, stage_program
 from ravnest_p2p.model.mixed import MixedComputation, crossing_params
 from ravnest_p2p.training import StageTrainer, averaging, load_pieces, save_piece
 from tests.unit.model_zoo import CharGpt, flat_cross_entropy
@@ -80,7 +80,7 @@ def trainers_of(
             staleness=tau,
             is_last=stage.is_last,
         )
-        for stage, tau in zip(split(package.program, cuts), taus, strict=True)
+        for stage, tau in zip(split_program(package.program, cuts), taus, strict=True)
     ]
 
 
@@ -102,7 +102,7 @@ def cut_after(package: Package, name: str) -> int:
 
 def test_the_first_stage_that_uses_a_parameter_owns_it_and_the_others_receive_it() -> None:
     _, package = shared()
-    stages = split(package.program, range(1, len(package.layers)))
+    stages = split_program(package.program, range(1, len(package.layers)))
     owners = [stage.params for stage in stages]
     assert "words.weight" in owners[0]
     assert sum("words.weight" in params for params in owners) == 1
@@ -326,4 +326,4 @@ def test_a_parameter_of_many_uses_and_a_changing_buffer_stay_where_they_are() ->
         package = capture(model, example[:1], loss=nn.MSELoss(), example_labels=example[1:])
         assert name in package.program.cut_map.holding()
         with pytest.raises(PackageError, match=r"keeps them on one stage \(untie"):
-            split(package.program, [1])
+            split_program(package.program, [1])
