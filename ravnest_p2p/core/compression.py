@@ -1,10 +1,10 @@
 """What crosses a stage boundary in fewer bytes: which codecs a job allows, how large they are, which to take.
 
-Problem: on a home link the activations of a micro-batch take longer to send than to compute, but every codec
-but "none" costs quality, and both ends have to agree on every byte. Solution: a codec's size follows from the
-number of elements alone, so a receiver knows it before it looks; the job names the codecs that it allows; and
-where it leaves the choice open, each sender takes, for each frame, the weakest with which the link keeps up
-with the computation. The frame names its codec.
+Problem: on a home link the activations of a micro-batch take longer to send than to compute, but every
+codec but "none" costs quality, and both ends have to agree on every byte. Solution: a codec's size follows
+from the number of elements alone, so a receiver knows it before it looks; the job names the codecs that it
+allows; and where it leaves the choice open, each sender takes, for each frame, the weakest with which the
+link keeps up with the computation. The frame names its codec.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ FULL = 0.9
 """A link that is busy for a larger share of the computation's time counts as the bottleneck."""
 
 HALF_SCALE_BYTES = 4
-SCALE_BYTES = 2
-INT8_BLOCK, INT4_BLOCK = 256, 64
+INT8_SCALE_BYTES, INT8_BLOCK = 2, 256
+INT4_HEAD_BYTES, INT4_SCALE_BYTES, INT4_BLOCK = 8, 1, 32
 
 
 def allowed(compression: str) -> tuple[str, ...]:
@@ -48,8 +48,8 @@ def encoded_bytes(codec: str, elements: int) -> int:
         NONE: 4 * elements,
         FP16: HALF_SCALE_BYTES + 2 * elements,
         BF16: 2 * elements,
-        INT8: int8_blocks * (SCALE_BYTES + INT8_BLOCK),
-        INT4: int4_blocks * (SCALE_BYTES + INT4_BLOCK // 2),
+        INT8: int8_blocks * (INT8_SCALE_BYTES + INT8_BLOCK),
+        INT4: INT4_HEAD_BYTES + int4_blocks * (INT4_SCALE_BYTES + INT4_BLOCK // 2),
     }[codec]
 
 

@@ -1,11 +1,12 @@
 """What crosses a stage boundary in one direction, packed with the codecs that the job allows.
 
 A frame's header names one codec for all of it. Encoded are float32 tensors of some size; everything else
-crosses exactly: integers, small tensors, and weights, of which both stages must hold the same. A frame with a
-value that the codec cannot hold crosses exactly as well, so that NaN arrives as NaN.
+crosses exactly: integers, small tensors, and weights, of which both stages must hold the same. A frame with
+a value that the codec cannot hold crosses exactly as well, so that NaN arrives as NaN.
 
-A parameter's gradients are added up over micro-batches, so where 4 bits are allowed, what was lost of one is
-added to the next.
+With 4 bits the ends remember what helps the next frame: of activations their mean; of a parameter's
+gradients, which are added up over micro-batches, what was lost. Frames come in order and once, so both ends
+know the same.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from ravnest_p2p.core import compression
 from ravnest_p2p.core.errors import ChunkMismatchError
 from ravnest_p2p.daemon.worker.tensors import pack, unpack
 from ravnest_p2p.model import TensorSpec
-from ravnest_p2p.training.codecs import Feedback, codec_of
+from ravnest_p2p.training.codecs import Feedback, Int4, Predicted, codec_of
 
 Payload = bytes | bytearray | memoryview
 CODEC = "c"
@@ -28,7 +29,7 @@ CODEC = "c"
 
 
 class Crossing:
-    """One direction of a link. Both ends make one; the last two arguments matter to the sender alone.
+    """One direction of a link. Both ends make one; `summed` and `seed` matter to the sender alone.
 
     `pack` and `unpack` are called by one thread at a time.
 
@@ -36,8 +37,9 @@ class Crossing:
         specs: of all that may cross, in order.
         allowed: codecs that frames may name, as `core.compression.allowed` has it.
         exact: places that are never encoded.
+        predicted: what crosses resembles what crossed before: activations do, gradients do not.
         summed: places whose tensors the receiver adds up.
-        seed: whole numbers are rounded by chance, from this seed on; None rounds to nearest.
+        seed: of the chance by which 4 bits are rounded.
     """
 
     def __init__(
@@ -46,8 +48,9 @@ class Crossing:
         allowed: Sequence[str],
         *,
         exact: Collection[int] = (),
+        predicted: bool = False,
         summed: Collection[int] = (),
-        seed: int | None = None,
+        seed: int = 0,
     ) -> None:
         self._specs = specs
         self._allowed = tuple(allowed)
@@ -57,7 +60,14 @@ class Crossing:
             if spec.dtype == "float32" and spec.nbytes >= compression.LEAST_BYTES and place not in exact
         )
         self._codecs = {name: codec_of(name, seed) for name in allowed if name != compression.NONE}
-        self._feedback = {place: Feedback() for place in summed} if compression.INT4 in allowed else {}
+        four = self._codecs.get(compression.INT4)
+        self._memories: dict[int, Feedback | Predicted] = {}
+        if isinstance(four, Int4):
+            for place in sorted(self._encoded):
+                if place in summed:
+                    self._memories[place] = Feedback(four)
+                elif predicted:
+                    self._memories[place] = Predicted(four, specs[place].shape[0])
 
     @property
     def count(self) -> int:
@@ -82,20 +92,19 @@ class Crossing:
         if name == compression.NONE:
             return name, pack(tensors)
         buffers: list[Tensor] = []
-        fed: list[Feedback] = []
+        memories: list[Feedback | Predicted] = []
         for place, tensor in zip(chosen, tensors, strict=True):
             data: Tensor | None = tensor
             if place in self._encoded:
                 flat = tensor.detach().cpu().contiguous().view(-1)
-                feedback = self._feedback.get(place)
-                codec = self._codecs[name]
-                data = feedback.encode(codec, flat) if feedback else codec.encode(flat)
-                fed += [feedback] if feedback else []
+                memory = self._memory(name, place)
+                data = memory.encode(flat) if memory else self._codecs[name].encode(flat)
+                memories += [memory] if memory else []
             if data is None:
                 return compression.NONE, pack(tensors)
             buffers.append(data)
-        for feedback in fed:
-            feedback.sent()
+        for memory in memories:
+            memory.sent()
         return name, pack(buffers)
 
     def named(self, header: dict[str, Any]) -> str:
@@ -131,10 +140,18 @@ class Crossing:
         tensors = unpack(payload, parts, what=f"{what} in {name}")
         for index, place in enumerate(chosen):
             if place in self._encoded:
-                shape = self._specs[place].shape
-                elements = torch.Size(shape).numel()
-                tensors[index] = self._codecs[name].decode(tensors[index], elements).view(shape)
+                tensors[index] = self._decode(name, place, tensors[index]).view(self._specs[place].shape)
         return tensors
+
+    def _decode(self, name: str, place: int, payload: Tensor) -> Tensor:
+        elements = torch.Size(self._specs[place].shape).numel()
+        memory = self._memory(name, place)
+        if isinstance(memory, Predicted):
+            return memory.decode(payload, elements)
+        return self._codecs[name].decode(payload, elements)
+
+    def _memory(self, name: str, place: int) -> Feedback | Predicted | None:
+        return self._memories.get(place) if name == compression.INT4 else None
 
     def _size(self, name: str, place: int) -> int:
         spec = self._specs[place]

@@ -47,7 +47,7 @@ class Neighbours:
 
     Args:
         compression: the job's setting.
-        seed: of the chance by which gradients are rounded.
+        seed: of the chance in what is compressed.
     """
 
     def __init__(
@@ -73,8 +73,10 @@ class Neighbours:
         codecs = allowed(compression)
         back = [place for place, spec in enumerate(self._receives) if spec.differentiable]
         self._compression = compression
-        self._ahead = Crossing(self._sends, codecs, exact=self._sent_params)
-        self._from_before = Crossing(self._receives, codecs, exact=self._received_params)
+        self._ahead = Crossing(
+            self._sends, codecs, exact=self._sent_params, predicted=True, seed=seed + stage
+        )
+        self._from_before = Crossing(self._receives, codecs, exact=self._received_params, predicted=True)
         self._back = Crossing(
             self._sends_gradients,
             codecs,

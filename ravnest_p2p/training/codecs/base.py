@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ravnest_p2p.core.errors import ChunkMismatchError
 
-TILE = 1 << 17
+TILE = 1 << 16
 """Elements worked on at once: what is computed on the way stays in the processor's cache, and memory for it
 does not grow with the tensor."""
 

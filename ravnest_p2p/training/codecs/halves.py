@@ -1,7 +1,7 @@
 """Two bytes for each value.
 
-Gradients of a mean loss are often smaller than 6e-5, below which float16 loses digits, so `Float16` scales a
-tensor by a power of two, which rounds nothing, until its largest value lies just below float16's largest.
+Gradients of a mean loss are often smaller than 6e-5, below which float16 loses digits, so `Float16` scales
+a tensor by a power of two, which rounds nothing, until its largest value lies just below float16's largest.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ _TOP = 15
 """Scaled values are below 2^15, so that none rounds up to float16's infinity."""
 
 _LEAST, _MOST = 2.0**-120, 2.0**120
-_BFLOAT16_MAX = torch.finfo(torch.bfloat16).max
+_LARGEST = 2.0**127
+"""What is rounded up from it is finite."""
 
 
 class Float16:
@@ -27,12 +28,15 @@ class Float16:
 
     name = compression.FP16
 
+    def __init__(self) -> None:
+        self._scratch = torch.empty(TILE)
+
     def nbytes(self, elements: int) -> int:
         return compression.encoded_bytes(self.name, elements)
 
     def encode(self, flat: Tensor) -> Tensor | None:
         largest = _largest(flat)
-        if not math.isfinite(largest):
+        if not largest <= _LARGEST:
             return None
         exponent = math.frexp(largest)[1] - _TOP if largest else 0
         unit = min(max(2.0**exponent, _LEAST), _MOST)
@@ -40,7 +44,8 @@ class Float16:
         out[: compression.HALF_SCALE_BYTES].view(torch.float32).fill_(unit)
         halves = out[compression.HALF_SCALE_BYTES :].view(torch.float16)
         for start in range(0, flat.numel(), TILE):
-            halves[start : start + TILE].copy_(flat[start : start + TILE] * (1 / unit))
+            tile = flat[start : start + TILE]
+            halves[start : start + TILE].copy_(torch.mul(tile, 1 / unit, out=self._scratch[: len(tile)]))
         return out
 
     def decode(self, payload: Tensor, elements: int) -> Tensor:
@@ -61,7 +66,7 @@ class BFloat16:
         return compression.encoded_bytes(self.name, elements)
 
     def encode(self, flat: Tensor) -> Tensor | None:
-        if not _largest(flat) <= _BFLOAT16_MAX:
+        if not _largest(flat) <= _LARGEST:
             return None
         return flat.to(torch.bfloat16).view(torch.uint8)
 
