@@ -53,6 +53,12 @@ def encoded_bytes(codec: str, elements: int) -> int:
     }[codec]
 
 
+def least_share(compression: str) -> float:
+    """What is left of a large tensor's bytes with the strongest codec that the setting allows."""
+    many = 1 << 20
+    return min(encoded_bytes(codec, many) for codec in allowed(compression)) / encoded_bytes(NONE, many)
+
+
 def choose(codecs: Sequence[str], frame_bytes: Sequence[int], link_bps: float, compute_s: float) -> str:
     """The weakest codec with which the link is not the bottleneck; else the one with the fewest bytes.
 

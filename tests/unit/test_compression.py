@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,7 +13,10 @@ from hypothesis import strategies as st
 
 from ravnest_p2p.core import compression
 from ravnest_p2p.core.compression import CODECS, LADDER, allowed, choose, encoded_bytes
+from ravnest_p2p.core.planning.cost import planning_table
+from ravnest_p2p.core.types import LayerCost
 from ravnest_p2p.daemon.worker import pace
+from tests.unit.planning_cases import spec
 
 BOUNDARY = 4 * 512 * 768
 SIZES = tuple(encoded_bytes(name, BOUNDARY) for name in LADDER)
@@ -101,3 +105,16 @@ def test_computing_is_measured_between_taking_and_sending(monkeypatch: pytest.Mo
         work("forward", 2.0, ends=False)
         work("backward", 4.0)
     assert compute.seconds == pytest.approx(6.0, rel=0.01)
+
+
+def test_plans_count_what_is_sent() -> None:
+    layers = tuple(LayerCost(1e9, 1 << 20, 1 << 20, 4 << 20, 1 << 20) for _ in range(4))
+    found = {
+        name: planning_table(replace(spec(4), layers=layers, compression=name)).cut_bytes(2)
+        for name in compression.COMPRESSIONS
+    }
+    assert found["none"] == 4 << 20
+    exact, encoded = 1 << 20, 3 << 20
+    assert found["int8"] == exact + math.ceil(encoded * 258 / 1024)
+    assert found["auto"] == found["int4"] < exact + encoded / 7.5
+    assert found["fp16"] == pytest.approx(found["bf16"], rel=1e-5)
