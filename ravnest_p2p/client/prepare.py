@@ -19,6 +19,7 @@ from torch.utils.data import Dataset, default_collate
 
 from ravnest_p2p.client.blobs import sha256_of
 from ravnest_p2p.client.request import JobRequest
+from ravnest_p2p.core.compression import COMPRESSIONS
 from ravnest_p2p.core.errors import ConfigError, RecordFormatError
 from ravnest_p2p.core.optimizers import PRECISIONS, check_optimizer
 from ravnest_p2p.core.types import BlobHash, FieldSpec, JobId, JobSpec, OptimizerSpec, WeightsPart
@@ -110,6 +111,7 @@ def prepare(request: JobRequest, folder: Path, say: Say) -> tuple[Prepared, Prog
         staleness_bound=_staleness_bound(request),
         precision=request.precision,
         checkpoint=checkpoint,
+        compression=request.compression,
     )
     try:
         manifest = manifest_bytes(spec)
@@ -206,6 +208,9 @@ def _total_batches(request: JobRequest, samples: int) -> int:
             raise ConfigError(f"{name} must not be negative, but is {value}")
     if request.precision not in PRECISIONS:
         raise ConfigError(f"precision must be {' or '.join(PRECISIONS)}, not {request.precision!r}")
+    if request.compression not in COMPRESSIONS:
+        names = ", ".join(COMPRESSIONS)
+        raise ConfigError(f"compression must be one of {names}, not {request.compression!r:.40}")
     if request.staleness_bound is not None and request.staleness_bound < 0:
         raise ConfigError(f"staleness_bound must not be negative, but is {request.staleness_bound}")
     if samples < request.microbatch_size:

@@ -151,6 +151,8 @@ class JobRequest:
         checkpoint: whether stages compute their activations again in the backward pass instead of keeping
             them, which takes less memory, a third more work, and gives the same numbers: True for all,
             False for none, "auto" for those that do not fit their peer otherwise.
+        compression: of activations and gradients between stages: "none", "fp16", "bf16", "int8", "int4", or
+            "auto": each link and direction takes the weakest with which it keeps up with the computation.
     """
 
     model: nn.Module | Package
@@ -169,6 +171,7 @@ class JobRequest:
     seed: int = 0
     precision: str = "fp32"
     checkpoint: bool | str = AUTO
+    compression: str = "none"
 
     @property
     def checkpoint_word(self) -> str:

@@ -11,6 +11,7 @@ import hashlib
 import json
 from typing import Any
 
+from ravnest_p2p.core.compression import COMPRESSIONS
 from ravnest_p2p.core.errors import ConfigError, RecordFormatError
 from ravnest_p2p.core.optimizers import PRECISIONS, check_optimizer
 from ravnest_p2p.core.planning.recompute import CHECKPOINTS
@@ -87,6 +88,7 @@ def _checked(spec: JobSpec) -> JobSpec:
     _need(spec.stages <= len(spec.layers), "no more stages than layers")
     _need(spec.precision in PRECISIONS, f"a precision of {' or '.join(PRECISIONS)}")
     _need(spec.checkpoint in CHECKPOINTS, f"a checkpoint of {', '.join(CHECKPOINTS)}")
+    _need(spec.compression in COMPRESSIONS, f"a compression of {', '.join(COMPRESSIONS)}")
     try:
         check_optimizer(spec.optimizer)
     except ConfigError as error:

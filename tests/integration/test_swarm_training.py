@@ -121,6 +121,18 @@ def test_a_weight_of_first_and_last_stage_trains_as_in_plain_pytorch(connection:
     assert not torch.equal(trained["door.weight"], Mirror().door.weight)
 
 
+def test_a_job_whose_boundary_is_compressed_trains_nearly_as_plain_pytorch(connection: Swarm) -> None:
+    request = small_request(stages=2, staleness_bound=0, passes=2, compression="int8")
+    request = replace(request, model=small_model(width=128), optimizer=rn.SGD(lr=0.05, momentum=0.9))
+    job = connection.submit_request(request)
+    found = wait_done(job)
+    expected = plain_pytorch(request, found["total_batches"], small_model(width=128).train())
+    trained = job.result(timeout_s=30)
+    weights = [name for name in expected if name.endswith("weight")]
+    off = {name: float((trained[name] - expected[name]).norm() / expected[name].norm()) for name in weights}
+    assert 0 < max(off.values()) < 0.05, off
+
+
 def stalenesses(connection: Swarm, swarm: LocalSwarm, job: str) -> list[tuple[PeerProcess, int]]:
     """Each stage's peer and τ, as soon as the plan is known."""
     found: dict[str, Any] = {}

@@ -148,10 +148,10 @@ class StageLoop:
                 case Backward():
                     self._backward(op, neighbours, post)
                 case Speculate():
-                    self._timed(op, self._trainer.speculate)
+                    self._timed(op, neighbours, self._trainer.speculate)
                     self._finished(op)
                 case Step():
-                    self._timed(op, self._trainer.step)
+                    self._timed(op, neighbours, self._trainer.step)
                     self._finished(op, lambda: self._meter.stepped(self._trainer.version))
                 case Average():
                     return op
@@ -182,9 +182,10 @@ class StageLoop:
             self._schedule.finished(op)
             return True
 
-    def _timed(self, op: Op, work: Callable[[], Result]) -> Result:
+    def _timed(self, op: Op, neighbours: Neighbours, work: Callable[[], Result]) -> Result:
         result, seconds = self._meter.timed(work)
         self.timeline.ran(op, seconds)
+        neighbours.compute_time.took(op, seconds)
         return result
 
     def _forward(self, op: Forward, neighbours: Neighbours, post: Post) -> None:
@@ -195,7 +196,7 @@ class StageLoop:
             data = {name: reader.rows(sample.indices) for name, reader in self._readers.items()}
             return self._trainer.forward(op.i, received, data, sample.seed, speculative=op.speculative)
 
-        result = self._timed(op, work)
+        result = self._timed(op, neighbours, work)
 
         def note() -> None:
             self._meter.forwarded(op.i, result.version)
@@ -208,7 +209,7 @@ class StageLoop:
 
     def _backward(self, op: Backward, neighbours: Neighbours, post: Post) -> None:
         gradients = neighbours.take_gradient(op.i)
-        received_gradients = self._timed(op, lambda: self._trainer.backward(op.i, gradients))
+        received_gradients = self._timed(op, neighbours, lambda: self._trainer.backward(op.i, gradients))
         samples = self._start.spec.microbatch_size
         done = self._finished(op, lambda: self._meter.backed(op.i, self._trainer.version, samples))
         if done and self._start.stage:

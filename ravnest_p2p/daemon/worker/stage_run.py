@@ -123,7 +123,16 @@ class StageRun:
         self._closing.append(server.close)
         nonce = await server.start()
         cluster, trainer = start.plan.clusters[start.cluster], stage.trainer
-        neighbours = Neighbours(server, cluster, start.cluster, start.stage, stage.program)
+        neighbours = Neighbours(
+            server,
+            cluster,
+            start.cluster,
+            start.stage,
+            stage.program,
+            compression=start.spec.compression,
+            seed=start.spec.seed,
+        )
+        self._closing.append(neighbours.close)
         rings = RingExchange(
             server,
             start.plan,
