@@ -29,7 +29,7 @@ class Halved(Tensor):
 
     @staticmethod
     def __new__(cls, half: Tensor) -> Halved:
-        return Tensor._make_wrapper_subclass(  # type: ignore[attr-defined, no-any-return]
+        return Tensor._make_wrapper_subclass(
             cls,
             half.size(),
             strides=half.stride(),
@@ -41,13 +41,13 @@ class Halved(Tensor):
     def __init__(self, half: Tensor) -> None:
         self._half = half
 
-    __torch_function__ = torch._C._disabled_torch_function_impl
+    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
 
     def whole(self) -> Tensor:
         """The values as an ordinary float32 tensor: a new one, without gradient."""
         return self._half.to(torch.float32)
 
-    def __repr__(self, *, tensor_contents: Any = None) -> str:
+    def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
         return f"Halved({self._half})"
 
     def __tensor_flatten__(self) -> tuple[list[str], None]:
@@ -58,7 +58,7 @@ class Halved(Tensor):
         return Halved(inner["_half"])
 
     @classmethod
-    def __torch_dispatch__(
+    def __torch_dispatch__(  # type: ignore[override]
         cls,
         func: Any,
         types: Sequence[type],
