@@ -21,6 +21,7 @@ from ravnest_p2p.client.blobs import sha256_of
 from ravnest_p2p.client.request import JobRequest
 from ravnest_p2p.core.errors import ConfigError, RecordFormatError
 from ravnest_p2p.core.optimizers import PRECISIONS, check_optimizer
+from ravnest_p2p.core.pipeline.correction import CORRECTIONS
 from ravnest_p2p.core.types import BlobHash, FieldSpec, JobId, JobSpec, OptimizerSpec, WeightsPart
 from ravnest_p2p.model.capture import capture
 from ravnest_p2p.model.matrices import hidden_matrices
@@ -110,6 +111,7 @@ def prepare(request: JobRequest, folder: Path, say: Say) -> tuple[Prepared, Prog
         staleness_bound=_staleness_bound(request),
         precision=request.precision,
         checkpoint=checkpoint,
+        staleness_correction=request.staleness_correction,
     )
     try:
         manifest = manifest_bytes(spec)
@@ -205,6 +207,11 @@ def _total_batches(request: JobRequest, samples: int) -> int:
             raise ConfigError(f"{name} must not be negative, but is {value}")
     if request.precision not in PRECISIONS:
         raise ConfigError(f"precision must be {' or '.join(PRECISIONS)}, not {request.precision!r}")
+    if request.staleness_correction not in CORRECTIONS:
+        raise ConfigError(
+            f"staleness_correction must be one of {', '.join(CORRECTIONS)}, "
+            f"not {request.staleness_correction!r:.40}"
+        )
     if request.staleness_bound is not None and request.staleness_bound < 0:
         raise ConfigError(f"staleness_bound must not be negative, but is {request.staleness_bound}")
     if samples < request.microbatch_size:

@@ -78,14 +78,8 @@ class Halved(Tensor):
 
 
 def halved(weight: Tensor) -> Tensor:
-    """The weight rounded to bfloat16, half the bytes; one that would not gain by it as it is.
-
-    A vector's bytes do not count, and normalisations are what suffers most from rounding.
-
-    Returns:
-        `weight` itself unless it is float32 of two dimensions or more.
-    """
-    if weight.dtype != torch.float32 or weight.ndim < 2:
+    """The weight rounded to bfloat16, in half the bytes; one that is not float32 as it is."""
+    if weight.dtype != torch.float32:
         return weight
     return Halved(weight.detach().to(torch.bfloat16))
 

@@ -6,8 +6,8 @@ Solution (docs: asynchronous training): batch u is the micro-batches [u·m, (u+1
 never by the clock. Those that have to start early (k = i − u·m < τ, "crossing") run forward and backward
 through ŵ, the optimizer's own next step computed early; all others through the live weights. Every gradient
 goes into the accumulator of its own batch, and the ordinary optimizer steps when the batch is complete.
-τ = 0 is exactly synchronous training. Of float32 matrices ŵ is kept in bfloat16 (`halved`); what crosses a
-cut is kept in full. Other ways to treat the crossing ones (`core.pipeline.correction`) differ in ŵ alone.
+τ = 0 is exactly synchronous training. ŵ of float32 weights is kept in bfloat16 (`halved`), but of those that
+cross a cut in full. Other ways to treat the crossing ones (`core.pipeline.correction`) differ in ŵ alone.
 
 By construction no graph on live weights is alive when they are stepped in place; here that is checked. Graphs
 in flight may also hold buffers. torch's batch_norm updates its statistics unseen by autograd, but a buffer
@@ -102,7 +102,7 @@ class StageTrainer:
             them.
         device: to compute on; where None, that of the parameters.
         correction: what crossing micro-batches run on, of `CORRECTIONS`.
-        halve: keep ŵ in bfloat16 where that saves memory.
+        halve: keep ŵ in bfloat16 where the weights are float32.
     Raises:
         PlanError: m or τ out of bounds, or an unknown correction.
         ConfigError: the optimizer does not exist or refuses its numbers.

@@ -34,7 +34,7 @@ def test_memory_counts_every_copy() -> None:
         microbatches_per_update=4,
         last=False,
     )
-    assert need == PROCESS_OVERHEAD_BYTES + 1.6 * (1000 * (1 + 1 + 2 + 1 + 1) + 100 * 3)
+    assert need == PROCESS_OVERHEAD_BYTES + 1.6 * (1000 * (1 + 1 + 2 + 0.5 + 1) + 100 * 3)
 
 
 @pytest.mark.parametrize(
