@@ -93,6 +93,8 @@ def test_without_correction_the_backward_goes_through_the_weights_of_its_time() 
 def test_the_benchmark_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("benchmarks.penalty_setting.HELD_OUT_WINDOWS", 16)
     monkeypatch.setattr("benchmarks.penalty_setting.WARMUP", 0)
+    letters = torch.randint(96, (2000,), generator=torch.Generator().manual_seed(0))
+    monkeypatch.setattr("benchmarks.penalty_setting.text", lambda held_out: letters)
     run = Run(SYNCHRONOUS, 2, 2, 2, 0)
     first = outcome(run, tmp_path)
     assert outcome(run, tmp_path) == first
