@@ -22,6 +22,7 @@ from ravnest_p2p.client.request import JobRequest
 from ravnest_p2p.core.compression import COMPRESSIONS
 from ravnest_p2p.core.errors import ConfigError, RecordFormatError
 from ravnest_p2p.core.optimizers import PRECISIONS, check_optimizer
+from ravnest_p2p.core.pipeline.correction import CORRECTIONS
 from ravnest_p2p.core.types import BlobHash, FieldSpec, JobId, JobSpec, OptimizerSpec, WeightsPart
 from ravnest_p2p.model.capture import capture
 from ravnest_p2p.model.matrices import hidden_matrices
@@ -112,6 +113,7 @@ def prepare(request: JobRequest, folder: Path, say: Say) -> tuple[Prepared, Prog
         precision=request.precision,
         checkpoint=checkpoint,
         compression=request.compression,
+        staleness_correction=request.staleness_correction,
     )
     try:
         manifest = manifest_bytes(spec)
@@ -211,6 +213,11 @@ def _total_batches(request: JobRequest, samples: int) -> int:
     if request.compression not in COMPRESSIONS:
         names = ", ".join(COMPRESSIONS)
         raise ConfigError(f"compression must be one of {names}, not {request.compression!r:.40}")
+    if request.staleness_correction not in CORRECTIONS:
+        raise ConfigError(
+            f"staleness_correction must be one of {', '.join(CORRECTIONS)}, "
+            f"not {request.staleness_correction!r:.40}"
+        )
     if request.staleness_bound is not None and request.staleness_bound < 0:
         raise ConfigError(f"staleness_bound must not be negative, but is {request.staleness_bound}")
     if samples < request.microbatch_size:

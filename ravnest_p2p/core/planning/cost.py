@@ -97,6 +97,7 @@ def memory_of(
         last=stage == stages - 1,
         recomputed_bytes=stretches.largest_bytes(lo, hi) if stretches else 0,
         carried_bytes=table.carried_bytes(lo, hi),
+        correction=spec.staleness_correction,
     )
 
 

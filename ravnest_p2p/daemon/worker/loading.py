@@ -91,6 +91,7 @@ def load_stage(start: StartRun, lent: Lent) -> LoadedStage:
         optimizer_state=optimizer_state,
         matrices=hidden_matrices(whole) if start.spec.optimizer.name == "muon" else (),
         device=device,
+        correction=start.spec.staleness_correction,
     )
     return LoadedStage(stage, trainer)
 
