@@ -30,10 +30,12 @@ class Lent:
 
     Attributes:
         microbatch_flops: most operations of one micro-batch, over all stages.
+        compiling: a compiler may be used.
     """
 
     device: torch.device
     microbatch_flops: float
+    compiling: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,9 +80,15 @@ def load_stage(start: StartRun, lent: Lent) -> LoadedStage:
         weights = load_tensors(start.weights, wanted, partial=True)
     device = lent.device
     starts = stretches_of(start.spec, LayerTable(start.spec.layers)).starts
-    computation = MixedComputation if start.spec.precision == "bf16" else StageComputation
+    kind = MixedComputation if start.spec.precision == "bf16" else StageComputation
+    computation = kind(stage, device, recompute=starts if place.recompute else None)
+    if lent.compiling:
+        # Brings the code generator along, which takes time and memory.
+        from ravnest_p2p.model.compiled import compile_stage
+
+        compile_stage(computation)
     trainer = StageTrainer(
-        computation(stage, device, recompute=starts if place.recompute else None),
+        computation,
         {name: weights[name].to(device) for name in stage.params},
         {name: weights[name].to(device) for name in stage.buffers},
         optimizer=start.spec.optimizer,
