@@ -33,8 +33,8 @@ MOST_PROGRAMS, MOST_S = 12, 120.0
 def toolchain() -> tuple[Path, ...]:
     """The compiler, then all else that is started; empty where a part is missing.
 
-    That is the compiler's parts, the loader of programs, and Python, in which TorchInductor tries the processor's
-    vector instructions before it uses them.
+    That is the compiler's parts, the loader of programs, and Python, in which TorchInductor tries the
+    processor's vector instructions before it uses them.
     """
     compiler = shutil.which(COMPILER)
     if compiler is None:

@@ -294,15 +294,18 @@ def difference(found: Sequence[Tensor | None], expected: Sequence[Tensor | None]
     pairs = [(a, b) for a, b in zip(found, expected, strict=True) if a is not None and b is not None]
     if [a is None for a in found] != [b is None for b in expected]:
         return math.inf
-    largest = max((_size(b) for _, b in pairs), default=0.0)
+    sizes = [_size(b) for _, b in pairs]
+    if not all(map(math.isfinite, sizes)):
+        return math.inf
     worst = 0.0
-    for a, b in pairs:
+    for (a, b), size in zip(pairs, sizes, strict=True):
         if a.shape != b.shape or a.dtype != b.dtype:
             return math.inf
-        allowed = _tolerance(b.dtype) * max(_size(b), SMALL * largest)
+        allowed = _tolerance(b.dtype) * max(size, SMALL * max(sizes))
         off = _size(a.double() - b.double())
-        worst = max(worst, off / allowed if allowed else math.inf if off else 0.0)
-    return worst if math.isfinite(largest) else math.inf
+        if not off <= worst * allowed:
+            worst = off / allowed if allowed and math.isfinite(off) else math.inf
+    return worst
 
 
 def _like(result: Tensor, chance: torch.Generator) -> Tensor:

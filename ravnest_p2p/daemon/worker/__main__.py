@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import faulthandler
+import logging
 import os
 import signal
 import socket
@@ -53,6 +54,9 @@ def main() -> None:
     guard.limit_resources(options.memory if lent.device.type == "cpu" else None, options.disk)
     calls = sandbox.confine_calls(bool(options.compiler))
     print(f"worker {os.getpid()}: {files}; {calls}", file=sys.stderr)
+    if lent.compiling:
+        logging.basicConfig(stream=sys.stderr)
+        logging.getLogger("ravnest_p2p.model").setLevel(logging.INFO)
     # Ctrl+C in a terminal reaches the whole process group; ravnestd alone decides when a worker ends.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(options.threads)
