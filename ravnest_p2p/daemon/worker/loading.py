@@ -40,8 +40,14 @@ class Lent:
 
 @dataclass(frozen=True, slots=True)
 class LoadedStage:
+    """
+    Attributes:
+        compiling: parts of it will be compiled, once its tensors have been counted.
+    """
+
     program: StageProgram
     trainer: StageTrainer
+    compiling: bool = False
 
     def averaged_names(self, lo: int, hi: int) -> list[str]:
         """Parameters and changing buffers of layers [lo, hi), in an order that all peers share."""
@@ -82,11 +88,12 @@ def load_stage(start: StartRun, lent: Lent) -> LoadedStage:
     starts = stretches_of(start.spec, LayerTable(start.spec.layers)).starts
     kind = MixedComputation if start.spec.precision == "bf16" else StageComputation
     computation = kind(stage, device, recompute=starts if place.recompute else None)
+    compiling = False
     if lent.compiling:
         # Brings the code generator along, which takes time and memory.
         from ravnest_p2p.model.compiled import compile_stage
 
-        compile_stage(computation)
+        compiling = bool(compile_stage(computation))
     trainer = StageTrainer(
         computation,
         {name: weights[name].to(device) for name in stage.params},
@@ -100,7 +107,7 @@ def load_stage(start: StartRun, lent: Lent) -> LoadedStage:
         matrices=hidden_matrices(whole) if start.spec.optimizer.name == "muon" else (),
         device=device,
     )
-    return LoadedStage(stage, trainer)
+    return LoadedStage(stage, trainer, compiling)
 
 
 def _spec(stage: StageProgram, name: str) -> TensorSpec:

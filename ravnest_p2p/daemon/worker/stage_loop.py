@@ -73,7 +73,7 @@ class StageLoop:
         self._place = start.plan.clusters[start.cluster].stages[start.stage]
         self._schedule = self._make_schedule()
         held = [*stage.trainer.params.values(), *stage.trainer.buffers.values()]
-        self._meter = Meter(Path(start.folder), stage.trainer.version, held)
+        self._meter = Meter(Path(start.folder), stage.trainer.version, held, stage.compiling)
 
     def activation_arrived(self, microbatch: int) -> None:
         self._schedule.activation_arrived(microbatch)
