@@ -211,6 +211,7 @@ class Peer:
                 threads=self.config.threads,
                 device=lambda: self.offer.device,
                 microbatch_flops=self.config.microbatch_flops,
+                compiler=self.config.compiler,
                 reachable=self._reachable,
                 stale=self._stale,
                 janitor=self._janitor,

@@ -273,6 +273,7 @@ class StageHost:
                 threads=self._deps.threads,
                 device=self._deps.device(),
                 microbatch_flops=self._deps.microbatch_flops,
+                compiler=self._deps.compiler,
                 blobs_folder=store.folder,
                 job_folder=self._folder,
                 runtime_folder=self._deps.runtime_folder,

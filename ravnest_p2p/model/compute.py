@@ -83,6 +83,15 @@ class Computation:
         self._execute(slots, seed)
         return tuple(slots[slot] for slot in self.stage.sent_slots)
 
+    @property
+    def recomputes(self) -> bool:
+        """Whether parts of it run again in the backward pass."""
+        return self._recompute is not None
+
+    def fuse(self, fusing: Callable[[Sequence[Any]], list[Any]]) -> None:
+        """Replace steps by others that do the same."""
+        self._steps = fusing(self._steps)
+
     def run(self, steps: Sequence[Any], slots: Slots, seed: int) -> None:
         """Run some of the stage's steps, in order, on slots that hold what these read."""
         with self._own_chance() as generator:
@@ -200,6 +209,7 @@ class _Step:
         "op",
         "out",
         "random",
+        "reads",
     )
 
     def __init__(
@@ -218,6 +228,7 @@ class _Step:
         self.no_grad = node.no_grad
         self.random = node.op in ops.RANDOM_OPS
         self.out = tuple(range(first, first + len(node.outputs)))
+        self.reads = tuple(dict.fromkeys(node.refs()))
         self.cloned = frozenset(node.refs()) & mutable - set(node.mutated())
         self.drop: tuple[int, ...] = ()
 

@@ -101,12 +101,14 @@ def check_mixed(package: Package, data: Mapping[str, Tensor]) -> None:
 class _Cast:
     """A step that gives a slot, where it is still needed, the dtype that the program declares."""
 
-    __slots__ = ("dtype", "index", "slot")
+    __slots__ = ("dtype", "index", "out", "reads", "slot")
     random = False
+    drop: tuple[int, ...] = ()
 
     def __init__(self, index: int, slot: int, dtype: torch.dtype) -> None:
         self.index = index
         self.slot = slot
+        self.reads = self.out = (slot,)
         self.dtype = dtype
 
     def run(self, slots: Slots, generator: torch.Generator | None, seed: int) -> None:

@@ -38,9 +38,13 @@ class Meter:
         folder: where `trace.csv` is written: micro-batch, forward version, backward version.
         first_version: the trainer's version when the run began; the trace counts from it.
         held: parameters and buffers, from the beginning; all on the device that is computed on.
+        compiling: after the updates in which tensors are counted, memory goes to a compiler as well; it is
+            this peer's alone, and no measure of the stage.
     """
 
-    def __init__(self, folder: Path, first_version: int, held: Sequence[Tensor] = ()) -> None:
+    def __init__(
+        self, folder: Path, first_version: int, held: Sequence[Tensor] = (), compiling: bool = False
+    ) -> None:
         self._trace: TextIO = (folder / "trace.csv").open("w", buffering=1 << 16)
         self._first_version = first_version
         self._version = first_version
@@ -54,19 +58,24 @@ class Meter:
         self._sums: dict[int, tuple[float, int]] = {}
         self._losses: deque[tuple[int, float]] = deque()
         self._resident = ResidentPeak()
+        self._compiling = compiling
+        self._resident_before = 0
         self._held_bytes = sum(tensor.nbytes for tensor in held)
         self._storages = StorageMeter(held)
         self._device_peak = DevicePeak(held[0].device if held else torch.device("cpu"))
 
     def timed(self, work: Callable[[], Result]) -> tuple[Result, float]:
         """The work's result and its seconds."""
-        counting = self._version - self._first_version < UPDATES_COUNTED
         started = time.perf_counter()
-        with self._storages if counting else nullcontext():
+        with self._storages if self._counting else nullcontext():
             result = work()
         seconds = time.perf_counter() - started
         self._busy_s += seconds
         return result, seconds
+
+    @property
+    def _counting(self) -> bool:
+        return self._version - self._first_version < UPDATES_COUNTED
 
     def forwarded(self, microbatch: int, version: int) -> None:
         self._forward_versions[microbatch] = version
@@ -78,7 +87,10 @@ class Meter:
         self._trace.write(f"{microbatch},{forward - self._first_version},{version - self._first_version}\n")
 
     def stepped(self, version: int) -> None:
+        counted = self._counting
         self._version = version
+        if self._compiling and counted and not self._counting:
+            self._resident_before = self._resident.bytes()
 
     def averaged(self, seconds: float, batches_done: int) -> None:
         self._averaging_s += seconds
@@ -109,7 +121,7 @@ class Meter:
             samples=self._samples,
             bytes_sent=bytes_sent,
             bytes_received=bytes_received,
-            peak_memory_bytes=self._device_peak.bytes() or self._resident.bytes(),
+            peak_memory_bytes=self._device_peak.bytes() or self._resident_before or self._resident.bytes(),
             peak_tensor_bytes=self._held_bytes + self._storages.peak_bytes,
             losses=tuple(losses),
         )

@@ -82,7 +82,7 @@ class StageLoop:
         self._place = start.plan.clusters[start.cluster].stages[start.stage]
         self._schedule = self._make_schedule()
         held = [*stage.trainer.params.values(), *stage.trainer.buffers.values()]
-        self._meter = Meter(Path(start.folder), stage.trainer.version, held)
+        self._meter = Meter(Path(start.folder), stage.trainer.version, held, stage.compiling)
         self.timeline = Timeline(Path(start.folder), start.plan.generation, start.cluster, start.stage)
 
     def activation_arrived(self, microbatch: int) -> None:
