@@ -73,7 +73,7 @@ def _print_table(timeline: JobTimeline, options: argparse.Namespace) -> None:
     table = Table(box=None, padding=(0, 1), header_style="dim")
     table.add_column("stage", no_wrap=True)
     table.add_column("peer", no_wrap=True)
-    for title in ("ops", "time", "busy", "wait", "average", "sent"):
+    for title in ("ops", "time", "busy", "wait", "average", "rest"):
         table.add_column(title, justify="right", no_wrap=True)
     table.add_column("largest gap")
     for stage in timeline.summary():
@@ -83,16 +83,16 @@ def _print_table(timeline: JobTimeline, options: argparse.Namespace) -> None:
 
 
 def _cells(stage: StageSummary) -> Sequence[str]:
-    from ravnest_p2p.cli.live import bytes_text, short
+    from ravnest_p2p.cli.live import short
 
+    shares = stage.busy, stage.waiting, stage.averaging, stage.handing_over
     gap = f"{1000 * stage.largest_gap_s:.1f} ms"
     return (
         f"{stage.cluster}/{stage.stage}",
         short(stage.peer),
         str(stage.spans),
         f"{stage.seconds:.2f} s",
-        *(f"{100 * share:.1f} %" for share in (stage.busy, stage.waiting, stage.averaging)),
-        bytes_text(stage.sent_bytes),
+        *(f"{100 * share:.1f} %" for share in shares),
         f"{gap} for {stage.awaited}" if stage.awaited else gap,
     )
 

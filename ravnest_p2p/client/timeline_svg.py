@@ -18,7 +18,7 @@ MOST_ARROWS = 1500
 RAGGED_US = 1_000_000
 _LEFT, _RIGHT, _TOP = 150, 176, 84
 _ROW, _BAR, _SEND = 58, 26, 5
-_CHAR = 6.4
+_CHAR = 6.8
 _TICKS = 10
 _KINDS = {
     "F": ("forward", "#3b6fb6"),
@@ -85,9 +85,8 @@ def _drawn(timelines: Sequence[StageTimeline]) -> tuple[list[StageTimeline], int
     ends = [max(s.end_us for s in t.operations) for t in timelines if t.operations]
     together = bool(ends) and max(ends) - min(ends) <= RAGGED_US
     until_us = min(ends) if together else max(ends, default=0)
-    starts = sorted(
-        (s.start_us for t in timelines for s in t.operations if s.end_us <= until_us), reverse=True
-    )
+    shown = (s for t in timelines for s in t.operations if s.end_us <= until_us)
+    starts = sorted((s.start_us for s in shown), reverse=True)
     since_us = starts[MOST_DRAWN - 1] if len(starts) > MOST_DRAWN else min(starts, default=0)
     kept = [
         replace(t, spans=tuple(s for s in t.spans if since_us <= s.start_us and s.end_us <= until_us))

@@ -52,10 +52,9 @@ def own_timeline(jobs_folder: Path, asked: TraceAsked) -> TraceTold:
     head, spans = _read(folder / NEWEST)
     if len(spans) < asked.limit:
         head_before, before = _read(folder / BEFORE)
-        turned_over = (
-            before[:1] == spans[:1]
-        )  # between the two readings: what was the newest is the one before
-        if head_before == head and not turned_over:
+        # Equal where the file was turned over between the two readings: then it was read twice.
+        same = before[:1] == spans[:1]
+        if head_before == head and not same:
             spans = before + spans
     found = _place(head)
     if found is None:

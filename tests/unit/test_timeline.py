@@ -96,11 +96,12 @@ def test_gaps_are_named_by_the_message_that_ended_them() -> None:
 def test_the_summary_accounts_for_all_of_the_time() -> None:
     found = summary(stage(0, FIRST))
     assert (found.spans, found.seconds) == (5, 100e-6)
-    assert (found.busy, found.waiting, found.averaging) == pytest.approx((0.45, 0.25, 0.20))
+    shares = (found.busy, found.waiting, found.averaging, found.handing_over)
+    assert shares == pytest.approx((0.45, 0.25, 0.20, 0.10))
     assert (found.largest_gap_s, found.awaited) == (27e-6, "gradient 0")
     assert found.sent_bytes == 128
     nothing = summary(StageTimeline(0, 0, PeerId("p"), ()))
-    assert (nothing.spans, nothing.busy, nothing.largest_gap_s) == (0, 0.0, 0.0)
+    assert (nothing.spans, nothing.busy, nothing.handing_over, nothing.largest_gap_s) == (0, 0.0, 0.0, 0.0)
 
 
 def test_clocks_are_told_apart_by_the_messages() -> None:

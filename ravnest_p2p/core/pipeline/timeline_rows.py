@@ -35,7 +35,8 @@ class StageSummary:
     Attributes:
         spans: operations.
         seconds: from the begin of the first to the end of the last.
-        busy, averaging, waiting: shares of these seconds; the rest is our own handing over.
+        busy, averaging, waiting, handing_over: shares of these seconds, which they make up: operations,
+            averaging, gaps until an awaited message, and whatever else lay between two operations.
         largest_gap_s: longest time without an operation; `awaited` is what it waited for, if for a message.
         sent_bytes: to the stages beside it.
         clock_offset_s: by which its peer's clock was ahead of the first stage's.
@@ -49,6 +50,7 @@ class StageSummary:
     busy: float
     averaging: float
     waiting: float
+    handing_over: float
     largest_gap_s: float
     awaited: str
     sent_bytes: int
@@ -79,15 +81,18 @@ def summary(timeline: StageTimeline) -> StageSummary:
     gaps = [(after.start_us - before.end_us, before.end_us) for before, after in pairwise(operations)]
     gap_us, gap_at = max(gaps, default=(0, 0))
     share = 1 / max(whole_us, 1)
+    busy = share * _total_us(s for s in operations if s.kind != "A")
+    averaging, waiting = share * _total_us(s for s in operations if s.kind == "A"), share * _total_us(waited)
     return StageSummary(
         cluster=timeline.cluster,
         stage=timeline.stage,
         peer=timeline.peer,
         spans=len(operations),
         seconds=whole_us / MICRO,
-        busy=share * _total_us(s for s in operations if s.kind != "A"),
-        averaging=share * _total_us(s for s in operations if s.kind == "A"),
-        waiting=share * _total_us(waited),
+        busy=busy,
+        averaging=averaging,
+        waiting=waiting,
+        handing_over=max(0.0, 1 - busy - averaging - waiting) if whole_us else 0.0,
         largest_gap_s=max(gap_us, 0) / MICRO,
         awaited=next((w.awaited for w in waited if w.start_us == gap_at), ""),
         sent_bytes=sum(s.bytes for s in timeline.spans),
