@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from benchmarks.common import Goal
 from benchmarks.sections.overhead import captured_step, compare
 from benchmarks.zoo import Case, make
-from ravnest_p2p.model import StageComputation, capture, split
+from ravnest_p2p.model import StageComputation, capture, split_program
 from ravnest_p2p.model.compiled import Compiler, compile_stage
 from ravnest_p2p.model.mixed import MixedComputation
 
@@ -93,7 +93,7 @@ def run(only: tuple[str, ...], quick: bool) -> tuple[dict[str, Any], list[Goal]]
 
 def _row(case: Case, kind: type[StageComputation], quick: bool) -> dict[str, Any]:
     package = capture(case.model, case.inputs, loss=case.loss, example_labels=case.labels)
-    (stage,) = split(package.program, [])
+    (stage,) = split_program(package.program, [])
     regions = compile_stage(computation := kind(stage), compiler := Compiler(seconds=float("inf")))
     loop, compiled = (captured_step(case, package, c) for c in (kind(stage), computation))
     before = sum(os.times()[:4])

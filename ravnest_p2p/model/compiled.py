@@ -30,8 +30,8 @@ from torch.utils import _python_dispatch
 from ravnest_p2p.model import ops
 from ravnest_p2p.model.blocks import groups
 from ravnest_p2p.model.compute import Slots, StageComputation
-from ravnest_p2p.model.program import Node
-from ravnest_p2p.model.split import StageProgram
+from ravnest_p2p.model.node import Node
+from ravnest_p2p.model.stage_programs import StageProgram
 
 log = logging.getLogger(__name__)
 

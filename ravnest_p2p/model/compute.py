@@ -83,11 +83,6 @@ class Computation:
         self._execute(slots, seed)
         return tuple(slots[slot] for slot in self.stage.sent_slots)
 
-    @property
-    def recomputes(self) -> bool:
-        """Whether parts of it run again in the backward pass."""
-        return self._recompute is not None
-
     def fuse(self, fusing: Callable[[Sequence[Any]], list[Any]]) -> None:
         """Replace steps by others that do the same."""
         self._steps = fusing(self._steps)
@@ -176,6 +171,11 @@ class StageComputation(Computation):
     ) -> None:
         super().__init__(stage, device, reseed=reseed)
         self._recompute = recompute
+
+    @property
+    def recomputes(self) -> bool:
+        """Whether parts of it run again in the backward pass."""
+        return self._recompute is not None
 
     def _execute(self, slots: Slots, seed: int) -> None:
         if self._recompute is None:

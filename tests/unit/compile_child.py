@@ -17,7 +17,7 @@ import torch
 
 from ravnest_p2p.daemon.worker import guard, sandbox
 from ravnest_p2p.daemon.worker.sandbox_syscalls import call
-from ravnest_p2p.model import StageComputation, capture, split
+from ravnest_p2p.model import StageComputation, capture, split_program
 from ravnest_p2p.model.compiled import Compiler, compile_stage, difference
 from tests.unit.sandbox_child import of_calls, of_files, outcomes
 
@@ -45,7 +45,7 @@ def main() -> None:
     )
     x, y = torch.randn(4, 8), torch.randn(4, 4)
     package = capture(model, (x,), loss=torch.nn.functional.mse_loss, example_labels=(y,))
-    (stage,) = split(package.program, [])
+    (stage,) = split_program(package.program, [])
     guard.give_up_privileges()
     walls = [sandbox.confine_files(rooms, options.compiler)]
     guard.limit_resources(2 * 10**9, 10**8)

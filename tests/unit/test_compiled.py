@@ -13,12 +13,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from ravnest_p2p.model import Package, StageComputation, StageProgram, capture, ops, split
+from ravnest_p2p.model import Package, StageComputation, StageProgram, capture, ops, split_program
 from ravnest_p2p.model import compiled as subject
 from ravnest_p2p.model.compiled import Compiler, compile_stage, difference, fusable
 from ravnest_p2p.model.footprint import StorageMeter
 from ravnest_p2p.model.mixed import MixedComputation
-from ravnest_p2p.model.program import Node, Ref
+from ravnest_p2p.model.node import Node, Ref
 from tests.unit.model_zoo import make
 
 WIDE = 1e-6
@@ -30,7 +30,7 @@ def packaged(name: str) -> tuple[Package, StageProgram, dict[str, Tensor]]:
     case.model.train()
     package = capture(case.model, case.inputs, loss=case.loss, example_labels=case.labels)
     data = {f"x{i}": t for i, t in enumerate(case.inputs)} | {f"y{i}": t for i, t in enumerate(case.labels)}
-    return package, split(package, [])[0], data
+    return package, split_program(package.program, [])[0], data
 
 
 def trained(
