@@ -19,7 +19,7 @@ from torch import Tensor
 from ravnest_p2p.core import compression
 from ravnest_p2p.core.types import OptimizerSpec
 from ravnest_p2p.daemon.worker.crossing import Crossing
-from ravnest_p2p.model import Package, StageComputation, StageProgram, TensorSpec, capture, split
+from ravnest_p2p.model import Package, StageComputation, StageProgram, TensorSpec, capture, split_program
 from ravnest_p2p.training import StageTrainer
 
 HELD_OUT = 512
@@ -75,7 +75,7 @@ class Cut:
 def train(run: Run) -> float:
     """Nats a letter on text that was not trained on, of the finished weights."""
     gpt, package = _example(), _package(run.seed)
-    stages = split(package, stages=run.stages)
+    stages = split_program(package.program, stages=run.stages)
     optimizer = OptimizerSpec(
         "adamw",
         3e-3,

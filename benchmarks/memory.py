@@ -25,7 +25,15 @@ from ravnest_p2p.core.pipeline.correction import CORRECTIONS, SPECULATIVE, STASH
 from ravnest_p2p.core.pipeline.schedule import Backward, Forward, Op, Speculate, StageSchedule
 from ravnest_p2p.core.planning.cost import stretches_of
 from ravnest_p2p.core.planning.cuts import LayerTable
-from ravnest_p2p.model import Package, Requirements, StageComputation, StageProgram, Terms, capture, split
+from ravnest_p2p.model import (
+    Package,
+    Requirements,
+    StageComputation,
+    StageProgram,
+    Terms,
+    capture,
+    split_program,
+)
 from ravnest_p2p.model.fitting import cuts_of, equal_peers, fit
 from ravnest_p2p.model.footprint import StorageMeter, footprint
 from ravnest_p2p.model.profile import stand_in
@@ -51,7 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     torch.set_num_threads(1)
     package = _package(QUICK_SHAPE if options.quick else SHAPE)
     draft = fit(Requirements(package, TERMS), equal_peers(STAGES))
-    stages, taus = split(package, cuts_of(draft)), list(draft.staleness)
+    stages, taus = split_program(package.program, cuts_of(draft)), list(draft.staleness)
     results: dict[str, Any] = {}
     goals: list[Goal] = []
     for name in options.section:
@@ -232,7 +240,7 @@ def _cluster(
 ) -> tuple[dict[str, Any], list[Goal]]:
     layers = Requirements(package, TERMS).layers
     starts = stretches_of(TERMS.job(layers), LayerTable(layers)).starts
-    (whole,) = split(package, [])
+    (whole,) = split_program(package.program, [])
     plain, rows, largest = _plain(package), {}, {}
     for name, recompute in (("kept", None), ("recomputed", starts)):
         one = _peak(whole, 0, recompute)
@@ -263,7 +271,7 @@ def _peak(stage: StageProgram, tau: int, recompute: Sequence[int] | None) -> int
 
 def _plain(package: Package) -> int:
     """Whole updates of accumulated micro-batches in an ordinary loop, without a copy for averaging."""
-    (stage,) = split(package, [])
+    (stage,) = split_program(package.program, [])
     computation = StageComputation(stage)
     generator = torch.Generator().manual_seed(0)
     with StorageMeter() as meter:

@@ -16,7 +16,7 @@ from torch import Tensor
 from benchmarks import penalty_setting as setting
 from ravnest_p2p.core.pipeline.correction import CORRECTIONS, SPECULATIVE
 from ravnest_p2p.core.pipeline.schedule import staleness_for
-from ravnest_p2p.model import Package, StageComputation, StageProgram, capture, split
+from ravnest_p2p.model import Package, StageComputation, StageProgram, capture, split_program
 from ravnest_p2p.model.matrices import hidden_matrices
 from ravnest_p2p.testing.training_sim import train
 from ravnest_p2p.training.optimizer import StageOptimizer
@@ -115,7 +115,7 @@ def _pipelined(run: Run) -> tuple[list[float], dict[str, Tensor]]:
             correction=run.way if run.way in CORRECTIONS else SPECULATIVE,
             halve=run.way != FULL,
         )
-        for stage, tau in zip(split(package, stages=run.stages), staleness, strict=True)
+        for stage, tau in zip(split_program(package.program, stages=run.stages), staleness, strict=True)
     ]
     microbatches = _microbatches(run, setting.MICROBATCH, run.m * run.updates)
     result = train(
@@ -136,7 +136,7 @@ def _at_once(run: Run) -> tuple[list[float], dict[str, Tensor]]:
     """
     rows = setting.MICROBATCH * run.m
     package, spec = _package(run.seed, rows), setting.optimizer_of(run.optimizer, run.updates)
-    stages, staleness = split(package, stages=run.stages), _staleness(run)
+    stages, staleness = split_program(package.program, stages=run.stages), _staleness(run)
     live = [{n: p.requires_grad_() for n, p in _weights(package, stage).items()} for stage in stages]
     optimizers = [StageOptimizer(spec, params) for params in live]
     computations = [StageComputation(stage) for stage in stages]

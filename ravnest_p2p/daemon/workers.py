@@ -101,8 +101,9 @@ class WorkerProcess:
             blobs_folder, job_folder: what it may read, and what it may write.
             runtime_folder: gets a folder with the worker's sockets.
             control_socket: p2pd's, the only one to which it gets connections.
-            compiler: programs that it may start to compile its stage (`daemon.toolchain`); none: none at all.
+            compiler: programs that it may start to compile its stage on a CPU (`daemon.toolchain`).
         """
+        compiler = compiler if device == "cpu" else ()
         rooms = Rooms(blobs_folder, job_folder, runtime_folder / f"w{next(_numbers)}")
         for folder in (rooms.job, rooms.sockets):
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -220,6 +221,8 @@ class WorkerProcess:
                 self._process.kill()
         code = await self._process.wait()
         if self._compiles:
+            # Once, since its number may be another's later.
+            self._compiles = False
             toolchain.end_group(self.pid)
         await self._doorkeeper.close()
         for folder in (self.sockets_folder, self._compiled_folder):

@@ -11,6 +11,7 @@ import psutil
 import pytest
 
 from ravnest_p2p.daemon import toolchain
+from ravnest_p2p.testing.local_swarm import wait_until
 
 CODE = """
 import subprocess, sys, time
@@ -35,6 +36,13 @@ def gone(found: list[psutil.Process]) -> bool:
     return not psutil.wait_procs(found, timeout=10)[1]
 
 
+def over(child: psutil.Process) -> bool:
+    try:
+        return child.status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
+
+
 def test_children_are_counted_and_end_with_their_leader(leader: subprocess.Popen[str]) -> None:
     found = list(toolchain.children(leader.pid))
     taken, number = toolchain.resident_bytes(leader.pid)
@@ -55,7 +63,7 @@ def test_children_that_take_too_long_are_killed(
     monkeypatch.setattr(toolchain, "MOST_S", 0.0)
     time.sleep(0.1)
     toolchain.resident_bytes(leader.pid)
-    assert {child.status() for child in found if child.is_running()} <= {psutil.STATUS_ZOMBIE}
+    wait_until(lambda: {child.status() for child in found} == {psutil.STATUS_ZOMBIE}, 10, "the end of both")
     assert leader.poll() is None
 
 
