@@ -14,8 +14,12 @@ from typing import Any
 
 from benchmarks.common import Goal, report
 
-SECTIONS = ("architectures", "odd", "overhead", "load")
-"""Each is a module of `benchmarks.sections` with `run(only, quick) -> (rows, goals)`."""
+SECTIONS = ("architectures", "evaluation", "odd", "overhead", "load")
+ALL_SECTIONS = (*SECTIONS, "compiled")
+"""Each is a module of `benchmarks.sections` with `run(only, quick) -> (rows, goals)`.
+
+The last takes minutes and needs a C++ compiler: it runs only where it is named.
+"""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -23,7 +27,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.model_zoo", description=__doc__)
     parser.add_argument("--json", action="store_true", help="one JSON object for machines")
     parser.add_argument("--quick", action="store_true", help="fewer repetitions, never for a claim")
-    parser.add_argument("--section", nargs="+", choices=SECTIONS, default=SECTIONS)
+    parser.add_argument("--section", nargs="+", choices=ALL_SECTIONS, default=SECTIONS)
     parser.add_argument("--only", nargs="+", default=(), metavar="MODEL", help="only these models")
     options = parser.parse_args(arguments)
     if importlib.util.find_spec("transformers") is None:

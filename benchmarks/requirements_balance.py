@@ -22,7 +22,7 @@ from ravnest_p2p.core.planning.cost import need_of
 from ravnest_p2p.core.planning.cuts import LayerTable
 from ravnest_p2p.core.planning.memory import PROCESS_OVERHEAD_BYTES
 from ravnest_p2p.core.types import Capability, LayerCost
-from ravnest_p2p.model import Package, Requirements, StageProgram, capture, measured_layers, split
+from ravnest_p2p.model import Package, Requirements, StageProgram, capture, measured_layers, split_program
 from ravnest_p2p.model.fitting import a_peer, cuts_of, fit
 from ravnest_p2p.model.profile import StageRun
 
@@ -69,7 +69,7 @@ def _equal(package: Package, measured: Sequence[LayerCost], rounds: int) -> dict
     row: dict[str, Any] = {"largest_layer_of_4": max(work) / (sum(work) / 4)}
     for stages in (2, 3, 4):
         for costs, layers in (("counted", None), ("measured", measured)):
-            runs = _rounds(split(package, stages=stages, layers=layers), rounds)
+            runs = _rounds(split_program(package.program, stages=stages, layers=layers), rounds)
             row[f"{costs}_{stages}"] = median(max(times) / (sum(times) / stages) for times in runs)
     return row
 
@@ -80,7 +80,7 @@ def _unequal(package: Package, measured: Sequence[LayerCost], rounds: int) -> di
     draft = fit(needs, peers, any_order=True)
     speeds = [float(peer.peer) for peer in draft.peers]
     ratios = []
-    for times in _rounds(split(package, cuts_of(draft)), rounds):
+    for times in _rounds(split_program(package.program, cuts_of(draft)), rounds):
         slowest = max(time_s / speed for time_s, speed in zip(times, speeds, strict=True))
         ratios.append(slowest / (sum(times) / sum(speeds)))
     found, best = median(ratios), _best(needs, peers)

@@ -22,7 +22,7 @@ from torch import Tensor
 from benchmarks.common import Goal
 from benchmarks.requirements_models import make, weightless
 from ravnest_p2p.core.pipeline.schedule import Average, Backward, Forward, Speculate, StageSchedule
-from ravnest_p2p.model import Package, Requirements, StageComputation, StageProgram, Terms, split
+from ravnest_p2p.model import Package, Requirements, StageComputation, StageProgram, Terms, split_program
 from ravnest_p2p.model import capture as capture_model
 from ravnest_p2p.model.fitting import equal_peers, fit
 from ravnest_p2p.model.footprint import StorageMeter, footprint
@@ -143,7 +143,9 @@ def _stages(
     needs = Requirements(package, terms)
     draft = fit(needs, equal_peers(stages))
     cuts = [lo for lo, _ in draft.ranges[1:]]
-    for number, (stage, staleness) in enumerate(zip(split(package, cuts), draft.staleness, strict=True)):
+    for number, (stage, staleness) in enumerate(
+        zip(split_program(package.program, cuts), draft.staleness, strict=True)
+    ):
         yield (
             stage,
             number,

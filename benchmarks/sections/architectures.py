@@ -36,7 +36,9 @@ def check(name: str) -> dict[str, Any]:
     case = make(name)
     row: dict[str, Any] = {"parameters": sum(p.numel() for p in case.model.parameters())}
     try:
-        package = capture(case.model, case.inputs, loss=case.loss, example_labels=case.labels)
+        package = capture(
+            case.model, case.inputs, loss=case.loss, example_labels=case.labels, evaluation=False
+        )
     except CaptureError as error:
         return row | {"nodes": 0, "layers": 0, "captured": f"refused: {error}", "stages": {}}
     layers = len(package.layers)

@@ -21,7 +21,9 @@ def run(only: tuple[str, ...], quick: bool) -> tuple[dict[str, Any], list[Goal]]
         if only and name not in only:
             continue
         case = make(name)
-        package = capture(case.model, case.inputs, loss=case.loss, example_labels=case.labels)
+        package = capture(
+            case.model, case.inputs, loss=case.loss, example_labels=case.labels, evaluation=False
+        )
         data, nodes = package.program.to_json(), len(package.program.nodes)
         spent = median(_seconds(data) for _ in range(1 if quick else 5))
         rows[name] = {

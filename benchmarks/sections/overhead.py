@@ -17,7 +17,7 @@ import torch
 
 from benchmarks.common import Goal
 from benchmarks.zoo import ARCHITECTURES, Case, make
-from ravnest_p2p.model import Package, StageComputation, capture, split
+from ravnest_p2p.model import Package, StageComputation, capture, split_program
 
 PAIRS, SECONDS = 15, 4.0
 
@@ -30,8 +30,12 @@ def run(only: tuple[str, ...], quick: bool) -> tuple[dict[str, Any], list[Goal]]
         if only and name not in only:
             continue
         case = make(name)
-        package = capture(case.model, case.inputs, loss=case.loss, example_labels=case.labels)
-        rows[name] = compare(_eager(case), _captured(case, package), quick)
+        package = capture(
+            case.model, case.inputs, loss=case.loss, example_labels=case.labels, evaluation=False
+        )
+        (stage,) = split_program(package.program, [])
+        captured = captured_step(case, package, StageComputation(stage))
+        rows[name] = compare(_eager(case), captured, quick)
     ratios = [row["ratio"] for row in rows.values()]
     return rows, [
         Goal("stage time against eager, median", median(ratios), "times", "<= 1.05"),
@@ -83,9 +87,9 @@ def _eager(case: Case) -> Callable[[], Any]:
     return lambda: torch.autograd.grad(own.run(), trained, allow_unused=True)
 
 
-def _captured(case: Case, package: Package) -> Callable[[], Any]:
-    (stage,) = split(package.program, [])
-    computation = StageComputation(stage)
+def captured_step(case: Case, package: Package, computation: StageComputation) -> Callable[[], Any]:
+    """A step, forward and backward, of the whole model as one stage; returns its gradients."""
+    stage = computation.stage
     params = {n: package.weights[n].clone().requires_grad_() for n in stage.params}
     buffers = {n: package.weights[n].clone() for n in stage.buffers}
     trained, data = list(params.values()), case.fields()

@@ -18,15 +18,15 @@ WORDS, WIDTH, DEPTH, HEADS, LENGTH = 96, 48, 4, 4, 16
 
 
 class WithLoss(nn.Module):
-    """Calls a Hugging Face model by argument names and returns the loss that it computes itself."""
+    """Calls a Hugging Face model by argument names; it returns its loss, and logits and more beside it."""
 
     def __init__(self, model: nn.Module, *fields: str) -> None:
         super().__init__()
         self.model = model
         self.fields = fields
 
-    def forward(self, *tensors: Tensor) -> Tensor:
-        return self.model(**dict(zip(self.fields, tensors, strict=True)), return_dict=True).loss
+    def forward(self, *tensors: Tensor) -> Any:
+        return self.model(**dict(zip(self.fields, tensors, strict=True)), return_dict=True)
 
 
 def _tokens(batch: int = 4) -> tuple[Tensor, Tensor]:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from benchmarks.zoo.case import Case
-from ravnest_p2p.model import Package, StageComputation, StageProgram, split
+from ravnest_p2p.model import Package, Stage, StageComputation, split_program
 
 RATE = 0.01
 
@@ -48,7 +48,9 @@ def train_stages(
     Args:
         reseed: whether random nodes are seeded by index, or torch's generator by the step, as in eager mode.
     """
-    stages = [_Stage(stage, package.weights, reseed) for stage in split(package.program, cuts)]
+    programs = split_program(package.program, cuts)
+    stages = [Stage(StageComputation(program, reseed=reseed), package.weights) for program in programs]
+    trained = [tensor for stage in stages for tensor in stage.parameters()]
     traces = []
     for step in range(steps):
         data = case.at(step).fields()
@@ -56,47 +58,18 @@ def train_stages(
         carried: tuple[Tensor, ...] = ()
         for stage in stages:
             carried = stage.forward(carried, data, step)
-        backward: list[Tensor | None] = [torch.ones_like(carried[0])]
-        grads: dict[str, Tensor] = {}
+        backward: list[Tensor | None] | None = None
         for stage in reversed(stages):
-            backward, own = stage.backward(backward)
-            grads.update(own)
-        buffers = {n: b.clone() for stage in stages for n, b in stage.buffers.items()}
-        traces.append(Trace(carried[0].detach(), grads, buffers))
-    return traces
-
-
-class _Stage:
-    def __init__(self, stage: StageProgram, weights: Mapping[str, Tensor], reseed: bool) -> None:
-        self.stage = stage
-        self.params = {n: weights[n].clone().requires_grad_() for n in stage.params}
-        self.buffers = {n: weights[n].clone() for n in stage.buffers}
-        self._computation = StageComputation(stage, reseed=reseed)
-        self._received: list[Tensor] = []
-        self._sent: tuple[Tensor, ...] = ()
-
-    def forward(self, carried: Sequence[Tensor], data: Mapping[str, Tensor], seed: int) -> tuple[Tensor, ...]:
-        self._received = [
-            t.detach().contiguous().requires_grad_(spec.differentiable)
-            for t, spec in zip(carried, self.stage.receives, strict=True)
-        ]
-        self._sent = self._computation.forward(self.params, self.buffers, self._received, data, seed)
-        return self._sent
-
-    def backward(self, given: Sequence[Tensor | None]) -> tuple[list[Tensor | None], dict[str, Tensor]]:
-        """Gradients of what was received, and of the parameters, which then make their step."""
-        specs = enumerate(self.stage.sends)
-        flowing = [i for i, spec in specs if spec.differentiable and given[i] is not None]
-        wanted = [*self.params.values(), *(t for t in self._received if t.requires_grad)]
-        outputs = [self._sent[i] for i in flowing]
-        found = torch.autograd.grad(outputs, wanted, [given[i] for i in flowing], allow_unused=True)
-        grads = {n: g for n, g in zip(self.params, found, strict=False) if g is not None}
-        rest = iter(found[len(self.params) :])
-        back = [next(rest) if t.requires_grad else None for t in self._received]
+            backward = stage.backward(backward)
+        grads = {n: g.clone() for stage in stages for n, g in stage.gradients.items()}
         with torch.no_grad():
-            for name, gradient in grads.items():
-                self.params[name] -= RATE * gradient
-        return [None if g is None else g.contiguous() for g in back], grads
+            for tensor in trained:
+                if tensor.grad is not None:
+                    tensor -= RATE * tensor.grad
+                tensor.grad = None
+        buffers = {n: b.clone() for stage in stages for n, b in stage.buffers.items()}
+        traces.append(Trace(carried[0], grads, buffers))
+    return traces
 
 
 def difference(found: Sequence[Trace], expected: Sequence[Trace]) -> str:

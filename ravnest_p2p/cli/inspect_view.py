@@ -53,6 +53,11 @@ def _headline(report: Report, name: str) -> Text:
         text.append("\ncaptured; two steps equal eager PyTorch to the last bit", style="green")
     else:
         text.append("\nby shapes or a saved package alone: not compared with eager PyTorch", style="yellow")
+    if report.evaluation_nodes:
+        text.append(f"\nevaluation: a second graph of {report.evaluation_nodes} operations")
+    else:
+        why = report.evaluation_refusal or "the package was saved without"
+        text.append(f"\nno evaluation: {why}", style="yellow")
     return text
 
 

@@ -11,7 +11,8 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from ravnest_p2p.cli import inspecting
+from ravnest_p2p.cli import inspecting, tracing
+from ravnest_p2p.core.compression import COMPRESSIONS
 
 if TYPE_CHECKING:
     from ravnest_p2p.client.swarm import Swarm
@@ -26,6 +27,10 @@ _EPILOG = """examples:
 Without --peer the ravnestd on this computer is asked. A job may be named by the beginning of its id.
 Exit codes: 0 well, 1 a fault of ours, 2 of the user, 3 of the swarm, 130 interrupted.
 """
+
+
+_CHOOSABLE = ("name", "passes", "stages", "clusters", "seed", "compression")
+"""Settings of a job that flags replace."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -81,7 +86,7 @@ def _submit(swarm: Swarm, options: argparse.Namespace) -> None:
 
     from ravnest_p2p.cli import output
 
-    chosen = {name: getattr(options, name) for name in ("name", "passes", "stages", "clusters", "seed")}
+    chosen = {name: getattr(options, name) for name in _CHOOSABLE}
     request = replace(options.request, **{name: value for name, value in chosen.items() if value is not None})
     job = swarm.submit_request(request, say=_say(options))
     if options.json:
@@ -225,6 +230,11 @@ def _parser() -> argparse.ArgumentParser:
         submit.add_argument(
             f"--{name}", type=int, metavar="N", help=f"instead of the {name} that the file asks for"
         )
+    submit.add_argument(
+        "--compression",
+        choices=COMPRESSIONS,
+        help="of what crosses between stages, instead of what the file asks for",
+    )
     status = add("status", _status, "show a job", "ravnest status 5aafd19aa8bd --follow")
     status.add_argument("job", help="its id, or the beginning of it")
     status.add_argument("--follow", action="store_true", help="go on showing it until it is over")
@@ -238,6 +248,14 @@ def _parser() -> argparse.ArgumentParser:
     logs.add_argument("--after", type=int, default=0, metavar="SEQ", help="only lines with a higher number")
     logs.add_argument(
         "--limit", type=int, default=200, metavar="N", help="at most so many lines (default: 200)"
+    )
+    tracing.add_flags(
+        add(
+            "trace",
+            tracing.trace,
+            "show what each stage of a job did and when",
+            "ravnest trace 5aafd19aa8bd --out trace.json --last 5",
+        )
     )
     cancel = add("cancel", _cancel, "stop a job that you submitted", "ravnest cancel 5aafd19aa8bd")
     cancel.add_argument("job", help="its id, or the beginning of it")

@@ -109,6 +109,10 @@ def parser() -> argparse.ArgumentParser:
         help="take part in no job whose micro-batch takes more operations (default: %(default)g)",
     )  # fmt: skip
     lending.add_argument(
+        "--compile", action="store_true",
+        help="let workers start the C++ compiler where that makes a stage faster (CPU; takes 1 GiB more)",
+    )  # fmt: skip
+    lending.add_argument(
         "--disk", default="20GB", metavar="SIZE", help="room for blobs (default: %(default)s)"
     )
     lending.add_argument("--no-lend", action="store_true", help="serve the directory only; train nothing")
@@ -160,8 +164,20 @@ def configured(options: argparse.Namespace) -> DaemonConfig:
         threads=options.threads,
         device=options.device,
         microbatch_flops=options.microbatch_flops,
+        compiler=_compiler() if options.compile else (),
         epoch_s=options.epoch,
     )
+
+
+def _compiler() -> tuple[Path, ...]:
+    from ravnest_p2p.daemon.toolchain import COMPILER, PARTS, toolchain
+
+    found = toolchain()
+    if not found:
+        logging.getLogger("ravnest_p2p").warning(
+            "--compile: %s with %s is not installed; stages run uncompiled", COMPILER, ", ".join(PARTS)
+        )
+    return found
 
 
 def parse_size(text: str) -> int:

@@ -26,6 +26,7 @@ from ravnest_p2p.client.progress import Progress
 from ravnest_p2p.client.request import JobRequest
 from ravnest_p2p.client.steps import nothing
 from ravnest_p2p.client.swarm import open_portal
+from ravnest_p2p.client.timeline import JobTimeline
 from ravnest_p2p.core.types import JobId, PeerId
 from ravnest_p2p.model.package import Package
 from ravnest_p2p.network import gateway
@@ -154,6 +155,10 @@ class Job:
         """Its log lines with a number over `after`, the oldest first."""
         request = steps.logs_request(self.id, after, limit)
         return await self._portal.acall(self._operations.entries, request, "logs")
+
+    async def trace(self, last_s: float = 10.0) -> JobTimeline:
+        """What each of its stages did in the last seconds that it trained, and when."""
+        return await self._portal.acall(self._operations.trace, self.id, last_s)
 
     async def cancel(self) -> None:
         """Stop it; only its requester can."""

@@ -15,8 +15,9 @@ from ravnest_p2p.client.prepare import Prepared
 from ravnest_p2p.client.progress import Progress
 from ravnest_p2p.client.router import Patience, Router
 from ravnest_p2p.client.session import FETCH_S, Advance, Session
+from ravnest_p2p.client.timeline import MARGIN_S, JobTimeline
 from ravnest_p2p.client.transport import transport
-from ravnest_p2p.core.errors import BlobError, JobError, RemoteFault
+from ravnest_p2p.core.errors import BlobError, ConfigError, JobError, RemoteFault
 from ravnest_p2p.core.types import BlobHash, JobId, JobPhase, JobSpec, PeerId
 from ravnest_p2p.model.parse import Limits, parse_program
 from ravnest_p2p.model.program import Program
@@ -72,6 +73,13 @@ class Operations:
             if seen is None or progress.mark != seen.mark:
                 return progress
             await trio.sleep(poll_s)
+
+    async def trace(self, job: JobId, last_s: float) -> JobTimeline:
+        """Every stage's timeline of the last seconds."""
+        if not last_s > 0:
+            raise ConfigError(f"the last {last_s:g} seconds are none")
+        request = gateway.Trace(job=job, last_s=min(last_s + MARGIN_S, gateway.MAX_LAST_S))
+        return JobTimeline.of(job, await self.ask(request), last_s)
 
     async def submit(self, prepared: Prepared, advance: Advance) -> JobId:
         """Upload what the gateway lacks, then hand the job in; the same gateway gets all of it."""

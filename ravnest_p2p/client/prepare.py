@@ -19,8 +19,10 @@ from torch.utils.data import Dataset, default_collate
 
 from ravnest_p2p.client.blobs import sha256_of
 from ravnest_p2p.client.request import JobRequest
+from ravnest_p2p.core.compression import COMPRESSIONS
 from ravnest_p2p.core.errors import ConfigError, RecordFormatError
 from ravnest_p2p.core.optimizers import PRECISIONS, check_optimizer
+from ravnest_p2p.core.pipeline.correction import CORRECTIONS
 from ravnest_p2p.core.types import BlobHash, FieldSpec, JobId, JobSpec, OptimizerSpec, WeightsPart
 from ravnest_p2p.model.capture import capture
 from ravnest_p2p.model.matrices import hidden_matrices
@@ -110,6 +112,8 @@ def prepare(request: JobRequest, folder: Path, say: Say) -> tuple[Prepared, Prog
         staleness_bound=_staleness_bound(request),
         precision=request.precision,
         checkpoint=checkpoint,
+        compression=request.compression,
+        staleness_correction=request.staleness_correction,
     )
     try:
         manifest = manifest_bytes(spec)
@@ -126,7 +130,8 @@ def _package(request: JobRequest, inputs: list[Tensor], labels: list[Tensor], sa
     """The model as data, captured with one micro-batch; what is a package already is checked against it."""
     if not isinstance(request.model, Package):
         say("capturing the model")
-        return capture(request.model, tuple(inputs), loss=request.loss, example_labels=tuple(labels))
+        model, labelled = request.model, tuple(labels)
+        return capture(model, tuple(inputs), loss=request.loss, example_labels=labelled, evaluation=False)
     wanted = {leaf.name: (leaf.dtype, leaf.shape) for leaf in request.model.program.inputs}
     named = _named(inputs, labels)
     found = {name: (str(c.dtype).removeprefix("torch."), tuple(c.shape)) for name, _, c in named}
@@ -205,6 +210,14 @@ def _total_batches(request: JobRequest, samples: int) -> int:
             raise ConfigError(f"{name} must not be negative, but is {value}")
     if request.precision not in PRECISIONS:
         raise ConfigError(f"precision must be {' or '.join(PRECISIONS)}, not {request.precision!r}")
+    if request.compression not in COMPRESSIONS:
+        names = ", ".join(COMPRESSIONS)
+        raise ConfigError(f"compression must be one of {names}, not {request.compression!r:.40}")
+    if request.staleness_correction not in CORRECTIONS:
+        raise ConfigError(
+            f"staleness_correction must be one of {', '.join(CORRECTIONS)}, "
+            f"not {request.staleness_correction!r:.40}"
+        )
     if request.staleness_bound is not None and request.staleness_bound < 0:
         raise ConfigError(f"staleness_bound must not be negative, but is {request.staleness_bound}")
     if samples < request.microbatch_size:

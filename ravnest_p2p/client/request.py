@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from ravnest_p2p.core.errors import ConfigError
+from ravnest_p2p.core.pipeline.correction import SPECULATIVE
 from ravnest_p2p.core.planning.recompute import ALWAYS, AUTO, NEVER
 from ravnest_p2p.core.types import OptimizerSpec
 
@@ -151,6 +152,12 @@ class JobRequest:
         checkpoint: whether stages compute their activations again in the backward pass instead of keeping
             them, which takes less memory, a third more work, and gives the same numbers: True for all,
             False for none, "auto" for those that do not fit their peer otherwise.
+        compression: of activations and gradients between stages: "none", "fp16", "bf16", "int8", "int4", or
+            "auto": each link and direction takes the weakest with which it keeps up with the computation.
+        staleness_correction: what micro-batches that start before an update and end after it run on:
+            "speculative", the optimizer's own next step computed early; "stash", a copy of the weights
+            before the update; "none", the weights as they are at each moment. The latter two train worse,
+            and are for comparisons.
     """
 
     model: nn.Module | Package
@@ -169,6 +176,8 @@ class JobRequest:
     seed: int = 0
     precision: str = "fp32"
     checkpoint: bool | str = AUTO
+    compression: str = "none"
+    staleness_correction: str = SPECULATIVE
 
     @property
     def checkpoint_word(self) -> str:

@@ -14,7 +14,8 @@ from pathlib import Path
 from torch import Tensor
 
 from ravnest_p2p.core.errors import BlobError
-from ravnest_p2p.model.program import Leaf, Program
+from ravnest_p2p.model.node import Leaf
+from ravnest_p2p.model.program import Program
 from ravnest_p2p.training.tensorfile import TensorFile, TensorSpec, open_tensors
 
 

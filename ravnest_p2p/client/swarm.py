@@ -23,6 +23,7 @@ from ravnest_p2p.client.prepare import Say
 from ravnest_p2p.client.progress import Progress
 from ravnest_p2p.client.request import JobRequest
 from ravnest_p2p.client.steps import nothing
+from ravnest_p2p.client.timeline import JobTimeline
 from ravnest_p2p.client.transport import peer_info
 from ravnest_p2p.core.types import JobId, PeerId
 from ravnest_p2p.model.package import Package
@@ -163,6 +164,16 @@ class Job:
         request = steps.logs_request(self.id, after, limit)
         lines: list[dict[str, Any]] = self._call(self._swarm._operations.entries, request, "logs")
         return lines
+
+    def trace(self, last_s: float = 10.0) -> JobTimeline:
+        """What each of its stages did in the last seconds that it trained, and when.
+
+        Raises:
+            JobError: it is unknown, or has not started.
+            PeerUnreachableError: no member answers.
+        """
+        timeline: JobTimeline = self._call(self._swarm._operations.trace, self.id, last_s)
+        return timeline
 
     def cancel(self) -> None:
         """Stop it; only its requester can.

@@ -205,6 +205,8 @@ class JobSpec:
         precision: "fp32", or "bf16": products in bfloat16 from float32 weights, as torch.autocast has it.
         checkpoint: which stages compute their activations a second time instead of keeping them: "never",
             "auto" (those that do not fit their peer otherwise), or "always".
+        compression: codec of what crosses from stage to stage, as in `core.compression`, or "auto".
+        staleness_correction: what micro-batches that cross an update run on: `core.pipeline.correction`.
     """
 
     name: str
@@ -224,6 +226,8 @@ class JobSpec:
     staleness_bound: int = 8
     precision: str = "fp32"
     checkpoint: str = "never"
+    compression: str = "none"
+    staleness_correction: str = "speculative"
 
     def weights_of(self, lo: int, hi: int) -> list[BlobHash]:
         """Blobs of initial weights that a stage of layers [lo, hi) needs, each once."""

@@ -10,12 +10,13 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from ravnest_p2p import __version__
-from ravnest_p2p.core.errors import BlobError, JobError, RemoteFault
+from ravnest_p2p.core.errors import BlobError, JobError, PeerUnreachableError, RemoteFault
 from ravnest_p2p.core.planning.resume import resume_point
-from ravnest_p2p.core.types import BlobHash, JobId, JobPhase, PeerId
+from ravnest_p2p.core.types import BlobHash, JobId, JobPhase, JobPlan, PeerId
 from ravnest_p2p.daemon.control import Control
 from ravnest_p2p.daemon.copies import shared_out
 from ravnest_p2p.daemon.hosts import Hosts
@@ -25,15 +26,18 @@ from ravnest_p2p.daemon.peer_messages import (
     KEEP,
     LOGS,
     MAX_KEPT,
+    TRACE,
     KeepAsked,
     LogsAsked,
     Overview,
     OverviewAsked,
+    TraceAsked,
     plain,
 )
 from ravnest_p2p.daemon.session import Session
 from ravnest_p2p.daemon.status import job_status
 from ravnest_p2p.daemon.survey import merged_pieces, survey
+from ravnest_p2p.daemon.timelines import collect, limit_for, of_one_generation, own_timeline
 from ravnest_p2p.network.records import CancelRecord, JobRecord, unseal
 from ravnest_p2p.network.records_manifest import parse_manifest
 
@@ -57,6 +61,7 @@ class Backend:
     hosts: Hosts
     book: JobBook
     logbook: Logbook
+    jobs_folder: Path
     addresses: Callable[[], Awaitable[list[str]]]
 
     async def hello(self) -> dict[str, Any]:
@@ -128,6 +133,34 @@ class Backend:
             if isinstance(answer, dict):
                 lines += [{**line, "peer": peer} for line in answer.get("lines", []) if _is_line(line)]
         return sorted(lines, key=lambda line: line["seq"])[:limit]
+
+    async def trace(self, job: JobId, last_s: float) -> dict[str, Any]:
+        """All members' timelines of the job's newest generation."""
+        await self._known(job)
+        plan = self._plan_of(job)
+        members = plan.peers if plan is not None else ()
+        peers = members or list(dict.fromkeys([self.own, *self.control.view.capabilities]))[:ASKED_PEERS]
+        asked = TraceAsked(job=job, last_s=last_s, limit=limit_for(len(peers)))
+
+        async def ask(peer: PeerId, asked: TraceAsked) -> dict[str, Any]:
+            if peer == self.own:
+                return plain(await asyncio.to_thread(own_timeline, self.jobs_folder, asked))
+            return await self.session.rpc.call(peer, TRACE, plain(asked), CALL_TIMEOUT_S)
+
+        entry = self.book.entry(job)
+        lineage = [generation for generation, _ in entry.lineage]
+        found = of_one_generation(await collect(ask, peers, asked), plan, lineage)
+        if found.told:
+            return found.as_reply()
+        if members and found.left_out:
+            peer, reason = next(iter(found.left_out.items()))
+            raise PeerUnreachableError(
+                f"no member of job {job[:12]} tells its timeline; …{peer[-8:]}: {reason}"
+            )
+        if entry.over:
+            raise JobError(f"nobody who trained job {job[:12]} is online, so there is no timeline of it")
+        waits = plan.reason if plan is not None else "it is not in a plan yet"
+        raise JobError(f"job {job[:12]} has not started: {waits or 'its peers start their workers'}")
 
     async def submit(self, sealed: bytes) -> JobId:
         """Take a job whose blobs lie in our store, and make it known."""
@@ -219,21 +252,25 @@ class Backend:
                 return
         raise BlobError(f"no blob {blob[:12]}… belongs to a job that this peer knows")
 
-    async def _entry(self, job: JobId) -> JobEntry:
+    async def _known(self, job: JobId) -> None:
         await self.control.view.read_jobs()
         if job not in self.book.jobs:
             raise JobError(f"no job {job} is known to the swarm; `ravnest jobs` lists them")
+
+    def _plan_of(self, job: JobId) -> JobPlan | None:
+        plan = self.control.plan
+        return next((part for part in (plan.jobs if plan is not None else ()) if part.job == job), None)
+
+    async def _entry(self, job: JobId) -> JobEntry:
+        await self._known(job)
         entry = self.book.entry(job)
         if entry.spec is None:
             entry.spec = await self.session.files.manifest(job, self.control.view.capabilities)
         return entry
 
     async def _ask_about(self, job: JobId, *, losses: bool = False) -> dict[PeerId, Overview]:
-        plan = self.control.plan
-        members = [
-            p for part in (plan.jobs if plan is not None else ()) if part.job == job for p in part.peers
-        ]
-        asked = dict.fromkeys([*members, *self.control.view.capabilities])
+        plan = self._plan_of(job)
+        asked = dict.fromkeys([*(plan.peers if plan is not None else ()), *self.control.view.capabilities])
         return await self._survey(list(asked), OverviewAsked(job=job, losses=losses))
 
     async def _survey(self, peers: list[PeerId], asked: OverviewAsked) -> dict[PeerId, Overview]:

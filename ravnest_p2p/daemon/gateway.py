@@ -61,6 +61,12 @@ class GatewayBackend(Protocol):
         The oldest `limit` of them, in order.
         """
 
+    async def trace(self, job: JobId, last_s: float) -> dict[str, Any]:
+        """{"stages": [{"peer", "generation", "cluster", "stage", "spans"}], "left_out": [{"peer", "reason"}]}
+
+        What each stage of a job did in the last seconds, and why a member's answer is not among them.
+        """
+
     async def submit(self, sealed: bytes) -> JobId:
         """Check a sealed JobRecord, whose blobs were uploaded here, and put the job into the directory."""
 
@@ -163,6 +169,8 @@ class Gateway:
         if isinstance(request, wire.Logs):
             job = None if request.job is None else JobId(request.job)
             return {"logs": await backend.logs(job, request.after, request.limit)}
+        if isinstance(request, wire.Trace):
+            return await backend.trace(JobId(request.job), request.last_s)
         if isinstance(request, wire.Result):
             return await backend.result(JobId(request.job))
         if isinstance(request, wire.Submit):

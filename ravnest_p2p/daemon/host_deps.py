@@ -21,6 +21,7 @@ class HostDeps:
         memory_bytes: what the worker may use.
         device: that the worker computes on.
         microbatch_flops: most of one micro-batch, over all stages.
+        compiler: programs that workers may start to compile their stage.
         janitor: ends workers that outlive this process.
         floor: highest fence obeyed before this daemon started; it has lost the workers of that one too.
         reachable: tells whether a co-member answers.
@@ -38,6 +39,7 @@ class HostDeps:
     threads: int
     device: Callable[[], str]
     microbatch_flops: float
+    compiler: tuple[Path, ...]
     reachable: Callable[[PeerId, bool], None]
     stale: Callable[[str], Awaitable[None]]
     janitor: Janitor

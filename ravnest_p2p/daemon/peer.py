@@ -37,15 +37,18 @@ from ravnest_p2p.daemon.peer_messages import (
     OVERVIEW,
     PLAN,
     REPLAN,
+    TRACE,
     KeepAsked,
     LogsAsked,
     OverviewAsked,
     PlanPushed,
     ReplanAsked,
+    TraceAsked,
     parse,
     plain,
 )
 from ravnest_p2p.daemon.session import Session
+from ravnest_p2p.daemon.timelines import own_timeline
 from ravnest_p2p.network.blobs import BlobStore
 from ravnest_p2p.network.directory import Directory
 from ravnest_p2p.network.identity import Identity
@@ -93,6 +96,10 @@ class Peer:
     @property
     def peer_id(self) -> PeerId:
         return self.identity.peer_id
+
+    @property
+    def jobs_folder(self) -> Path:
+        return self.config.home / "jobs"
 
     async def run(self) -> None:
         """Serve until cancelled; leaves no process, socket or stale record behind."""
@@ -161,7 +168,15 @@ class Peer:
             plan=self._plan,
         )
         backend = Backend(
-            self.peer_id, c.swarm, session, control, hosts, self.book, self.logbook, self.addresses
+            own=self.peer_id,
+            swarm=c.swarm,
+            session=session,
+            control=control,
+            hosts=hosts,
+            book=self.book,
+            logbook=self.logbook,
+            jobs_folder=self.jobs_folder,
+            addresses=self.addresses,
         )
         await self._serve_calls(session, hosts, control)
         self._gateway = Gateway(p2p, backend, self.store)
@@ -191,11 +206,12 @@ class Peer:
                 book=self.book,
                 control_socket=str(self._p2pd.control_socket),
                 runtime_folder=self._janitor.runtime_dir,
-                jobs_folder=self.config.home / "jobs",
+                jobs_folder=self.jobs_folder,
                 memory_bytes=lambda: self.offer.memory_bytes,
                 threads=self.config.threads,
                 device=lambda: self.offer.device,
                 microbatch_flops=self.config.microbatch_flops,
+                compiler=self.config.compiler,
                 reachable=self._reachable,
                 stale=self._stale,
                 janitor=self._janitor,
@@ -320,12 +336,16 @@ class Peer:
             asked = parse(LogsAsked, body)
             return {"lines": self.logbook.lines(asked.job, asked.after, asked.limit)}
 
+        async def trace(_: PeerId, body: dict[str, Any]) -> dict[str, Any]:
+            return plain(await asyncio.to_thread(own_timeline, self.jobs_folder, parse(TraceAsked, body)))
+
         calls: dict[str, Callable[[PeerId, dict[str, Any]], Awaitable[dict[str, Any]]]] = {
             OVERVIEW: overview,
             PLAN: plan,
             REPLAN: replan,
             KEEP: keep,
             LOGS: logs,
+            TRACE: trace,
         }
         for name, handler in calls.items():
             await session.rpc.serve(name, handler)

@@ -1,9 +1,9 @@
 """What two ravnestd say to each other about jobs, checked field by field on arrival.
 
-Five calls (`network.rpc`): `overview` asks what a peer is doing, which serves the leader that plans, the
+Six calls (`network.rpc`): `overview` asks what a peer is doing, which serves the leader that plans, the
 co-members that watch one another, and the gateway that shows a job; `plan` pushes a sealed plan ahead of
 the directory's next read; `replan` says why the adopted plan is stale; `keep` asks a peer to hold copies of
-blobs.
+blobs; `logs` and `trace` ask for log lines and for the timeline of a stage.
 """
 
 from __future__ import annotations
@@ -13,15 +13,17 @@ from typing import Annotated, Any, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ravnest_p2p.core.errors import FrameFormatError
+from ravnest_p2p.core.pipeline.timeline import MAX_SPANS
 from ravnest_p2p.core.types import BlobHash, Generation, JobId, JobPhase, JobPlan, Piece
 from ravnest_p2p.daemon.messages import Report
+from ravnest_p2p.network.gateway import MAX_LAST_S
 
 Short = Annotated[str, Field(max_length=2000)]
 
 MAX_KEPT = 4096
 """Blobs that one call may ask to be kept."""
 
-OVERVIEW, PLAN, REPLAN, KEEP, LOGS = "overview", "plan", "replan", "keep", "logs"
+OVERVIEW, PLAN, REPLAN, KEEP, LOGS, TRACE = "overview", "plan", "replan", "keep", "logs", "trace"
 
 
 class Body(BaseModel):
@@ -88,6 +90,23 @@ class LogsAsked(Body):
     job: JobId | None = None
     after: int = 0
     limit: Annotated[int, Field(ge=1, le=1000)] = 200
+
+
+class TraceAsked(Body):
+    """The newest spans of your stage in this job: of its last seconds, at most so many."""
+
+    job: Annotated[JobId, Field(pattern=r"^[0-9a-f]{64}$")]
+    last_s: Annotated[float, Field(gt=0, le=MAX_LAST_S)]
+    limit: Annotated[int, Field(ge=1, le=MAX_SPANS)] = MAX_SPANS
+
+
+class TraceTold(Body):
+    """A stage's timeline; `spans` as `core.pipeline.timeline` writes them. No generation: there is none."""
+
+    generation: Generation | None = None
+    cluster: Annotated[int, Field(ge=0, lt=10_000)] = 0
+    stage: Annotated[int, Field(ge=0, lt=10_000)] = 0
+    spans: Annotated[str, Field(max_length=64 * MAX_SPANS)] = ""
 
 
 Checked = TypeVar("Checked", bound=Body)

@@ -36,6 +36,7 @@ from ravnest_p2p.daemon.messages import (
 )
 from ravnest_p2p.daemon.peer_messages import StageView
 from ravnest_p2p.daemon.pieces import Pieces
+from ravnest_p2p.daemon.timelines import job_folder
 from ravnest_p2p.daemon.workers import WorkerProcess
 
 log = logging.getLogger(__name__)
@@ -80,7 +81,7 @@ class StageHost:
     @property
     def _folder(self) -> Path:
         """Where the worker writes: its trace, and pieces until they are in the store."""
-        return self._deps.jobs_folder / self.job[:16]
+        return job_folder(self._deps.jobs_folder, self.job)
 
     @property
     def took_part(self) -> bool:
@@ -272,6 +273,7 @@ class StageHost:
                 threads=self._deps.threads,
                 device=self._deps.device(),
                 microbatch_flops=self._deps.microbatch_flops,
+                compiler=self._deps.compiler,
                 blobs_folder=store.folder,
                 job_folder=self._folder,
                 runtime_folder=self._deps.runtime_folder,

@@ -15,13 +15,14 @@ import os
 import shutil
 import socket
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
 import psutil
 
 from ravnest_p2p.core.errors import RemoteFault
 from ravnest_p2p.core.wording import bytes_text
+from ravnest_p2p.daemon import toolchain
 from ravnest_p2p.daemon.channel import Channel
 from ravnest_p2p.daemon.environment import thread_environment
 from ravnest_p2p.daemon.messages import (
@@ -62,9 +63,11 @@ class WorkerProcess:
         process: asyncio.subprocess.Process,
         channel: Channel[WorkerReport],
         doorkeeper: Doorkeeper,
-        sockets_folder: Path,
+        rooms: Rooms,
     ) -> None:
-        self.sockets_folder = sockets_folder
+        self.sockets_folder = rooms.sockets
+        self._compiled_folder = rooms.compiled
+        self._compiles = False
         self.fault = ""
         self._process = process
         self._channel = channel
@@ -87,6 +90,7 @@ class WorkerProcess:
         runtime_folder: Path,
         control_socket: str,
         log_path: Path,
+        compiler: Sequence[Path] = (),
     ) -> WorkerProcess:
         """Start a worker; it reports `Idle` once torch is loaded and its walls stand (`worker.sandbox`).
 
@@ -97,10 +101,13 @@ class WorkerProcess:
             blobs_folder, job_folder: what it may read, and what it may write.
             runtime_folder: gets a folder with the worker's sockets.
             control_socket: p2pd's, the only one to which it gets connections.
+            compiler: programs that it may start to compile its stage on a CPU (`daemon.toolchain`).
         """
+        compiler = compiler if device == "cpu" else ()
         rooms = Rooms(blobs_folder, job_folder, runtime_folder / f"w{next(_numbers)}")
         for folder in (rooms.job, rooms.sockets):
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        shutil.rmtree(rooms.compiled, ignore_errors=True)
         doorkeeper = Doorkeeper(control_socket)
         ours, theirs = socket.socketpair()
         with theirs, doorkeeper.theirs as door, log_path.open("ab") as output:
@@ -119,13 +126,16 @@ class WorkerProcess:
                 f"--threads={threads}",
                 f"--device={device}",
                 f"--microbatch-flops={microbatch_flops}",
+                *(("--compiler", *map(str, compiler)) if compiler else ()),
                 pass_fds=[theirs.fileno(), door.fileno()],
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
-                env=environment(thread_environment(threads), rooms),
+                env=environment(thread_environment(threads), rooms, compiler),
+                start_new_session=bool(compiler),
             )
-        worker = cls(process, await Channel.over(ours, REPORTS), doorkeeper, rooms.sockets)
+        worker = cls(process, await Channel.over(ours, REPORTS), doorkeeper, rooms)
+        worker._compiles = bool(compiler)
         if device == "cpu":
             worker._holding = asyncio.create_task(worker._hold(memory_bytes))
         return worker
@@ -162,11 +172,20 @@ class WorkerProcess:
         """Kill the process if it takes more than that, for its address space says little of what it uses."""
         with contextlib.suppress(psutil.NoSuchProcess):
             process = psutil.Process(self.pid)
-            taken = process.memory_info().rss
-            while taken <= MEMORY_TOLERANCE * memory_bytes:
-                await asyncio.sleep(MEMORY_CHECK_S)
+            while True:
                 taken = process.memory_info().rss
-            self.fault = f"the worker took {bytes_text(taken)} of memory, {bytes_text(memory_bytes)} are lent"
+                lent = memory_bytes
+                if self._compiles:
+                    lent += toolchain.MEMORY_BYTES
+                    of_programs, programs = toolchain.resident_bytes(self.pid)
+                    taken += of_programs
+                    if programs > toolchain.MOST_PROGRAMS:
+                        self.fault = f"the worker started {programs} programs"
+                        break
+                if taken > MEMORY_TOLERANCE * lent:
+                    self.fault = f"the worker took {bytes_text(taken)} of memory, {bytes_text(lent)} are lent"
+                    break
+                await asyncio.sleep(MEMORY_CHECK_S)
             self._process.kill()
 
     async def wait_idle(self) -> None:
@@ -201,6 +220,11 @@ class WorkerProcess:
             with contextlib.suppress(ProcessLookupError):
                 self._process.kill()
         code = await self._process.wait()
+        if self._compiles:
+            # Once, since its number may be another's later.
+            self._compiles = False
+            toolchain.end_group(self.pid)
         await self._doorkeeper.close()
-        shutil.rmtree(self.sockets_folder, ignore_errors=True)
+        for folder in (self.sockets_folder, self._compiled_folder):
+            shutil.rmtree(folder, ignore_errors=True)
         return code

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -23,7 +23,10 @@ from ravnest_p2p.model import ops
 from ravnest_p2p.model.effort import inner_bytes, node_effort
 from ravnest_p2p.model.execute import call
 from ravnest_p2p.model.guards import guard
-from ravnest_p2p.model.program import Leaf, Node, Program, TensorSpec
+from ravnest_p2p.model.node import Leaf, Node, TensorSpec
+
+if TYPE_CHECKING:
+    from ravnest_p2p.model.program import Graph
 
 DEFAULT_TENSOR_BYTES = 1 << 36
 DEFAULT_TOTAL_BYTES = 1 << 42
@@ -92,9 +95,10 @@ def fake_mode() -> FakeTensorMode:
     return FakeTensorMode(allow_fallback_kernels=False)
 
 
-def fake_leaf(leaf: Leaf) -> torch.Tensor:
-    """Stand-in for a leaf; call it inside `fake_mode()`."""
-    return torch.empty(leaf.shape, dtype=ops.DTYPES[leaf.dtype], requires_grad=leaf.kind == "param")
+def fake_leaf(leaf: Leaf, *, trains: bool = True) -> torch.Tensor:
+    """Stand-in for a leaf, a parameter with gradient if it `trains`; call it inside `fake_mode()`."""
+    gradient = trains and leaf.kind == "param"
+    return torch.empty(leaf.shape, dtype=ops.DTYPES[leaf.dtype], requires_grad=gradient)
 
 
 def computing_in(precision: str) -> torch.autocast:
@@ -108,7 +112,7 @@ def computing_in(precision: str) -> torch.autocast:
     return torch.autocast("cpu", dtype=torch.bfloat16, enabled=precision == "bf16")
 
 
-def analyse(program: Program, budget: Budget | None = None, precision: str = "fp32") -> Analysis:
+def analyse(program: Graph, budget: Budget | None = None, precision: str = "fp32") -> Analysis:
     """Run the whole program on fake tensors.
 
     Args:
@@ -121,7 +125,7 @@ def analyse(program: Program, budget: Budget | None = None, precision: str = "fp
     for leaf in program.leaves:
         budget.add(leaf.shape, ops.DTYPES[leaf.dtype])
     with fake_mode(), computing_in(precision):
-        values = [fake_leaf(leaf) for leaf in program.leaves]
+        values = [fake_leaf(leaf, trains=program.trains) for leaf in program.leaves]
         meter = _SavedMeter(values)
         specs = [_spec(value) for value in values]
         saved: list[int] = []

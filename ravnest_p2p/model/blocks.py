@@ -12,7 +12,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 
-from ravnest_p2p.model.program import Arg, Program, Ref
+from ravnest_p2p.model.node import Arg, Ref
+from ravnest_p2p.model.program import Program
 
 _NUMBER = re.compile(r"^\d+$")
 _BLOCK = re.compile(r"(?:[^.]+\.)+?\d+\.(?=.)")

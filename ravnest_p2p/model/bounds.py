@@ -19,7 +19,8 @@ from ravnest_p2p.model.abstract import fake_leaf, fake_mode
 from ravnest_p2p.model.compute import StageComputation
 from ravnest_p2p.model.execute import call
 from ravnest_p2p.model.program import Program
-from ravnest_p2p.model.split import split
+from ravnest_p2p.model.stage import Stage
+from ravnest_p2p.model.stage_programs import stage_program
 
 
 def with_bounds(program: Program, weights: Mapping[str, Tensor], data: Mapping[str, Tensor]) -> Program:
@@ -78,27 +79,12 @@ def _gradients(
     program: Program, weights: Mapping[str, Tensor], data: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
     """Gradients of one step, each layer on a stage of its own."""
-    stages = split(program, range(1, len(program.layer_bounds)))
-    runs = []
+    count = len(program.layer_bounds)
+    stages = [Stage(StageComputation(stage_program(program, n, n + 1)), weights) for n in range(count)]
     carried: tuple[Tensor, ...] = ()
     for stage in stages:
-        params = {n: weights[n].clone().requires_grad_() for n in stage.params}
-        buffers = {n: weights[n].clone() for n in stage.buffers}
-        received = [
-            tensor.detach().contiguous().requires_grad_(spec.differentiable)
-            for tensor, spec in zip(carried, stage.receives, strict=True)
-        ]
-        carried = StageComputation(stage).forward(params, buffers, received, data, 0)
-        runs.append((stage, params, received, carried))
-    back: list[Tensor | None] = [torch.ones_like(carried[0])]
-    found: dict[str, Tensor] = {}
-    for stage, params, received, sent in reversed(runs):
-        flowing = [i for i, spec in enumerate(stage.sends) if spec.differentiable and back[i] is not None]
-        wanted = [*params.values(), *(t for t in received if t.requires_grad)]
-        given = [back[i] for i in flowing]
-        grads = torch.autograd.grad([sent[i] for i in flowing], wanted, given, allow_unused=True)
-        found.update({n: g for n, g in zip(params, grads, strict=False) if g is not None})
-        rest = iter(grads[len(params) :])
-        back = [next(rest) if t.requires_grad else None for t in received]
-        back = [None if g is None else g.contiguous() for g in back]
-    return found
+        carried = stage.forward(carried, data)
+    back: list[Tensor | None] | None = None
+    for stage in reversed(stages):
+        back = stage.backward(back)
+    return {name: gradient for stage in stages for name, gradient in stage.gradients.items()}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch.fx import GraphModule
@@ -14,8 +14,18 @@ from ravnest_p2p.model import ops
 from ravnest_p2p.model.abstract import fake_leaf, fake_mode
 from ravnest_p2p.model.execute import call
 from ravnest_p2p.model.explain import brief, known_cause, unlisted
-from ravnest_p2p.model.program import Arg, Leaf, Node, Program, Ref, TensorSpec
+from ravnest_p2p.model.node import Arg, Leaf, Node, Ref, TensorSpec
 from ravnest_p2p.model.schema import MAX_INT, check_node
+
+
+class Parts(NamedTuple):
+    """What a graph is made of; `results` are slots."""
+
+    inputs: tuple[Leaf, ...]
+    params: tuple[Leaf, ...]
+    buffers: tuple[Leaf, ...]
+    nodes: tuple[Node, ...]
+    results: tuple[int, ...]
 
 
 class Value(int):
@@ -23,7 +33,7 @@ class Value(int):
 
 
 class Builder:
-    """Emits nodes over provisional value numbers; `finish` makes the program.
+    """Emits nodes over provisional value numbers; `pruned` gives the parts of a program.
 
     Attributes:
         where: the module being captured, for messages.
@@ -96,9 +106,13 @@ class Builder:
         single = len(op._schema.returns) == 1 and str(op._schema.returns[0].type) == "Tensor"
         return values[0] if single else values
 
-    def finish(self, output: int, tied: tuple[tuple[str, ...], ...], transient: frozenset[str]) -> Program:
-        """Program without dead parts; its `layer_bounds` are still empty."""
-        live = {int(output)}
+    def pruned(self, results: Sequence[Value], owned: Callable[[Leaf], bool]) -> Parts:
+        """What makes the results and changes buffers, without dead parts, its slots numbered.
+
+        Args:
+            owned: tells the leaves of `params` from those of `buffers`.
+        """
+        live = {int(result) for result in results}
         kept: list[tuple[Node, tuple[int, ...]]] = []
         for node, values in reversed(self._nodes):
             needed = node.mutated() or node.op in ops.RANDOM_OPS or any(v in live for v in values)
@@ -106,14 +120,11 @@ class Builder:
                 kept.append((node, values))
                 live.update(node.refs())
         kept.reverse()
-        groups: dict[str, list[Leaf]] = {"input": [], "param": [], "buffer": []}
-        numbered: dict[int, int] = {}
-        chosen: list[int] = []
-        for kinds in (("input",), ("param",), ("buffer", "frozen")):
-            for value, leaf in self._leaves.items():
-                if leaf.kind in kinds and (value in live or leaf.kind == "input"):
-                    groups[kinds[0]].append(leaf)
-                    chosen.append(value)
+        groups: tuple[dict[int, Leaf], ...] = ({}, {}, {})
+        for value, leaf in self._leaves.items():
+            if value in live or leaf.kind == "input":
+                groups[0 if leaf.kind == "input" else 1 if owned(leaf) else 2][value] = leaf
+        chosen = [value for group in groups for value in group]
         numbered = {value: slot for slot, value in enumerate(chosen)}
         nodes = []
         for node, values in kept:
@@ -122,17 +133,8 @@ class Builder:
             for value in values:
                 numbered[value] = len(numbered)
             nodes.append(Node(node.op, args, kwargs, node.outputs, node.no_grad))
-        buffers = {leaf.name for leaf in groups["buffer"]}
-        names = buffers | {leaf.name for leaf in groups["param"]}
-        return Program(
-            inputs=tuple(groups["input"]),
-            params=tuple(groups["param"]),
-            buffers=tuple(groups["buffer"]),
-            nodes=tuple(nodes),
-            output=numbered[output],
-            tied=tuple(group for group in tied if group[0] in names),
-            transient=tuple(sorted(transient & buffers)),
-        )
+        inputs, params, buffers = (tuple(group.values()) for group in groups)
+        return Parts(inputs, params, buffers, tuple(nodes), tuple(numbered[r] for r in results))
 
 
 def _pack(value: Any, clamp: bool) -> Arg:

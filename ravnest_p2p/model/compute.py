@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,11 +19,9 @@ from torch import Tensor
 from ravnest_p2p.core.errors import BlobError, FrameFormatError
 from ravnest_p2p.model import ops
 from ravnest_p2p.model.execute import bind, flatten
-from ravnest_p2p.model.program import Arg, Node, Ref, TensorSpec
-from ravnest_p2p.model.split import StageProgram
-
-if TYPE_CHECKING:
-    from ravnest_p2p.model.recompute import Stretch
+from ravnest_p2p.model.node import Arg, Node, Ref, TensorSpec
+from ravnest_p2p.model.recompute import Stretch, stretches
+from ravnest_p2p.model.stage_programs import Excerpt, StageProgram
 
 Slots = list[Any] | dict[int, Any]
 
@@ -38,29 +36,19 @@ def node_seed(seed: int, index: int) -> int:
     return z ^ (z >> 31)
 
 
-class StageComputation:
-    """Executes one stage.
+class Computation:
+    """Executes one stage's share of a graph.
 
     Args:
         stage: what to run.
         device: where parameters, buffers and received tensors are.
         reseed: seed each random node by its index; False draws from torch's generator as it stands.
-        recompute: layers of the program at which stretches start that keep nothing but what enters them, and
-            run again in the backward pass (`model.recompute`); None keeps all that autograd saves.
     """
 
-    def __init__(
-        self,
-        stage: StageProgram,
-        device: torch.device | str = "cpu",
-        *,
-        reseed: bool = True,
-        recompute: Sequence[int] | None = None,
-    ) -> None:
+    def __init__(self, stage: Excerpt, device: torch.device | str = "cpu", *, reseed: bool = True) -> None:
         self.stage = stage
         self.device = torch.device(device)
         self.reseed = reseed
-        self._recompute = recompute
         self._steps = _compile(stage, self.device)
         self._leaf_slots = {leaf.name: slot for slot, leaf in enumerate(stage.program.leaves)}
         self._size = stage.program.first_slots[-1]
@@ -92,12 +80,12 @@ class StageComputation:
             BlobError: a data field has another shape or dtype (remote's fault).
         """
         slots = self._filled(params, buffers, received, data)
-        if self._recompute is None:
-            self.run(self._steps, slots, seed)
-        else:
-            for stretch in self._stretches:
-                stretch.run(self, slots, seed)
+        self._execute(slots, seed)
         return tuple(slots[slot] for slot in self.stage.sent_slots)
+
+    def fuse(self, fusing: Callable[[Sequence[Any]], list[Any]]) -> None:
+        """Replace steps by others that do the same."""
+        self._steps = fusing(self._steps)
 
     def run(self, steps: Sequence[Any], slots: Slots, seed: int) -> None:
         """Run some of the stage's steps, in order, on slots that hold what these read."""
@@ -105,11 +93,8 @@ class StageComputation:
             for step in steps:
                 step.run(slots, generator, seed)
 
-    @cached_property
-    def _stretches(self) -> list[Stretch]:
-        from ravnest_p2p.model.recompute import stretches
-
-        return stretches(self.stage, self._steps, self._recompute or ())
+    def _execute(self, slots: Slots, seed: int) -> None:
+        self.run(self._steps, slots, seed)
 
     def _filled(
         self,
@@ -165,6 +150,45 @@ class StageComputation:
         return torch.default_generator
 
 
+class StageComputation(Computation):
+    """Executes one stage of a train step.
+
+    Args:
+        stage, device, reseed: as for `Computation`.
+        recompute: layers of the program at which stretches start that keep nothing but what enters them, and
+            run again in the backward pass (`model.recompute`); None keeps all that autograd saves.
+    """
+
+    stage: StageProgram
+
+    def __init__(
+        self,
+        stage: StageProgram,
+        device: torch.device | str = "cpu",
+        *,
+        reseed: bool = True,
+        recompute: Sequence[int] | None = None,
+    ) -> None:
+        super().__init__(stage, device, reseed=reseed)
+        self._recompute = recompute
+
+    @property
+    def recomputes(self) -> bool:
+        """Whether parts of it run again in the backward pass."""
+        return self._recompute is not None
+
+    def _execute(self, slots: Slots, seed: int) -> None:
+        if self._recompute is None:
+            self.run(self._steps, slots, seed)
+        else:
+            for stretch in self._stretches:
+                stretch.run(self, slots, seed)
+
+    @cached_property
+    def _stretches(self) -> list[Stretch]:
+        return stretches(self.stage, self._steps, self._recompute or ())
+
+
 class _Step:
     """One compiled node: argument templates with holes, result slots, and slots to drop.
 
@@ -185,6 +209,7 @@ class _Step:
         "op",
         "out",
         "random",
+        "reads",
     )
 
     def __init__(
@@ -203,6 +228,7 @@ class _Step:
         self.no_grad = node.no_grad
         self.random = node.op in ops.RANDOM_OPS
         self.out = tuple(range(first, first + len(node.outputs)))
+        self.reads = tuple(dict.fromkeys(node.refs()))
         self.cloned = frozenset(node.refs()) & mutable - set(node.mutated())
         self.drop: tuple[int, ...] = ()
 
@@ -243,7 +269,7 @@ def _holds_slot(value: Arg) -> bool:
     return isinstance(value, Ref) or (isinstance(value, tuple) and any(_holds_slot(item) for item in value))
 
 
-def _compile(stage: StageProgram, device: torch.device) -> list[_Step]:
+def _compile(stage: Excerpt, device: torch.device) -> list[_Step]:
     program = stage.program
     mutable = program.mutated_slots
     steps = [_Step(i, node, program.first_slots[i], mutable, device) for i, node in stage.nodes]

@@ -1,4 +1,4 @@
-"""What each node and each layer costs, so that a planner can cut fairly.
+"""What each node costs, so that a planner can cut fairly.
 
 Problem: the planner wants work in one number although convolutions are bound by arithmetic and activations by
 memory. Solution: exact operation counts for the few operations that multiply matrices, and for all others the
@@ -11,10 +11,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
 
-from ravnest_p2p.core.types import LayerCost
-from ravnest_p2p.model.program import Node, Program, TensorSpec
+from ravnest_p2p.model.node import Node, TensorSpec
 
 FLOPS_PER_BYTE = 4.0
 """Price of moving a byte; 10 GB/s and 40 GFLOP/s are what one core of an ordinary PC sustains."""
@@ -78,46 +76,3 @@ def train_flops(node: Node, specs: Sequence[TensorSpec]) -> float:
     forward = node_flops(node, specs)
     gradients = sum(specs[slot].differentiable for slot in node.refs()[:2])
     return forward * (1 + (0 if node.no_grad else gradients))
-
-
-def layer_costs(program: Program) -> tuple[LayerCost, ...]:
-    """Cost of every layer for one micro-batch; see `core.types.LayerCost`."""
-    analysis, cuts = program.analysis, program.cut_map
-    costs = []
-    lo = 0
-    for hi in program.layer_bounds:
-        nodes = program.nodes[lo:hi]
-        used = {slot for node in nodes for slot in node.refs() if slot < len(program.leaves)}
-        # A constant is held wherever it is used, a parameter by its owner.
-        here = [s for s in used if program.leaves[s].kind != "param" or cuts.first_use[s] >= lo]
-        leaves = [program.leaves[slot] for slot in here]
-        costs.append(
-            LayerCost(
-                flops=sum(train_flops(node, analysis.specs) for node in nodes),
-                param_bytes=sum(leaf.spec.nbytes for leaf in leaves if leaf.kind != "input"),
-                activation_bytes=sum(analysis.saved_bytes[lo:hi]),
-                out_bytes=cuts.crossing_bytes[hi] if hi < len(program.nodes) else 0,
-                carried_bytes=cuts.carried_bytes[hi] if hi < len(program.nodes) else 0,
-            )
-        )
-        lo = hi
-    if costs:
-        costs[-1] = replace(costs[-1], activation_bytes=costs[-1].activation_bytes + _workspace(program))
-    return tuple(costs)
-
-
-def _workspace(program: Program) -> int:
-    """Bytes that the last layer's backward needs beside what is held: all activations are alive meanwhile.
-
-    In a language model these are gradients of the logits, twice as large as what its loss holds. Those of
-    other layers are small beside a stage.
-    """
-    from ravnest_p2p.model.footprint import footprint
-    from ravnest_p2p.model.split import stage_program
-
-    count = len(program.layer_bounds)
-    try:
-        found = footprint(stage_program(program, count - 1, count))
-    except (RuntimeError, NotImplementedError):
-        return 0  # an estimate must not refuse a program; running it would, with a message of its own
-    return found.peak_bytes - found.held_bytes

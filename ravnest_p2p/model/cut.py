@@ -13,9 +13,12 @@ Source: docs/adr/0015.
 from __future__ import annotations
 
 from itertools import accumulate, pairwise
+from typing import TYPE_CHECKING
 
 from ravnest_p2p.model import ops
-from ravnest_p2p.model.program import Program
+
+if TYPE_CHECKING:
+    from ravnest_p2p.model.program import Graph, Program
 
 MAX_CROSSING = 8
 """Tensors that may cross a place which becomes a layer bound."""
@@ -36,7 +39,7 @@ class CutMap:
         remade: for every slot, whether it is computed again instead of carried.
     """
 
-    def __init__(self, program: Program) -> None:
+    def __init__(self, program: Graph) -> None:
         self._program = program
         count = len(program.nodes)
         slots = program.first_slots[-1]
@@ -49,10 +52,11 @@ class CutMap:
                 self.first_use[slot] = min(self.first_use[slot], index)
                 self.last_use[slot] = index
                 self._uses[slot] += 1
-        self.last_use[program.output] = count
+        for slot in program.results:
+            self.last_use[slot] = count
         self.remade = _remade(program)
         shared = [s for s in range(leaves) if self.first_use[s] < self.last_use[s]]
-        params = [s for s in shared if program.leaves[s].kind == "param"]
+        params = [s for s in shared if s in program.param_slots]
         self._changing = [s for s in shared if s in program.mutated_slots]
         self._busy = [s for s in params if self._uses[s] > MAX_USES]
         self._carried = [*params, *(s for s in range(leaves, slots) if not self.remade[s])]
@@ -100,11 +104,8 @@ class CutMap:
 
     def bounds(self) -> tuple[int, ...]:
         """Useful places in order, then the number of nodes: the program's `layer_bounds`."""
-        nodes = self._program.nodes
-        inputs, params = len(self._program.inputs), len(self._program.params)
-        anchors = [
-            i for i, node in enumerate(nodes) if any(inputs <= s < inputs + params for s in node.refs())
-        ]
+        nodes, params = self._program.nodes, self._program.param_slots
+        anchors = [i for i, node in enumerate(nodes) if any(s in params for s in node.refs())]
         chosen = []
         for before, after in pairwise(anchors):
             places = [p for p in range(before + 1, after + 1) if self._useful(p)]
@@ -138,10 +139,12 @@ def check_bounds(program: Program) -> None:
             raise ValueError(f"layer bound {place}: {fault}")
 
 
-def _remade(program: Program) -> list[bool]:
+def _remade(program: Graph) -> list[bool]:
     """For every slot, whether it follows from data inputs and constants alone, without chance."""
     free = [
-        leaf.kind == "input" or (leaf.kind == "buffer" and slot not in program.mutated_slots)
+        leaf.kind in ("input", "buffer")
+        and slot not in program.param_slots
+        and slot not in program.mutated_slots
         for slot, leaf in enumerate(program.leaves)
     ]
     for node in program.nodes:

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from ravnest_p2p.model import ops
 from ravnest_p2p.model.cost import FLOPS_PER_BYTE, train_flops
 from ravnest_p2p.model.guards import arguments
-from ravnest_p2p.model.program import Arg, Node, TensorSpec
+from ravnest_p2p.model.node import Arg, Node, TensorSpec
 
 _BROADCAST = frozenset(name.split(".")[1] for name in ops.LOSS_OPS) | {"cosine_similarity"}
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from ravnest_p2p.model import ops
-from ravnest_p2p.model.program import Arg, Node, Ref
+from ravnest_p2p.model.node import Arg, Node, Ref
 
 Slots = list[Any]
 

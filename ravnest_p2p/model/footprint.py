@@ -20,8 +20,13 @@ from torch.utils._pytree import tree_iter
 
 from ravnest_p2p.model.abstract import computing_in, fake_mode
 from ravnest_p2p.model.compute import StageComputation
-from ravnest_p2p.model.program import TensorSpec
-from ravnest_p2p.model.split import StageProgram
+from ravnest_p2p.model.node import TensorSpec
+from ravnest_p2p.model.stage_programs import StageProgram
+
+
+class NoBackward(RuntimeError):
+    """The backward pass of a stage cannot be run."""
+
 
 Make = Callable[[TensorSpec], Tensor]
 
@@ -57,6 +62,9 @@ class StorageMeter(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
+        if any(hasattr(kind, "__tensor_flatten__") for kind in types):
+            # What holds other tensors inside does the operation on these, and that is what is counted.
+            return NotImplemented
         result = func(*args, **(kwargs or {}))
         for value in tree_iter(result):
             if isinstance(value, Tensor):
@@ -88,6 +96,8 @@ def footprint(
     Args:
         make: gives each tensor that the stage starts from; fake ones without numbers where None.
         recompute: as of `StageComputation`.
+    Raises:
+        NoBackward: an operation has no backward pass, or none on fake tensors.
     """
     with fake_mode() if make is None else nullcontext():
         return _run(stage, _empty if make is None else make, recompute)
@@ -123,7 +133,11 @@ def _run(stage: StageProgram, make: Make, recompute: Sequence[int] | None) -> Fo
 def _gradients(roots: Sequence[Tensor], wanted: Sequence[Tensor], seeds: Sequence[Tensor]) -> Any:
     if not roots or not wanted:
         return ()
-    return torch.autograd.grad(roots, wanted, seeds, allow_unused=True)
+    try:
+        return torch.autograd.grad(roots, wanted, seeds, allow_unused=True)
+    except RuntimeError as error:
+        # Torch has no narrower error for a missing derivative, or for one that shapes do not tell of.
+        raise NoBackward(str(error)) from error
 
 
 def _bytes(tensors: Iterable[Tensor]) -> int:

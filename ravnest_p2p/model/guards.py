@@ -15,7 +15,7 @@ from typing import Any
 from torch import Tensor
 
 from ravnest_p2p.model import ops
-from ravnest_p2p.model.program import Arg, Node, Ref
+from ravnest_p2p.model.node import Arg, Node, Ref
 
 MAX_PIECES = 4096
 

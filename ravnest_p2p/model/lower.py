@@ -36,6 +36,8 @@ _IN_PLACE = {
     "aten.masked_fill_.Tensor": "aten.masked_fill.Tensor",
     "aten.normal_.default": "aten.normal_functional.default",
 }
+_SAME = ("aten.alias", "aten.to", "aten.contiguous", "aten.view_as")
+"""Views that show all of their tensor in its order."""
 _DROPPED_KWARGS = {"device", "layout", "pin_memory", "non_blocking", "generator"}
 
 
@@ -111,6 +113,8 @@ class Lowering:
         name = RENAMED.get(name, name)
         op = None if name in ops.ALLOWED_OPS else _overload(name)
         values = [self._value(a) for a in args]
+        if name in ops.DROPOUT_OPS and values[-1] is False:
+            return values[0]
         named = {k: self._value(v) for k, v in kwargs.items()}
         for value in (*values, *named.values()):
             fixed = value.device if isinstance(value, torch.Generator) else value
@@ -230,7 +234,7 @@ class Lowering:
             "aten.squeeze.dim",
         ):
             merged = emit("aten.reshape.default", [written, shape], {}, self._no_grad)
-        elif name.rsplit(".", 1)[0] in ("aten.alias", "aten.to", "aten.contiguous", "aten.view_as"):
+        elif name in ops.DROPOUT_OPS or name.rsplit(".", 1)[0] in _SAME:
             merged = written
         elif name == "aten.transpose.int":
             merged = emit(name, [written, *target.args[1:]], {}, self._no_grad)

@@ -10,7 +10,8 @@ Source: Keller Jordan, kellerjordan.github.io/posts/muon ("hidden layers").
 
 from __future__ import annotations
 
-from ravnest_p2p.model.program import Node, Program, Ref
+from ravnest_p2p.model.node import Node, Ref
+from ravnest_p2p.model.program import Program
 
 _PRODUCTS = {f"aten.{name}": (0, 1) for name in ("linear.default", "matmul.default", "mm.default")} | {
     "aten.addmm.default": (1, 2)

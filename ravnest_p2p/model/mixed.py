@@ -21,7 +21,7 @@ from ravnest_p2p.core.errors import CaptureError
 from ravnest_p2p.model.compute import Slots, StageComputation
 from ravnest_p2p.model.package import Package
 from ravnest_p2p.model.program import Program
-from ravnest_p2p.model.split import StageProgram, stage_program
+from ravnest_p2p.model.stage_programs import StageProgram, stage_program
 
 
 class MixedComputation(StageComputation):
@@ -101,12 +101,14 @@ def check_mixed(package: Package, data: Mapping[str, Tensor]) -> None:
 class _Cast:
     """A step that gives a slot, where it is still needed, the dtype that the program declares."""
 
-    __slots__ = ("dtype", "index", "slot")
+    __slots__ = ("dtype", "index", "out", "reads", "slot")
     random = False
+    drop: tuple[int, ...] = ()
 
     def __init__(self, index: int, slot: int, dtype: torch.dtype) -> None:
         self.index = index
         self.slot = slot
+        self.reads = self.out = (slot,)
         self.dtype = dtype
 
     def run(self, slots: Slots, generator: torch.Generator | None, seed: int) -> None:

@@ -104,6 +104,11 @@ def _names(text: str) -> frozenset[str]:
 RANDOM_OPS = _names(_RANDOM)
 """Draw from the generator; seeded by node before each call."""
 
+DROPOUT_OPS = _names(
+    "alpha_dropout.default dropout.default feature_alpha_dropout.default feature_dropout.default"
+)
+"""Give their input itself where their last argument, `train`, is False."""
+
 LOSS_OPS = _names(_LOSSES)
 
 MUTATING_OPS = _names(_MUTATING)
@@ -126,6 +131,9 @@ SCALAR_OPERAND_OPS = _names(_ELEMENTWISE + _MUTATING)
 
 STATISTICS_ARGS = {"aten.batch_norm.default": (3, 4), "aten.instance_norm.default": (3, 4)}
 """Arguments that an operation updates in place although its schema does not say so: buffers or nothing."""
+
+STATISTICS_FLAG = 5
+"""Their argument that says whether they do."""
 
 STRINGS = frozenset(
     {"none", "tanh", "same", "valid", "constant", "reflect", "replicate", "circular"}

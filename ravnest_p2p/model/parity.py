@@ -7,20 +7,18 @@ lost shows in the first step, a state that it took for a constant in the second.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from ravnest_p2p.core.errors import CaptureError
 from ravnest_p2p.model.compute import StageComputation
+from ravnest_p2p.model.evaluation import EvalComputation, EvalProgram, Evaluation
 from ravnest_p2p.model.explain import place
 from ravnest_p2p.model.program import Program
-from ravnest_p2p.model.split import stage_program
+from ravnest_p2p.model.stage_programs import stage_program
+from ravnest_p2p.model.trace import EvalStep, Examples, TrainStep, named_tensors
 from ravnest_p2p.model.watch import Watch, graph_of
-
-if TYPE_CHECKING:
-    from ravnest_p2p.model.capture import TrainStep
 
 _STEP = 0.01
 _FIX = (
@@ -36,17 +34,17 @@ def check_parity(
     inputs: tuple[Tensor, ...],
     labels: tuple[Tensor, ...],
     data: Mapping[str, Tensor],
-) -> None:
+) -> dict[str, Tensor]:
     """Run two steps on both sides and compare loss, gradients and buffers.
 
     Args:
         step: the user's model and loss, copied; it is changed.
         data: the inputs and labels by field name.
+    Returns:
+        The program's weights after both steps, which `step` has now as well.
     Raises:
         CaptureError: they differ; names the module and what differs.
     """
-    from ravnest_p2p.model.capture import named_tensors
-
     computation = StageComputation(stage_program(program, 0, len(program.layer_bounds)), reseed=False)
     eager = named_tensors(step)
     params = {leaf.name: weights[leaf.name].clone().requires_grad_() for leaf in program.params}
@@ -79,6 +77,41 @@ def check_parity(
                 if gradient is not None:
                     tensor -= _STEP * gradient
                     eager[name] -= _STEP * gradient
+    return {name: tensor.detach() for name, tensor in params.items()} | buffers
+
+
+def check_evaluation(
+    step: EvalStep,
+    evaluation: EvalProgram,
+    weights: Mapping[str, Tensor],
+    examples: Examples,
+    expected: Evaluation,
+) -> None:
+    """Compare an evaluation with the model's own, on the examples and on other data.
+
+    Args:
+        step: the user's model and loss, copied, in eval mode; `weights` are its own by name.
+        expected: what it gave for the examples themselves, with torch's generator seeded by 0.
+    Raises:
+        CaptureError: they differ; names the module and what differs.
+    """
+    computation = EvalComputation(evaluation.whole(), reseed=False)
+    inputs, labels = examples
+    data = {f"x{i}": t for i, t in enumerate(inputs)} | {f"y{i}": t for i, t in enumerate(labels)}
+    for index in range(2):
+        torch.manual_seed(index)
+        found = evaluation.named(computation.forward(weights, weights, (), _rolled(data, index), 0))
+        reassigned: list[str] = []
+        if index:
+            torch.manual_seed(index)
+            with Watch(step.model, settled=True) as watch:
+                expected = step.evaluated(*(tuple(_roll(t, index) for t in group) for group in examples))
+            reassigned = watch.reassigned
+        _compare("the loss in eval mode", found.loss, expected.loss, index, reassigned)
+        if found.outputs.keys() != expected.outputs.keys():
+            raise CaptureError("the model: in eval mode it returns other tensors from run to run")
+        for name, tensor in expected.outputs.items():
+            _compare(f"the output {name} in eval mode", found.outputs[name], tensor, index, reassigned)
 
 
 def _check_leaves(loss: Tensor, eager: Mapping[str, Tensor]) -> None:
@@ -94,17 +127,17 @@ def _check_leaves(loss: Tensor, eager: Mapping[str, Tensor]) -> None:
 
 
 def _eager(step: TrainStep, inputs: tuple[Tensor, ...], labels: tuple[Tensor, ...], index: int) -> Tensor:
-    fed = {f"x{i}": t for i, t in enumerate(inputs)} | {f"y{i}": t for i, t in enumerate(labels)}
-    rolled = _rolled(fed, index)
-    loss: Tensor = step(
-        tuple(rolled[f"x{i}"] for i in range(len(inputs))), tuple(rolled[f"y{i}"] for i in range(len(labels)))
-    )
+    loss: Tensor = step(tuple(_roll(t, index) for t in inputs), tuple(_roll(t, index) for t in labels))
     return loss
 
 
 def _rolled(data: Mapping[str, Tensor], index: int) -> dict[str, Tensor]:
     """Copies of the fields; for the second step with the samples in another order."""
-    return {name: t.roll(index, 0) if t.dim() else t.clone() for name, t in data.items()}
+    return {name: _roll(tensor, index) for name, tensor in data.items()}
+
+
+def _roll(tensor: Tensor, index: int) -> Tensor:
+    return tensor.roll(index, 0) if tensor.dim() else tensor.clone()
 
 
 def _compare(

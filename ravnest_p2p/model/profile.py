@@ -18,8 +18,9 @@ from torch import Tensor
 from ravnest_p2p.core.types import LayerCost
 from ravnest_p2p.model.blocks import signatures
 from ravnest_p2p.model.compute import StageComputation
-from ravnest_p2p.model.program import Program, TensorSpec
-from ravnest_p2p.model.split import StageProgram, stage_program
+from ravnest_p2p.model.node import TensorSpec
+from ravnest_p2p.model.program import Program
+from ravnest_p2p.model.stage_programs import StageProgram, stage_program
 
 ROUNDS = 5
 MOST_S = 0.5

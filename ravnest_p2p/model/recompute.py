@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from ravnest_p2p.model.split import StageProgram
+from ravnest_p2p.model.stage_programs import StageProgram
 
 if TYPE_CHECKING:
     from ravnest_p2p.model.compute import Slots, StageComputation

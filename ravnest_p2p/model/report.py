@@ -40,6 +40,8 @@ class Report:
     Attributes:
         microbatch_size: samples that it was captured with.
         checked: captured here with its weights, and compared with eager.
+        evaluation_nodes: operations of its evaluation, 0 where it has none.
+        evaluation_refusal: why it has none, "" where that is not known.
         layers: each with what it needs on a peer of its own.
         groups: the layers as runs of equal blocks.
         whole: all of it on one peer.
@@ -50,6 +52,8 @@ class Report:
     nodes: int
     microbatch_size: int
     checked: bool
+    evaluation_nodes: int
+    evaluation_refusal: str
     terms: Terms
     layers: tuple[Need, ...]
     groups: tuple[Group, ...]
@@ -68,6 +72,8 @@ class Report:
             "nodes": self.nodes,
             "microbatch_size": self.microbatch_size,
             "checked_against_eager": self.checked,
+            "evaluation_nodes": self.evaluation_nodes,
+            "evaluation_refusal": self.evaluation_refusal,
             "precision": self.terms.precision,
             "optimizer": self.terms.optimizer.name,
             "checkpoint": self.terms.checkpoint,
@@ -111,6 +117,8 @@ def make_report(
         nodes=len(package.program.nodes),
         microbatch_size=first[0] if first else 1,
         checked=package.compared,
+        evaluation_nodes=0 if package.evaluation is None else len(package.evaluation.nodes),
+        evaluation_refusal=package.evaluation_refusal,
         terms=needs.terms,
         layers=tuple(needs.need(n, n + 1) for n in range(len(needs.layers))),
         groups=needs.groups,

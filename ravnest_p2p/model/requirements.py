@@ -14,7 +14,7 @@ from functools import cached_property
 
 from ravnest_p2p.core.planning.cost import memory_of, stretches_of
 from ravnest_p2p.core.planning.cuts import LayerTable
-from ravnest_p2p.core.planning.memory import StageMemory, carried_versions, stage_memory
+from ravnest_p2p.core.planning.memory import StageMemory, carried_versions, speculative_copies, stage_memory
 from ravnest_p2p.core.planning.recompute import ALWAYS, AUTO
 from ravnest_p2p.core.types import BlobHash, JobSpec, LayerCost, OptimizerSpec
 from ravnest_p2p.model.abstract import analyse
@@ -22,7 +22,7 @@ from ravnest_p2p.model.blocks import Group, groups, layer_names, span_name
 from ravnest_p2p.model.footprint import footprint
 from ravnest_p2p.model.package import Package
 from ravnest_p2p.model.program import Program
-from ravnest_p2p.model.split import stage_program
+from ravnest_p2p.model.stage_programs import stage_program
 
 _ADAMW = OptimizerSpec("adamw", 1e-3)
 
@@ -200,6 +200,7 @@ class Requirements:
         others = copies.activations - found.held_bytes - (staleness + 1 - versions) * received
         passed = {stage.sent_slots[place] for place in stage.sent_params} - set(stage.received_slots)
         sent = sum(self.program.leaves[slot].spec.nbytes for slot in passed)
+        early = speculative_copies(staleness, self.terms.microbatches_per_update, last)
         return (
             found.weight_bytes
             + copies.tensors
@@ -207,6 +208,7 @@ class Requirements:
             - copies.activations
             + others
             + sent
+            + early * sent // 2
             + found.peak_bytes
         )
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 
 from ravnest_p2p.model import ops
-from ravnest_p2p.model.program import Arg, Node, Ref
+from ravnest_p2p.model.node import Arg, Node, Ref
 
 MAX_INT = 1 << 48
 MAX_LIST = 4096

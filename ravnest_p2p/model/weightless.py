@@ -17,9 +17,12 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from ravnest_p2p.core.errors import CaptureError, PackageError
-from ravnest_p2p.model.capture import TrainStep, _randomness_restored, _trace
+from ravnest_p2p.model.capture import finished, randomness_restored
 from ravnest_p2p.model.package import Package
 from ravnest_p2p.model.program import Program
+from ravnest_p2p.model.trace import TrainStep, trace
+
+_REFUSAL = "the model was captured by shapes alone"
 
 
 def is_weightless(model: nn.Module) -> bool:
@@ -62,12 +65,12 @@ def capture_without_weights(
         ) from error
     if not model.training:
         copied.train()
-    with _randomness_restored():
-        traced, _ = _trace(TrainStep(copied, copied_loss), inputs, labels, {})
+    with randomness_restored():
+        traced = finished(trace(TrainStep(copied, copied_loss), inputs, labels, {}, "constant"))
     # Whether every cut leaves every bit can be told with weights only; here all places count.
     program = replace(traced, layer_bounds=traced.cut_map.bounds())
     try:
-        return Package(Program.from_json(program.to_json()), {})
+        return Package(Program.from_json(program.to_json()), {}, evaluation_refusal=_REFUSAL)
     except PackageError as error:
         raise CaptureError(f"other peers would refuse the captured program: {error}") from error
 

@@ -20,8 +20,9 @@ from torch import Tensor
 
 from ravnest_p2p.core.errors import PackageError
 from ravnest_p2p.core.strict_json import strict_json
+from ravnest_p2p.model.node import Leaf, TensorSpec
 from ravnest_p2p.model.parse import Limits
-from ravnest_p2p.model.program import Leaf, Program, TensorSpec
+from ravnest_p2p.model.program import Program
 from ravnest_p2p.model.stranger import read_ordinary
 
 PART_BYTES = 32 << 20

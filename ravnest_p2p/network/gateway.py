@@ -42,6 +42,8 @@ MAX_RECORD_BYTES = 64 * 1024
 MAX_REPLY_BYTES = 8 * 1024 * 1024
 MAX_REQUEST_BYTES = MAX_RECORD_BYTES + 1024
 MAX_LOG_LINES = 2000
+MAX_LAST_S = 3600.0
+"""Of timelines that may be asked for; what peers keep of them ends far earlier."""
 _MAX_MESSAGE_CHARS = 2000
 _MAX_BLOB_BYTES = 1 << 44
 _MAX_DEPTH = 16
@@ -111,6 +113,17 @@ class Logs(_Request):
     limit: Annotated[int, Field(ge=1, le=MAX_LOG_LINES)] = 200
 
 
+class Trace(_Request):
+    """→ {stages: [{peer, generation, cluster, stage, spans}], left_out: [{peer, reason}]}
+
+    Spans of the last seconds of each stage, as `core.pipeline.timeline` writes them.
+    """
+
+    op: Literal["trace"] = "trace"
+    job: _Hex256
+    last_s: Annotated[float, Field(gt=0, le=MAX_LAST_S)] = 10.0
+
+
 class Result(_Request):
     """→ {phase, pieces: [{lo, hi, blob, batches_done}]}"""
 
@@ -125,7 +138,7 @@ class Cancel(_Request):
     record: _Record
 
 
-Request = Hello | PutBlob | GetBlob | Submit | Peers | Jobs | Status | Logs | Result | Cancel
+Request = Hello | PutBlob | GetBlob | Submit | Peers | Jobs | Status | Logs | Trace | Result | Cancel
 _requests: TypeAdapter[Request] = TypeAdapter(Annotated[Request, Field(discriminator="op")])
 
 

@@ -62,6 +62,7 @@ class Link:
         self._grace_s = limits.connect_s
         self._reason = "it never connected"
         self._past_bytes = [0, 0]
+        self._past_write_s = 0.0
         self._fruitless = 0
         self._first_waiting = 0
         self._rtt_s: float | None = None
@@ -77,6 +78,12 @@ class Link:
     @property
     def bytes_received(self) -> int:
         return self._past_bytes[1] + (self._session.bytes_received if self._session else 0)
+
+    @property
+    def write_s(self) -> float:
+        """Time in which frames were being written. Buffers take what the line keeps up with at once, so while
+        more is sent than that, bytes over this time is what the line carries."""
+        return self._past_write_s + (self._session.write_s if self._session else 0.0)
 
     @property
     def rtt_s(self) -> float | None:
@@ -219,6 +226,7 @@ class Link:
     def _finish(self, session: Session, running: asyncio.Task[str]) -> None:
         self._past_bytes[0] += session.bytes_sent
         self._past_bytes[1] += session.bytes_received
+        self._past_write_s += session.write_s
         self._rtt_s = session.rtt_s or self._rtt_s
         self._session = None
         self._connected.clear()

@@ -32,6 +32,7 @@ class Session:
         alive: a frame came on this stream.
         goodbye: the other end closed the link, with this text.
         rtt_s: least round trip of the last pings, None before the first answer.
+        write_s: time in which a frame was being written.
     """
 
     def __init__(
@@ -42,6 +43,7 @@ class Session:
         self.rtt_s: float | None = None
         self.bytes_sent = 0
         self.bytes_received = 0
+        self.write_s = 0.0
         self._stream = stream
         self._state = state
         self._limits = limits
@@ -180,5 +182,7 @@ class Session:
             await self._send(FrameKind.PING, _NOTHING, self._ping)
 
     async def _send(self, kind: FrameKind, packed: Packed, number: int) -> None:
+        started = time.monotonic()
         await self._stream.send(kind, packed, number, self._state.granted)
+        self.write_s += time.monotonic() - started
         self.bytes_sent += packed.size_bytes

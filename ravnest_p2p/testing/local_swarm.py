@@ -1,7 +1,8 @@
 """A real swarm on this machine: one ravnestd process a peer, each with its own p2pd, identity and folder.
 
-Used by the demo and by the integration tests. All processes are children of the caller; `stop` ends them in
-good order, `kill` as a power cut would; either way nothing is left.
+Used by the demo, by the integration tests, and by benchmarks, which put peers into network namespaces. All
+processes are children of the caller; `stop` ends them in good order, `kill` as a power cut would; either way
+nothing is left.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import psutil
 
@@ -27,6 +28,13 @@ STOP_TIMEOUT_S = 8.0
 POLL_S = 0.05
 
 
+class Host(NamedTuple):
+    """Where a peer runs: the address that it listens on, and what to put before its command."""
+
+    address: str = "127.0.0.1"
+    prefix: tuple[str, ...] = ()
+
+
 @dataclass(slots=True)
 class PeerProcess:
     """One ravnestd and what belongs to it."""
@@ -34,6 +42,7 @@ class PeerProcess:
     name: str
     home: Path
     arguments: list[str]
+    host: Host = field(default_factory=Host)
     process: subprocess.Popen[bytes] | None = None
     local: dict[str, Any] = field(default_factory=dict)
 
@@ -43,8 +52,8 @@ class PeerProcess:
 
     @property
     def address(self) -> str:
-        """Its first TCP address on loopback."""
-        return next(str(a) for a in self.local["addresses"] if "/tcp/" in a and "127.0.0.1" in a)
+        """Its first TCP address on its host."""
+        return next(str(a) for a in self.local["addresses"] if "/tcp/" in a and self.host.address in a)
 
     @property
     def log_path(self) -> Path:
@@ -54,8 +63,10 @@ class PeerProcess:
         self.home.mkdir(parents=True, exist_ok=True)
         (self.home / "local.json").unlink(missing_ok=True)
         with self.log_path.open("ab") as log:
+            listen = ["--listen", f"/ip4/{self.host.address}/tcp/0"]
+            daemon = [sys.executable, "-m", "ravnest_p2p.cli.ravnestd", "--home", str(self.home)]
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "ravnest_p2p.cli.ravnestd", "--home", str(self.home), *self.arguments],
+                [*self.host.prefix, *daemon, *listen, *self.arguments],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -117,15 +128,31 @@ class PeerProcess:
 
 
 class LocalSwarm:
-    """A bootstrap peer that lends nothing, and `peers` peers that do. A context manager."""
+    """A bootstrap peer that lends nothing, and `peers` peers that do. A context manager.
+
+    Args:
+        hosts: where they run, in turn; the bootstrap peer on the first.
+    """
 
     def __init__(
-        self, folder: Path, peers: int, *, memory: str = "1GB", swarm: str = "local", more: Sequence[str] = ()
+        self,
+        folder: Path,
+        peers: int,
+        *,
+        memory: str = "1GB",
+        swarm: str = "local",
+        more: Sequence[str] = (),
+        hosts: Sequence[Host] = (Host(),),
     ) -> None:
-        self._common = ["--listen", "/ip4/127.0.0.1/tcp/0", "--swarm", swarm, *more]
+        self._common = ["--swarm", swarm, *more]
         self._lending = ["--memory", memory]
-        self.bootstrap = PeerProcess("bootstrap", folder / "bootstrap", [*self._common, "--no-lend"])
-        self.peers = [PeerProcess(f"peer-{n}", folder / f"peer-{n}", []) for n in range(peers)]
+        self._hosts = hosts
+        self.bootstrap = PeerProcess(
+            "bootstrap", folder / "bootstrap", [*self._common, "--no-lend"], hosts[0]
+        )
+        self.peers = [
+            PeerProcess(f"peer-{n}", folder / f"peer-{n}", [], hosts[n % len(hosts)]) for n in range(peers)
+        ]
 
     @property
     def all(self) -> list[PeerProcess]:
@@ -143,8 +170,9 @@ class LocalSwarm:
 
     def add(self) -> PeerProcess:
         """Start one more lending peer; returns when it listens."""
-        name = f"peer-{len(self.peers)}"
-        peer = PeerProcess(name, self.bootstrap.home.with_name(name), list(self.peers[0].arguments))
+        number = len(self.peers)
+        name, host = f"peer-{number}", self._hosts[number % len(self._hosts)]
+        peer = PeerProcess(name, self.bootstrap.home.with_name(name), list(self.peers[0].arguments), host)
         self.peers.append(peer)
         peer.start()
         peer.wait_ready()

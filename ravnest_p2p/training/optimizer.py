@@ -9,7 +9,7 @@ of a complete batch is the real one, bit for bit, for every optimizer.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import NamedTuple
 
 import torch
@@ -130,6 +130,7 @@ def early_step(
     done: int,
     of: int,
     matrices: Collection[str] = (),
+    keep: Callable[[str, Tensor], Tensor] = lambda _, weight: weight,
 ) -> dict[str, Tensor]:
     """ŵ: the optimizer's next step, computed when `done` of `of` micro-batches have left their gradients.
 
@@ -143,13 +144,15 @@ def early_step(
     Where the decay is part of the gradient (SGD, Adam), the history holds it too, so λw is taken off ḡ.
     Without a history (first update; SGD with μ = 0) the mean of what arrived stands in: ĝ = clip(G·m/n), or 0
     where nothing did. clip is torch's, over this stage. Then the optimizer steps a copy of the weight, with a
-    copy of its state, by ĝ: beyond ŵ it takes the memory of one parameter's state at a time.
+    copy of its state, by ĝ: beyond what is kept of ŵ it takes the memory of one parameter and its state at a
+    time, for which every ĝ is computed once for the norm and once for the step.
 
     Args:
         params: live weights; only read.
         sums: Σ ∇Lᵢ/m by parameter name; a parameter without gradient may be absent.
         state: the optimizer's state by parameter name; only read.
         matrices: as for `StageOptimizer`.
+        keep: what to keep of a parameter's ŵ, given its name; the tensor itself by default.
     Returns:
         New tensors, by name, for every parameter that the step would move; with n = m bit-equal to the step.
     """
@@ -159,37 +162,37 @@ def early_step(
         if weight.is_floating_point()
     }
     missing = 1.0 - done / of
-    estimates: dict[str, Tensor] = {}
-    for name, rule in rules.items():
-        weight, total, slots = params[name], sums.get(name), state.get(name, {})
-        if total is None and not slots and done:
-            continue
-        history = _mean_gradient(spec, rule, weight, slots, version)
-        estimate = torch.zeros_like(weight) if total is None else total.clone()
+
+    def estimate(name: str) -> Tensor:
+        weight, total = params[name], sums.get(name)
+        history = _mean_gradient(spec, rules[name], weight, state.get(name, {}), version)
+        found = torch.zeros_like(weight) if total is None else total.clone()
         if history is not None:
-            estimate.add_(history, alpha=missing)
+            found.add_(history, alpha=missing)
         elif done:
-            estimate.mul_(of / done)
-        estimates[name] = estimate
-    if spec.clip_norm is not None and estimates:
-        gradients = list(estimates.values())
-        norm = torch.nn.utils.get_total_norm(gradients)
-        torch._foreach_mul_(gradients, torch.clamp(spec.clip_norm / (norm + 1e-6), max=1.0))
+            found.mul_(of / done)
+        return found
+
+    names = [name for name in rules if not done or name in sums or state.get(name)]
+    scale = None
+    if spec.clip_norm is not None and names:
+        norm = torch.linalg.vector_norm(torch.stack([torch._foreach_norm([estimate(n)])[0] for n in names]))
+        scale = torch.clamp(spec.clip_norm / (norm + 1e-6), max=1.0)
     steppers: dict[Rule, torch.optim.Optimizer] = {}
     moved: dict[str, Tensor] = {}
-    for name, estimate in estimates.items():
+    for name in names:
         weight, rule = params[name].detach().clone(), rules[name]
         if rule not in steppers:
             steppers[rule] = _build(spec, rule, [weight])
         stepper = steppers[rule]
-        weight.grad = estimate
+        weight.grad = estimate(name) if scale is None else estimate(name).mul_(scale)
         stepper.param_groups[0]["params"] = [weight]
         stepper.state.clear()
         if state.get(name):
             stepper.state[weight] = {slot: tensor.clone() for slot, tensor in state[name].items()}
         _step(spec, stepper, version)
         weight.grad = None
-        moved[name] = weight
+        moved[name] = keep(name, weight)
     return moved
 
 

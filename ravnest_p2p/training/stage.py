@@ -6,7 +6,8 @@ Solution (docs: asynchronous training): batch u is the micro-batches [u·m, (u+1
 never by the clock. Those that have to start early (k = i − u·m < τ, "crossing") run forward and backward
 through ŵ, the optimizer's own next step computed early; all others through the live weights. Every gradient
 goes into the accumulator of its own batch, and the ordinary optimizer steps when the batch is complete.
-τ = 0 is exactly synchronous training.
+τ = 0 is exactly synchronous training. ŵ of float32 weights is kept in bfloat16 (`halved`), but of those that
+cross a cut in full. Other ways to treat the crossing ones (`core.pipeline.correction`) differ in ŵ alone.
 
 By construction no graph on live weights is alive when they are stepped in place; here that is checked. Graphs
 in flight may also hold buffers. torch's batch_norm updates its statistics unseen by autograd, but a buffer
@@ -22,6 +23,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -30,7 +32,10 @@ from torch import Tensor
 
 from ravnest_p2p.core.errors import OurFault, PackageError, PlanError, TensorError
 from ravnest_p2p.core.optimizers import learning_rate
+from ravnest_p2p.core.pipeline.correction import CORRECTIONS, NONE, SPECULATIVE, STASH
 from ravnest_p2p.core.types import OptimizerSpec
+from ravnest_p2p.training.halved import Halved, halved
+from ravnest_p2p.training.moving import through_live
 from ravnest_p2p.training.optimizer import OptimizerState, StageOptimizer, early_step
 
 
@@ -96,8 +101,10 @@ class StageTrainer:
         matrices: names of the model's hidden matrices, which Muon moves; others of the model may be among
             them.
         device: to compute on; where None, that of the parameters.
+        correction: what crossing micro-batches run on, of `CORRECTIONS`.
+        halve: keep ŵ in bfloat16 where the weights are float32.
     Raises:
-        PlanError: m or τ out of bounds.
+        PlanError: m or τ out of bounds, or an unknown correction.
         ConfigError: the optimizer does not exist or refuses its numbers.
         BlobError: the optimizer state does not fit the parameters.
     """
@@ -116,7 +123,11 @@ class StageTrainer:
         optimizer_state: OptimizerState | None = None,
         matrices: Collection[str] = (),
         device: torch.device | None = None,
+        correction: str = SPECULATIVE,
+        halve: bool = True,
     ) -> None:
+        if correction not in CORRECTIONS:
+            raise PlanError(f"staleness correction {correction!r:.40}")
         if not 0 <= staleness <= microbatches_per_update or microbatches_per_update < 1:
             raise PlanError(f"staleness {staleness} with {microbatches_per_update} micro-batches an update")
         self.params = {n: p.detach().requires_grad_(p.is_floating_point()) for n, p in params.items()}
@@ -126,6 +137,8 @@ class StageTrainer:
         self._m = microbatches_per_update
         self._staleness = staleness
         self._is_last = is_last
+        self._correction = correction
+        self._halve = halve
         self._version = version
         self._trained = {n: p for n, p in self.params.items() if p.requires_grad}
         found = (p.device for p in self.params.values())
@@ -140,6 +153,7 @@ class StageTrainer:
         self._sums: dict[int, dict[str, Tensor]] = {}
         self._early: dict[int, dict[str, Tensor]] = {}
         self._rewritten: set[str] = set()
+        self._carried: set[str] = set()
         self._sent: dict[str, tuple[int, Tensor]] = {}
         self._leaves: dict[int, tuple[weakref.ref[Tensor], weakref.ref[Tensor]]] = {}
 
@@ -188,7 +202,8 @@ class StageTrainer:
         before = {name: (buffer, buffer._version) for name, buffer in self.buffers.items()}
         leaves = tuple(self._leaf(place, tensor) for place, tensor in enumerate(received))
         inputs = {name: tensor.to(self._device) for name, tensor in data.items()}
-        with torch.enable_grad():
+        moving = speculative and self._correction == NONE
+        with torch.enable_grad(), through_live(self._trained.values()) if moving else nullcontext():
             outputs = tuple(self._computation.forward(weights, self.buffers, leaves, inputs, seed))
         self._rewritten |= {name for name, (buffer, count) in before.items() if buffer._version != count}
         for name, buffer in self.buffers.items():
@@ -238,7 +253,7 @@ class StageTrainer:
         return tuple(None if g is None else g.detach().to("cpu").contiguous() for g in given)
 
     def speculate(self) -> None:
-        """Compute ŵ for the next batch's crossing micro-batches; see `early_step` for the formulas.
+        """Make ready what the next batch's crossing micro-batches run on; see `early_step` for ŵ's formulas.
 
         Called when n = m − τ micro-batches of the current batch have been taken back. The live weights and
         the optimizer's state stay as they are.
@@ -252,6 +267,13 @@ class StageTrainer:
                 f"speculate after {self._done} micro-batches and {self._updates} updates, "
                 f"with m = {self._m} and staleness {self._staleness}"
             )
+        self._early[self._updates + 1] = {**self.params, **self._crossing_weights(n)}
+
+    def _crossing_weights(self, n: int) -> dict[str, Tensor]:
+        if self._correction == NONE:
+            return {}
+        if self._correction == STASH:
+            return {name: p.detach().clone().requires_grad_() for name, p in self._trained.items()}
         moved = early_step(
             self._spec,
             self._trained,
@@ -261,10 +283,13 @@ class StageTrainer:
             done=n,
             of=self._m,
             matrices=self._matrices,
+            keep=self._kept,
         )
-        moved = {name: weight.requires_grad_() for name, weight in moved.items()}
-        still = {n: p.detach().clone().requires_grad_() for n, p in self._trained.items() if n not in moved}
-        self._early[self._updates + 1] = {**self.params, **moved, **still}
+        still = {n: self._kept(n, p.detach().clone()) for n, p in self._trained.items() if n not in moved}
+        return {name: weight.requires_grad_() for name, weight in {**moved, **still}.items()}
+
+    def _kept(self, name: str, weight: Tensor) -> Tensor:
+        return halved(weight) if self._halve and name not in self._carried else weight
 
     def step(self) -> None:
         """Apply the complete current batch to the live weights: clip over this stage, then the optimizer.
@@ -316,11 +341,14 @@ class StageTrainer:
 
     def _outgoing(self, output: Tensor) -> Tensor:
         """The output as it is sent; a copy where it lies in the memory of a live parameter."""
+        if isinstance(output, Halved):
+            return output.whole().to("cpu").contiguous()
         storage = output.untyped_storage()._cdata
         sharing = [(n, p) for n, p in self.params.items() if p.untyped_storage()._cdata == storage]
         if not sharing:
             return output.detach().to("cpu").contiguous()
         for name, weight in sharing:
+            self._carried.add(name)
             if _same_memory(output, weight):
                 version, copy = self._sent.get(name, (-1, output))
                 if version != weight._version:

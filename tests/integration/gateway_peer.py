@@ -33,6 +33,7 @@ class Backend:
         self.jobs_known: dict[str, dict[str, Any]] = {}
         self.requesters: dict[str, str] = {}
         self.pieces: dict[str, list[dict[str, Any]]] = {}
+        self.timeline: dict[str, Any] = {"stages": [], "left_out": []}
         self.asked = threading.Event()
         self.hold: asyncio.Event | None = None
 
@@ -62,6 +63,11 @@ class Backend:
     async def logs(self, job: JobId | None, after: int, limit: int) -> list[dict[str, Any]]:
         lines = [{"seq": n, "time_s": 1.0 * n, "level": "INFO", "text": f"line {n}"} for n in range(1, 6)]
         return [line for line in lines if line["seq"] > after][:limit]
+
+    async def trace(self, job: JobId, last_s: float) -> dict[str, Any]:
+        if job not in self.jobs_known:
+            raise JobError(f"no job {job[:12]} is known here")
+        return self.timeline
 
     async def submit(self, sealed: bytes) -> JobId:
         record = unseal(sealed, swarm=SWARM, now_s=time.time(), kind=JobRecord).record

@@ -69,6 +69,36 @@ def test_logs(ravnest: Run, job: str) -> None:
     assert ravnest("logs", "--limit", "-7")[1].count("line") == 1
 
 
+def test_trace_shows_draws_and_writes(peer: GatewayPeer, ravnest: Run, job: str, tmp_path: Path) -> None:
+    first = "0F0 100 10 0;>a0 110 10 64;<g0 150 0 0;0B0 160 40 0"
+    last = "<a0 125 0 0;0F0 130 5 0;0B0 135 5 0;>g0 140 5 8"
+    peer.backend.timeline = {
+        "stages": [
+            {"peer": f"peer number {s}", "generation": "1.0.a", "cluster": 0, "stage": s, "spans": text}
+            for s, text in enumerate([first, last, "9"])
+        ],
+        "left_out": [],
+    }
+    out, svg = tmp_path / "trace.json", tmp_path / "timeline.svg"
+    code, shown, said = ravnest("trace", job[:8], "--out", str(out), "--svg", str(svg))
+    assert code == 0
+    assert "50.0 %" in shown
+    assert "gradient 0" in shown
+    assert "ui.perfetto.dev" in shown
+    assert "left out: …number 2: not a span" in said
+    names = {event["name"] for event in json.loads(out.read_text())["traceEvents"]}
+    assert names >= {"0F0", "0B0", "wait for gradient 0", ">a0", "<g0"}
+    assert svg.read_text().startswith("<svg")
+    summary = json.loads(ravnest("trace", job, "--json")[1])
+    assert [stage["spans"] for stage in summary["stages"]] == [2, 2]
+    assert list(summary["left_out"]) == ["peer number 2"]
+    assert ravnest("trace", job, "--text")[1] == "stage 0  0F0 0B0\nstage 1  0F0 0B0\n"
+    assert "--out trace.json" in ravnest("trace", job)[1]
+    missing = str(tmp_path / "no" / "x")
+    for wrong in (["f" * 64], [job, "--last", "0"], [job, "--last", "nan"], [job, "--out", missing]):
+        assert ravnest("trace", *wrong)[0] == 2, wrong
+
+
 def test_fetch_saves_the_model(peer: GatewayPeer, ravnest: Run, job: str, tmp_path: Path) -> None:
     out = tmp_path / "model.safetensors"
     code, _, shown = ravnest("fetch", job[:8], "--out", str(out), "--timeout", "0.2")

@@ -145,6 +145,7 @@ def test_asyncio_does_the_same(peer: GatewayPeer, tmp_path: Path) -> None:
             result = await job.result(timeout_s=10)
             assert all(torch.equal(result[name], expected[name]) for name in expected)
             assert [line["seq"] for line in await job.logs(after=3)] == [4, 5]
+            assert (await job.trace()).stages == ()
             with pytest.raises(JobError):
                 await (await swarm.job("f" * 64)).status()
 

@@ -48,7 +48,7 @@ from tests.integration.swarms import TRAIN_S, members, small_request, status, wa
 
 pytestmark = pytest.mark.timeout(240)
 
-CALLS = ("overview", "plan", "replan", "keep", "logs")
+CALLS = ("overview", "plan", "replan", "keep", "logs", "trace")
 
 
 @pytest.fixture(scope="module")
@@ -120,6 +120,9 @@ def test_malformed_calls_are_answered_by_name(
         ("keep", {"job": "a", "blobs": ["b"] * 4097}),
         ("logs", {"limit": 0}),
         ("logs", {"after": 0.5}),
+        ("trace", {"job": "../" * 20, "last_s": 1.0}),
+        ("trace", {"job": "f" * 64, "last_s": float("nan")}),
+        ("trace", {"job": "f" * 64, "last_s": 1.0, "limit": 1 << 30}),
     ]
     for name, body in wrong:
         with pytest.raises(RavnestError) as raised:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ import ravnest_p2p as rn
 from ravnest_p2p.client.swarm import Swarm
 from ravnest_p2p.core.ledger import DataOrder
 from ravnest_p2p.core.pipeline.schedule import closed_form
+from ravnest_p2p.core.pipeline.timeline import StageTimeline
 from ravnest_p2p.core.types import JobPhase, OptimizerSpec
 from ravnest_p2p.testing.local_swarm import LocalSwarm, PeerProcess, wait_until
 from ravnest_p2p.training.tensorfile import open_tensors
@@ -119,6 +121,18 @@ def test_a_weight_of_first_and_last_stage_trains_as_in_plain_pytorch(connection:
     assert not torch.equal(trained["door.weight"], Mirror().door.weight)
 
 
+def test_a_job_whose_boundary_is_compressed_trains_nearly_as_plain_pytorch(connection: Swarm) -> None:
+    request = small_request(stages=2, staleness_bound=0, passes=2, compression="int8")
+    request = replace(request, model=small_model(width=128), optimizer=rn.SGD(lr=0.05, momentum=0.9))
+    job = connection.submit_request(request)
+    found = wait_done(job)
+    expected = plain_pytorch(request, found["total_batches"], small_model(width=128).train())
+    trained = job.result(timeout_s=30)
+    weights = [name for name in expected if name.endswith("weight")]
+    off = {name: float((trained[name] - expected[name]).norm() / expected[name].norm()) for name in weights}
+    assert 0 < max(off.values()) < 0.05, off
+
+
 def stalenesses(connection: Swarm, swarm: LocalSwarm, job: str) -> list[tuple[PeerProcess, int]]:
     """Each stage's peer and τ, as soon as the plan is known."""
     found: dict[str, Any] = {}
@@ -157,6 +171,32 @@ def test_every_stage_trains_in_the_order_of_the_closed_form(
             rows = [tuple(map(int, row)) for row in csv.reader(file)]
         microbatches = found["total_batches"] * m
         assert rows == [(i, *closed_form(i, tau, m)) for i in range(microbatches)], peer.name
+    timeline = job.trace(last_s=300)
+    assert timeline.left_out == {}
+    assert [stage.peer for stage in timeline.stages] == [peer.peer for peer, _ in stage_peers]
+    for stage, (_, tau) in zip(timeline.stages, stage_peers, strict=True):
+        assert_timeline_of_a_whole_run(stage, tau, m, found["total_batches"])
+
+
+def assert_timeline_of_a_whole_run(stage: StageTimeline, tau: int, m: int, batches: int) -> None:
+    """Every operation of the closed form, in an order that the schedule allows, one after the other."""
+    expected = set()
+    for i in range(batches * m):
+        forward, backward = closed_form(i, tau, m)
+        expected |= {f"{forward}{'f' if forward < backward else 'F'}{i}", f"{backward}B{i}"}
+    words = [span.word for span in stage.operations]
+    assert {word for word in words if word[0].isdigit()} == expected
+    assert [word for word in words if word[0] == "|"] == [f"|{u}" for u in range(batches)]
+    assert [word for word in words if word[0] == "^"] == [f"^{u}" for u in range(1, batches) if tau]
+    assert len(words) == len(set(words))
+    at = {span.word: number for number, span in enumerate(stage.operations)}
+    for i in range(tau + 1, batches * m):
+        forward, backward = closed_form(i, tau, m)
+        word = f"{forward}{'f' if forward < backward else 'F'}{i}"
+        earlier = i - tau - 1
+        assert at[f"{earlier // m}B{earlier}"] < at[word] < at[f"{backward}B{i}"]
+    assert all(a.end_us <= b.start_us for a, b in pairwise(stage.operations))
+    assert abs(stage.offset_us) < 100_000, "all peers have the clock of this computer"
 
 
 def test_two_clusters_average_to_one_model_and_the_requester_may_leave(swarm: LocalSwarm) -> None:
@@ -229,6 +269,8 @@ def test_a_job_that_waits_says_for_what_and_starts_when_it_is_there(
     swarm: LocalSwarm, connection: Swarm
 ) -> None:
     job = connection.submit_request(small_request(stages=LENDING + 1, passes=400))
+    with pytest.raises(rn.UserFault, match="has not started"):
+        job.trace()
     waiting = wait_until(
         lambda: (found := job.status()).phase is JobPhase.WAITING and "needs" in found.reason and found,
         30.0,

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 Document = dict[str, Any]
-Files = tuple[Path | str, list[Path | str]]
+Files = tuple[Any, ...]
+"""Arguments of `Package.from_files`."""
 X, TOKENS, LABELS, WEIGHT, BIAS, MEAN, VARIANCE, COUNT, FROZEN, HIDDEN, NORMED, RELU, LOSS, NEW = range(14)
 """Slots of the honest program; NEW is the first result of an appended node."""
 
@@ -67,7 +68,7 @@ class Attack:
     Attributes:
         says: regular expression that the refusal matches, so that it is refused for its own reason.
         program: the program's bytes, where the attack is on them.
-        files: writes files into a folder and returns the program's path and the weights' paths.
+        files: writes files into a folder and returns their paths, as `Package.from_files` takes them.
     """
 
     says: str

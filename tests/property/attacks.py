@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.property import attacks_arguments, attacks_files, attacks_form, attacks_meaning
+from tests.property import attacks_arguments, attacks_evaluation, attacks_files, attacks_form, attacks_meaning
 from tests.property.attack_base import Attack
 
 _TABLES = (
@@ -15,6 +15,9 @@ _TABLES = (
     attacks_meaning.WORK,
     attacks_meaning.LIES,
     attacks_arguments.ARGUMENTS,
+    attacks_evaluation.FORMS,
+    attacks_evaluation.DISAGREEMENTS,
+    attacks_evaluation.PLACES,
     attacks_files.PLACES,
     attacks_files.HEADERS,
 )

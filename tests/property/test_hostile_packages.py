@@ -16,6 +16,7 @@ from ravnest_p2p.core.errors import PackageError
 from ravnest_p2p.model import Package, Program
 from tests.property.attack_base import HONEST
 from tests.property.attacks import ATTACKS
+from tests.property.attacks_evaluation import HONEST_EVALUATION, files_with
 from tests.property.attacks_files import honest_files
 
 SECONDS = 0.5
@@ -101,6 +102,13 @@ def outcomes(_warm: None, tmp_path_factory: pytest.TempPathFactory) -> dict[str,
 def test_the_honest_package_is_taken(tmp_path: Path) -> None:
     package = Package.from_files(*honest_files(tmp_path))
     assert json.loads(package.program.to_json()) == HONEST
+
+
+def test_the_honest_evaluation_is_taken(tmp_path: Path) -> None:
+    package = Package.from_files(*files_with(tmp_path, json.dumps(HONEST_EVALUATION).encode()))
+    assert package.evaluation is not None
+    assert json.loads(package.evaluation.to_json()) == HONEST_EVALUATION
+    assert [leaf.name for leaf in package.evaluation.params[2:]] == ["norm.mean", "norm.var"]
 
 
 def test_there_are_many_attacks() -> None:

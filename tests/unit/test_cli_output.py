@@ -217,7 +217,7 @@ def test_no_daemon_is_said_in_one_line(
     assert "no ravnestd runs on this computer" in shown.err
 
 
-@pytest.mark.parametrize("command", ["peers", "submit", "jobs", "status", "logs", "cancel", "fetch"])
+@pytest.mark.parametrize("command", ["peers", "submit", "jobs", "status", "logs", "trace", "cancel", "fetch"])
 def test_every_command_explains_itself(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stopped:
         main([command, "--help"])

@@ -10,6 +10,7 @@ import pytest
 
 from ravnest_p2p.daemon import workers
 from ravnest_p2p.daemon.messages import Idle, Message, StartRun, Stopped, StopRun
+from ravnest_p2p.daemon.worker.sandbox_rules import Rooms
 from ravnest_p2p.daemon.workers import WorkerProcess
 
 
@@ -60,7 +61,8 @@ def worker(folder: Path, *, obeys: bool) -> tuple[WorkerProcess, Any, Any]:
     process: Any = Process()
     channel: Any = Channel(obeys=obeys)
     doorkeeper: Any = Doorkeeper()
-    return WorkerProcess(process, channel, doorkeeper, folder / "sockets"), process, channel
+    rooms = Rooms(folder / "blobs", folder / "job", folder / "sockets")
+    return WorkerProcess(process, channel, doorkeeper, rooms), process, channel
 
 
 async def hear(made: WorkerProcess) -> None:

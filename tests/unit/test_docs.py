@@ -21,7 +21,7 @@ import pytest
 import ravnest_p2p as rn
 from ravnest_p2p.cli import output, ravnest, ravnestd
 from ravnest_p2p.client import request
-from ravnest_p2p.core import ballot, failover, membership
+from ravnest_p2p.core import ballot, compression, failover, membership
 from ravnest_p2p.core.errors import RavnestError
 from ravnest_p2p.core.optimizers import OPTIMIZERS
 from ravnest_p2p.core.pipeline import schedule
@@ -294,7 +294,7 @@ def test_protocols_and_their_messages() -> None:
     assert set(code(checked("docs/design.md", "gateway"))) == requests
     assert code(checked("docs/design.md", "frames")) == [kind.name for kind in frames.FrameKind]
     m = peer_messages
-    calls = [m.OVERVIEW, m.PLAN, m.REPLAN, m.KEEP, m.LOGS]
+    calls = [m.OVERVIEW, m.PLAN, m.REPLAN, m.KEEP, m.LOGS, m.TRACE]
     assert [code(row[0])[0] for row in table("docs/design.md", "calls")] == calls
 
 
@@ -361,6 +361,15 @@ def test_optimizers_and_their_numbers() -> None:
         shown = [p.name if p.default is p.empty else f"{p.name}={p.default}" for p in parameters]
         assert shown == numbers, name
         assert made(lr=0.1).name in OPTIMIZERS
+
+
+def test_compressions_and_their_sizes() -> None:
+    rows = {code(row[0])[0]: row for row in table("docs/guide.md", "compression")}
+    assert tuple(rows) == compression.COMPRESSIONS
+    for name in compression.CODECS:
+        ratio = compression.encoded_bytes("none", 1 << 20) / compression.encoded_bytes(name, 1 << 20)
+        assert rows[name][2] == f"{ratio:.3g}", name
+    assert tuple(code(rows["auto"][1])) == compression.LADDER
 
 
 def test_numbers_that_every_optimizer_takes() -> None:

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from ravnest_p2p.client.prepare import prepare
-from ravnest_p2p.model import read_program, split
+from ravnest_p2p.model import read_program, split_program
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 
@@ -42,7 +42,7 @@ def test_an_example_becomes_a_job_of_two_stages_or_more(
     request = example.job()
     prepared, program = prepare(request, tmp_path, lambda _: None)
     assert request.stages >= 2
-    assert len(split(read_program(prepared.blobs[prepared.spec.program]), stages=request.stages)) > 1
+    assert len(split_program(read_program(prepared.blobs[prepared.spec.program]), stages=request.stages)) > 1
     first, second = example.build_model(), example.build_model()
     assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
     assert {leaf.name for leaf in program.params} <= first.state_dict().keys()

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import save_file
 
 from ravnest_p2p.core.errors import PackageError
-from ravnest_p2p.model import Limits, Package, Program, TensorSpec, load_tensors, ops, split
+from ravnest_p2p.model import Limits, Package, Program, TensorSpec, load_tensors, ops, split_program
 from ravnest_p2p.model.mixed import MixedComputation
 from tests.unit.test_model_stages import captured
 
@@ -196,7 +196,7 @@ def test_a_parameter_that_every_layer_shares_is_cut_in_bounded_time() -> None:
     doc["layers"] = [first, *range(first + 1, first + count + 1)]
     started = time.monotonic()
     program = Program.from_json(json.dumps(doc).encode())
-    stages = split(program, [1, count // 2])
+    stages = split_program(program, [1, count // 2])
     assert [doc["params"][0][0] in stage.params for stage in stages] == [True, False, False]
     assert [len(stage.received_params) for stage in stages] == [0, 1, 1]
     MixedComputation(stages[1])

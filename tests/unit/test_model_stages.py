@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from ravnest_p2p.core.errors import BlobError, FrameFormatError, PackageError
-from ravnest_p2p.model import Package, StageComputation, StageProgram, capture, node_seed, ops, split
+from ravnest_p2p.model import Package, StageComputation, StageProgram, capture, node_seed, ops, split_program
 from tests.unit.model_zoo import CASES, Case, make
 
 Result = tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]
@@ -105,13 +105,13 @@ def test_stages_equal_eager_to_the_last_bit(name: str, stages: int) -> None:
     if stages > layers:
         pytest.skip(f"{name} has {layers} layers")
     cuts = [layers * s // stages for s in range(1, stages)]
-    found = run_stages(split(package.program, cuts), package.weights, fields(case), seed=7)
+    found = run_stages(split_program(package.program, cuts), package.weights, fields(case), seed=7)
     assert_same(found, run_eager(case, package, seed=7))
 
 
 def test_micro_batches_in_flight_survive_an_update_of_the_buffers() -> None:
     case, package = captured("cnn")
-    (stage,) = split(package.program, [])
+    (stage,) = split_program(package.program, [])
     computation = StageComputation(stage)
     params = {n: package.weights[n].clone().requires_grad_() for n in stage.params}
     buffers = {n: package.weights[n].clone() for n in stage.buffers}
@@ -130,7 +130,7 @@ def test_micro_batches_in_flight_survive_an_update_of_the_buffers() -> None:
 
 def test_batch_statistics_are_held_by_one_stage_and_masks_by_many() -> None:
     _, package = captured("cnn")
-    stages = split(package.program, range(1, len(package.layers)))
+    stages = split_program(package.program, range(1, len(package.layers)))
     mutable = [n for s in stages for n in s.mutable_buffers]
     assert sorted(mutable) == sorted(n for n in package.weights if "running" in n or "tracked" in n)
     held = [set(s.mutable_buffers) for s in stages if s.mutable_buffers]
@@ -142,7 +142,7 @@ def test_batch_statistics_are_held_by_one_stage_and_masks_by_many() -> None:
 
 def test_fields_are_read_where_they_are_used_and_never_carried() -> None:
     _, package = captured("gpt")
-    stages = split(package.program, [4, 8])
+    stages = split_program(package.program, [4, 8])
     assert [s.data_inputs for s in stages] == [("x0",), (), ("y0",)]
     assert [(s.is_first, s.is_last) for s in stages] == [(True, False), (False, False), (False, True)]
     assert stages[-1].sends[0].shape == ()
@@ -153,7 +153,7 @@ def test_fields_are_read_where_they_are_used_and_never_carried() -> None:
 
 def test_a_skip_connection_is_carried_through_the_stages_between() -> None:
     _, package = captured("residual")
-    stages = split(package.program, range(1, len(package.layers)))
+    stages = split_program(package.program, range(1, len(package.layers)))
     carried = [s for s in stages if set(s.received_slots) & set(s.sent_slots)]
     assert carried
     assert max(len(s.receives) for s in stages) == 2
@@ -161,7 +161,7 @@ def test_a_skip_connection_is_carried_through_the_stages_between() -> None:
 
 def test_masks_are_made_again_on_each_stage() -> None:
     _, package = captured("gpt_manual")
-    for stage in split(package.program, range(1, len(package.layers))):
+    for stage in split_program(package.program, range(1, len(package.layers))):
         assert all(spec.dtype == "float32" for spec in stage.receives)
 
 
@@ -176,12 +176,12 @@ def test_tied_weights_are_one_tensor() -> None:
 def test_senseless_cuts_are_refused(cuts: list[int]) -> None:
     _, package = captured("cnn")
     with pytest.raises(PackageError, match="no stage of layers"):
-        split(package.program, cuts)
+        split_program(package.program, cuts)
 
 
 def test_the_seed_decides_and_torchs_own_generator_is_left_alone() -> None:
     case, package = captured("cnn")
-    (stage,) = split(package.program, [])
+    (stage,) = split_program(package.program, [])
     torch.manual_seed(3)
     expected = torch.rand(2)
     torch.manual_seed(3)
@@ -194,7 +194,7 @@ def test_the_seed_decides_and_torchs_own_generator_is_left_alone() -> None:
 
 def test_wrong_tensors_from_outside_are_refused_by_name() -> None:
     case, package = captured("mlp")
-    first, last = split(package.program, [1])
+    first, last = split_program(package.program, [1])
     weights, data = package.weights, fields(case)
     with pytest.raises(BlobError, match="x0 is missing"):
         StageComputation(first).forward(weights, weights, (), {}, 0)
@@ -208,7 +208,7 @@ def test_wrong_tensors_from_outside_are_refused_by_name() -> None:
 
 def test_a_scratch_copy_of_the_weights_is_used_where_given() -> None:
     case, package = captured("mlp")
-    (stage,) = split(package.program, [])
+    (stage,) = split_program(package.program, [])
     scratch = {n: t * 0 for n, t in package.weights.items()}
     loss = run_stages([stage], scratch, fields(case), 0)[0]
     assert torch.equal(loss, case.labels[0].square().mean())

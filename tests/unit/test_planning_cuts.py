@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from ravnest_p2p.core.pipeline.correction import correction_bytes
 from ravnest_p2p.core.planning.cost import draft_cluster, need_of, round_updates, staleness_limit
 from ravnest_p2p.core.planning.cuts import LayerTable, stage_cuts
 from ravnest_p2p.core.planning.memory import (
@@ -34,7 +35,7 @@ def test_memory_counts_every_copy() -> None:
         microbatches_per_update=4,
         last=False,
     )
-    assert need == PROCESS_OVERHEAD_BYTES + 1.6 * (1000 * (1 + 1 + 2 + 1 + 1) + 100 * 3)
+    assert need == PROCESS_OVERHEAD_BYTES + 1.6 * (1000 * (1 + 1 + 2 + 0.5 + 1) + 100 * 3)
 
 
 @pytest.mark.parametrize(
@@ -50,6 +51,26 @@ def test_last_stage_needs_no_scratch_copy(optimizer: str, copies: int) -> None:
         last=True,
     )
     assert need == PROCESS_OVERHEAD_BYTES + 1.6 * 1000 * copies
+
+
+@pytest.mark.parametrize(
+    ("correction", "carried", "kept"),
+    [
+        ("speculative", 0, 500),
+        ("speculative", 200, 600),
+        ("speculative", 5000, 1000),
+        ("stash", 0, 1000),
+        ("none", 0, 0),
+    ],
+)
+def test_what_the_correction_keeps(correction: str, carried: int, kept: int) -> None:
+    """Half of each weight, all of those that cross a cut, never more than all."""
+    assert correction_bytes(correction, 1000, carried) == kept
+    found = stage_memory(
+        param_bytes=1000, activation_bytes=0, optimizer=OptimizerSpec("sgd", 0.1), staleness=3,
+        microbatches_per_update=4, last=False, carried_bytes=carried, correction=correction,
+    )  # fmt: skip
+    assert found.speculative == 2 * kept
 
 
 def test_window_beyond_half_an_update_needs_two_scratch_copies() -> None:

@@ -90,6 +90,13 @@ def test_a_job_trains_the_same_in_every_cut(tmp_path: Path, optimizer: Optimizer
         assert all(torch.equal(state[name], states[0][name]) for name in state)
 
 
+@pytest.mark.parametrize("correction", ["speculative", "stash", "none"])
+def test_the_workers_treat_staleness_as_the_job_says(tmp_path: Path, correction: str) -> None:
+    job = prepared(tmp_path, staleness_correction=correction)
+    assert job.spec.staleness_correction == correction
+    assert [trainer._correction for trainer in loaded(job, (2,))] == [correction] * 2
+
+
 def test_a_schedule_ends_with_the_job(tmp_path: Path) -> None:
     job = prepared(tmp_path, passes=3, optimizer=rn.AdamW(schedule="cosine"))
     assert job.spec.optimizer.schedule_updates == job.spec.total_batches == 12
@@ -114,12 +121,13 @@ class MixesDtypes(nn.Module):
     ("settings", "error", "words"),
     [
         ({"precision": "fp8"}, ConfigError, "fp32 or bf16"),
+        ({"staleness_correction": "nesterov"}, ConfigError, "speculative, stash, none"),
         ({"optimizer": rn.Muon(), "model": nn.Linear(6, 4)}, ConfigError, "no hidden matrix"),
         ({"optimizer": rn.SGD(0.1, momentum=1.0)}, ConfigError, "momentum"),
         ({"optimizer": rn.SGD(0.1, schedule="step")}, ConfigError, "schedule_updates"),
         ({"precision": "bf16", "model": MixesDtypes()}, CaptureError, "bf16"),
     ],
-    ids=["precision", "no matrix", "momentum", "step", "dtypes"],
+    ids=["precision", "correction", "no matrix", "momentum", "step", "dtypes"],
 )
 def test_what_cannot_be_trained_is_said_before_it_is_sent(
     tmp_path: Path, settings: dict[str, Any], error: type[Exception], words: str

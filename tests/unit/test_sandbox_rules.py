@@ -174,3 +174,39 @@ def test_a_worker_gets_none_of_the_owners_secrets(tmp_path: Path) -> None:
         "TMPDIR": str(tmp_path / "job"),
         "OPENBLAS_NUM_THREADS": "1",
     }
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "expected"),
+    [
+        ("execve", (), ALLOW),
+        ("vfork", (), ALLOW),
+        ("execveat", (), REFUSED),
+        ("clone", (17,), ALLOW),
+        ("clone", (0x3D0F00,), ALLOW),
+        ("clone", (0x10000000 | 17,), REFUSED),
+        ("clone", (0x40000000 | 17,), REFUSED),
+        ("clone", (0x8000 | 17,), REFUSED),
+        ("setsid", (), REFUSED),
+        ("setpgid", (0, 0), REFUSED),
+        ("socket", (socket.AF_INET, STREAM), REFUSED),
+        ("connect", (3, 0, 0), REFUSED),
+        ("kill", (PARENT, 9), REFUSED),
+    ],
+)
+def test_a_worker_that_compiles_may_start_programs(
+    machine: str, name: str, arguments: tuple[int, ...], expected: int
+) -> None:
+    if name not in numbers(machine):
+        pytest.skip("this machine lacks the call")
+    program = sandbox_seccomp.program(machine, refused(True), conditions(PID, True))
+    assert run(program, numbers(machine)[name], arguments, AUDIT_MACHINES[machine]) == expected
+
+
+def test_only_the_compilers_programs_become_executable(tmp_path: Path) -> None:
+    rooms = Rooms(tmp_path / "blobs", tmp_path / "job", tmp_path / "sockets")
+    execute = sandbox_landlock.Access.EXECUTE
+    assert not any(grant.access & execute and grant.paths for grant in grants(rooms))
+    programs = (Path("/usr/bin/g++"), Path("/usr/bin/as"))
+    assert [g.paths for g in grants(rooms, programs) if g.access & execute] == [programs]
+    assert environment({}, rooms, programs)["TORCHINDUCTOR_CACHE_DIR"] == str(rooms.compiled)

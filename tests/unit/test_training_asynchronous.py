@@ -48,8 +48,8 @@ def newton_schulz(matrix: Tensor) -> Tensor:
 class ReferenceStage:
     """One stage's weights by the definition: each version, and each ŵ, from all gradients by index."""
 
-    def __init__(self, module: nn.Module, spec: OptimizerSpec, m: int, tau: int) -> None:
-        self.module, self.spec, self.m, self.tau = module, spec, m, tau
+    def __init__(self, module: nn.Module, spec: OptimizerSpec, m: int, tau: int, stash: bool = False) -> None:
+        self.module, self.spec, self.m, self.tau, self.stash = module, spec, m, tau, stash
         self.buffers = copies(dict(module.named_buffers()))
         self.w = copies(dict(module.named_parameters()))
         self.M = {n: torch.zeros_like(p) for n, p in self.w.items()}
@@ -70,9 +70,8 @@ class ReferenceStage:
             self.t += 1
         if self.tau and (done + self.tau) % self.m == 0 and (done + self.tau) // self.m == self.t + 1:
             n = self.m - self.tau
-            self.early[self.t + 1] = self.moved(self.clipped(self.estimated(n, self.total(done - n, done))))[
-                0
-            ]
+            ahead = self.moved(self.clipped(self.estimated(n, self.total(done - n, done))))[0]
+            self.early[self.t + 1] = self.w if self.stash else ahead
 
     def total(self, lo: int, hi: int) -> dict[str, Tensor]:
         return {n: sum((g[n] for g in self.gradients[lo:hi]), torch.zeros_like(w)) for n, w in self.w.items()}
@@ -136,10 +135,10 @@ class ReferenceStage:
 
 
 def reference(
-    stages: list[nn.Sequential], spec: OptimizerSpec, batches, m: int, taus
+    stages: list[nn.Sequential], spec: OptimizerSpec, batches, m: int, taus, stash: bool = False
 ) -> list[ReferenceStage]:
     """Train micro-batch by micro-batch through the whole model, each stage on the weights of its own rule."""
-    parts = [ReferenceStage(module, spec, m, tau) for module, tau in zip(stages, taus, strict=True)]
+    parts = [ReferenceStage(module, spec, m, tau, stash) for module, tau in zip(stages, taus, strict=True)]
     for i, batch in enumerate(batches):
         for part in parts:
             part.prepare()
@@ -159,12 +158,21 @@ def reference(
 @pytest.mark.parametrize("shape", PIPELINES)
 @pytest.mark.parametrize("name", SPECS)
 def test_equals_the_definition(name: str, shape: str, norm: bool) -> None:
+    equals_the_definition(name, shape, norm, "speculative")
+
+
+@pytest.mark.parametrize("shape", PIPELINES)
+def test_stashing_runs_crossing_microbatches_on_the_weights_before_the_update(shape: str) -> None:
+    equals_the_definition("adamw", shape, True, "stash")
+
+
+def equals_the_definition(name: str, shape: str, norm: bool, correction: str) -> None:
     (bounds, taus, m), spec = PIPELINES[shape], SPECS[name]
     net = classifier(seed=3, dtype=torch.float64, norm=norm)
     batches = classes(8 * m, seed=4, dtype=torch.float64)
     stages = cut(net, bounds)
-    trainers = trainers_of(stages, spec, m=m, staleness=taus)
-    expected = reference(stages, spec, batches, m, taus)
+    trainers = trainers_of(stages, spec, m=m, staleness=taus, correction=correction)
+    expected = reference(stages, spec, batches, m, taus, stash=correction == "stash")
     Pipeline(trainers, batches, taus, m).run()
     for trainer, part in zip(trainers, expected, strict=True):
         assert trainer.version == part.t == 8

@@ -85,3 +85,15 @@ def test_a_device_is_the_owners_choice() -> None:
     for name in ("tpu", "cpu:0", "cuda:", "cuda:-1", "cuda:x", "", "cuda:99"):
         with pytest.raises(ConfigError, match="device"):
             choose_device(name)
+
+
+def test_what_compiling_takes_is_not_the_stages(tmp_path: Path) -> None:
+    meters = [Meter(tmp_path, 0, compiling=compiling) for compiling in (False, True)]
+    for version in range(1, UPDATES_COUNTED + 1):
+        for meter in meters:
+            meter.stepped(version)
+    taken = torch.ones(100 * MB)
+    plain, compiling = (meter.report(0, 0).peak_memory_bytes for meter in meters)
+    assert plain - compiling > 0.9 * taken.nbytes
+    for meter in meters:
+        meter.close()

@@ -23,6 +23,7 @@ class End:
     """One end of a link that hands frames over, and keeps what they weighed."""
 
     remote = "peer"
+    bytes_sent, write_s = 0, 0.0
 
     def __init__(self) -> None:
         self.other = self

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -90,8 +91,13 @@ def trainers_of(
     m: int,
     staleness: Sequence[int],
     loss: Loss = nn.functional.cross_entropy,
+    **options: Any,
 ) -> list[StageTrainer]:
-    """One trainer a stage, with copies of its parameters and buffers; Muon is given all matrices."""
+    """One trainer a stage, with copies of its parameters and buffers; Muon is given all matrices.
+
+    Args:
+        options: more arguments of `StageTrainer`.
+    """
     last = len(stages) - 1
     return [
         StageTrainer(
@@ -103,6 +109,7 @@ def trainers_of(
             staleness=staleness[s],
             is_last=s == last,
             matrices=matrices_of(module),
+            **options,
         )
         for s, module in enumerate(stages)
     ]

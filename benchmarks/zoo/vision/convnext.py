@@ -37,7 +37,7 @@ class Block(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         y = self.norm(self.depthwise(x).permute(0, 2, 3, 1))
         y = self.down(F.gelu(self.up(y))).permute(0, 3, 1, 2)
-        return x + stochastic_depth(self.layer_scale * y, self.chance)
+        return x + stochastic_depth(self.layer_scale * y, self.chance if self.training else 0.0)
 
 
 class ConvNeXt(nn.Module):

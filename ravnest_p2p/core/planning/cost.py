@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ravnest_p2p.core.capability import link_bps
+from ravnest_p2p.core.compression import least_share
 from ravnest_p2p.core.coordinates import predicted_rtt_s
 from ravnest_p2p.core.pipeline.schedule import staleness_for
 from ravnest_p2p.core.planning.cuts import (
@@ -55,7 +56,8 @@ class Draft:
 
 def planning_table(spec: JobSpec, memory_scale: float = 1.0) -> LayerTable:
     """The job's layers with at most `MAX_BLOCKS` blocks to cut between (more if it asks for many stages)."""
-    return LayerTable(spec.layers, max(MAX_BLOCKS, 4 * spec.stages), memory_scale)
+    share = least_share(spec.compression)
+    return LayerTable(spec.layers, max(MAX_BLOCKS, 4 * spec.stages), memory_scale, share)
 
 
 def staleness_limit(spec: JobSpec) -> int:
@@ -95,6 +97,7 @@ def memory_of(
         last=stage == stages - 1,
         recomputed_bytes=stretches.largest_bytes(lo, hi) if stretches else 0,
         carried_bytes=table.carried_bytes(lo, hi),
+        correction=spec.staleness_correction,
     )
 
 

@@ -9,6 +9,7 @@ overlap in the pipeline, and both depend on this stage alone.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from itertools import accumulate
 from typing import TYPE_CHECKING
@@ -43,13 +44,18 @@ class LayerTable:
         most_blocks: where there are more layers, cuts are only tried at about this many places: the cheapest
             one of each stretch of equal work. None tries all.
         memory_scale: what stages take of a peer's memory over the estimate, as measured.
+        sent_share: bytes that cross a cut over what the layers say, where they are compressed.
 
     Attributes:
         cuts: layer indices at which a stage may start or end, ascending, 0 and `count` among them.
     """
 
     def __init__(
-        self, layers: Sequence[LayerCost], most_blocks: int | None = None, memory_scale: float = 1.0
+        self,
+        layers: Sequence[LayerCost],
+        most_blocks: int | None = None,
+        memory_scale: float = 1.0,
+        sent_share: float = 1.0,
     ) -> None:
         self.memory_scale = memory_scale
         self.count = len(layers)
@@ -58,7 +64,7 @@ class LayerTable:
         self._flops = list(accumulate((layer.flops for layer in layers), initial=0.0))
         self._params = list(accumulate((layer.param_bytes for layer in layers), initial=0))
         self._activations = list(accumulate((layer.activation_bytes for layer in layers), initial=0))
-        self._cuts = [0, *(layer.out_bytes for layer in layers[:-1]), 0]
+        self._cuts = [0, *(_sent_bytes(layer, sent_share) for layer in layers[:-1]), 0]
         self._carried = [0, *(layer.carried_bytes for layer in layers[:-1]), 0]
         self._carries = any(self._carried)
         few = most_blocks is None or self.count <= most_blocks
@@ -105,6 +111,11 @@ class LayerTable:
 
             self._stretches[window] = Stretches(self._layers, window)
         return self._stretches[window]
+
+
+def _sent_bytes(layer: LayerCost, share: float) -> int:
+    """Parameters cross exactly."""
+    return layer.carried_bytes + math.ceil(share * (layer.out_bytes - layer.carried_bytes))
 
 
 def compute_s(table: LayerTable, peer: Capability, lo: int, hi: int) -> float:

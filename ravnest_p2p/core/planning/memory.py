@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from ravnest_p2p.core.pipeline.correction import SPECULATIVE, correction_bytes
 from ravnest_p2p.core.types import OptimizerSpec
 
 PROCESS_OVERHEAD_BYTES = 300 * 1024 * 1024
@@ -29,7 +30,7 @@ def optimizer_slots(optimizer: OptimizerSpec) -> int:
 
 
 def speculative_copies(staleness: int, microbatches_per_update: int, last: bool) -> int:
-    """Scratch copies ŵ alive at once: none without staleness; two where a window outlives half an update."""
+    """Copies ŵ alive at once: none without staleness; two where a window outlives half an update."""
     if last or staleness == 0:
         return 0
     return 2 if microbatches_per_update < 2 * staleness else 1
@@ -52,7 +53,7 @@ class StageMemory(NamedTuple):
         weights: parameters and buffers.
         gradients: the sums of one update.
         optimizer: state that the optimizer keeps.
-        speculative: the scratch copies ŵ.
+        speculative: the copies ŵ that crossing micro-batches run on, in bfloat16.
         averaging: the copy that an averaging round works on.
         activations: of all micro-batches in flight, and of the stretch that is recomputed.
         carried: the versions of parameters that cross the stage's cuts, and one gradient of them.
@@ -87,6 +88,7 @@ def stage_memory(
     last: bool,
     recomputed_bytes: int = 0,
     carried_bytes: int = 0,
+    correction: str = SPECULATIVE,
 ) -> StageMemory:
     """Memory of a stage; every part grows with every argument.
 
@@ -99,12 +101,14 @@ def stage_memory(
         last: the last stage needs no ŵ.
         recomputed_bytes: beside those of the window, held during a backward.
         carried_bytes: parameters that the stage receives, or sends for later stages to use.
+        correction: what crossing micro-batches run on.
     """
     return StageMemory(
         weights=param_bytes,
         gradients=param_bytes,
         optimizer=param_bytes * optimizer_slots(optimizer),
-        speculative=param_bytes * speculative_copies(staleness, microbatches_per_update, last),
+        speculative=correction_bytes(correction, param_bytes, carried_bytes)
+        * speculative_copies(staleness, microbatches_per_update, last),
         averaging=param_bytes,
         activations=activation_bytes * (staleness + 1) + recomputed_bytes,
         carried=carried_bytes * (carried_versions(staleness, microbatches_per_update) + 1),
@@ -121,6 +125,7 @@ def stage_memory_bytes(
     last: bool,
     recomputed_bytes: int = 0,
     carried_bytes: int = 0,
+    correction: str = SPECULATIVE,
 ) -> int:
     """Memory that a stage needs on its peer, bytes; see `stage_memory`."""
     return stage_memory(
@@ -132,4 +137,5 @@ def stage_memory_bytes(
         last=last,
         recomputed_bytes=recomputed_bytes,
         carried_bytes=carried_bytes,
+        correction=correction,
     ).needed

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import faulthandler
+import logging
 import os
 import signal
 import socket
@@ -40,16 +41,22 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1, help="threads of torch")
     parser.add_argument("--device", default="auto", help="what to compute on")
     parser.add_argument("--microbatch-flops", type=float, required=True, help="most of one micro-batch")
+    parser.add_argument("--compiler", type=Path, nargs="*", default=(), help="programs to compile with")
     options = parser.parse_args()
     guard.die_with_parent()
     guard.exit_if_orphan(options.parent)
     guard.give_up_privileges()
     faulthandler.enable()
-    files = sandbox.confine_files(sandbox.Rooms(options.blobs, options.job, options.sockets))
-    lent = Lent(choose_device(options.device), options.microbatch_flops)
+    files = sandbox.confine_files(
+        sandbox.Rooms(options.blobs, options.job, options.sockets), options.compiler
+    )
+    lent = Lent(choose_device(options.device), options.microbatch_flops, bool(options.compiler))
     guard.limit_resources(options.memory if lent.device.type == "cpu" else None, options.disk)
-    calls = sandbox.confine_calls()
+    calls = sandbox.confine_calls(bool(options.compiler))
     print(f"worker {os.getpid()}: {files}; {calls}", file=sys.stderr)
+    if lent.compiling:
+        logging.basicConfig(stream=sys.stderr)
+        logging.getLogger("ravnest_p2p.model").setLevel(logging.INFO)
     # Ctrl+C in a terminal reaches the whole process group; ravnestd alone decides when a worker ends.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(options.threads)

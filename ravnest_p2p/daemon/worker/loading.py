@@ -30,16 +30,24 @@ class Lent:
 
     Attributes:
         microbatch_flops: most operations of one micro-batch, over all stages.
+        compiling: a compiler may be used.
     """
 
     device: torch.device
     microbatch_flops: float
+    compiling: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class LoadedStage:
+    """
+    Attributes:
+        compiling: parts of it will be compiled, once its tensors have been counted.
+    """
+
     program: StageProgram
     trainer: StageTrainer
+    compiling: bool = False
 
     def averaged_names(self, lo: int, hi: int) -> list[str]:
         """Parameters and changing buffers of layers [lo, hi), in an order that all peers share."""
@@ -78,9 +86,16 @@ def load_stage(start: StartRun, lent: Lent) -> LoadedStage:
         weights = load_tensors(start.weights, wanted, partial=True)
     device = lent.device
     starts = stretches_of(start.spec, LayerTable(start.spec.layers)).starts
-    computation = MixedComputation if start.spec.precision == "bf16" else StageComputation
+    kind = MixedComputation if start.spec.precision == "bf16" else StageComputation
+    computation = kind(stage, device, recompute=starts if place.recompute else None)
+    compiling = False
+    if lent.compiling:
+        # Brings the code generator along, which takes time and memory.
+        from ravnest_p2p.model.compiled import compile_stage
+
+        compiling = bool(compile_stage(computation))
     trainer = StageTrainer(
-        computation(stage, device, recompute=starts if place.recompute else None),
+        computation,
         {name: weights[name].to(device) for name in stage.params},
         {name: weights[name].to(device) for name in stage.buffers},
         optimizer=start.spec.optimizer,
@@ -91,8 +106,9 @@ def load_stage(start: StartRun, lent: Lent) -> LoadedStage:
         optimizer_state=optimizer_state,
         matrices=hidden_matrices(whole) if start.spec.optimizer.name == "muon" else (),
         device=device,
+        correction=start.spec.staleness_correction,
     )
-    return LoadedStage(stage, trainer)
+    return LoadedStage(stage, trainer, compiling)
 
 
 def _spec(stage: StageProgram, name: str) -> TensorSpec:

@@ -11,6 +11,7 @@ optimizer's state, ŵ, a full window): counting costs time with every operation.
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -25,20 +26,25 @@ from ravnest_p2p.model.footprint import StorageMeter
 from ravnest_p2p.training import DevicePeak
 
 UPDATES_COUNTED = 2
+MAX_LOSSES = 4096
 
 Result = TypeVar("Result")
 
 
 class Meter:
-    """Counters of one run.
+    """Counters of one run; the compute thread counts, the event loop reports and averages.
 
     Args:
         folder: where `trace.csv` is written: micro-batch, forward version, backward version.
         first_version: the trainer's version when the run began; the trace counts from it.
         held: parameters and buffers, from the beginning; all on the device that is computed on.
+        compiling: after the updates in which tensors are counted, memory goes to a compiler as well; it is
+            this peer's alone, and no measure of the stage.
     """
 
-    def __init__(self, folder: Path, first_version: int, held: Sequence[Tensor] = ()) -> None:
+    def __init__(
+        self, folder: Path, first_version: int, held: Sequence[Tensor] = (), compiling: bool = False
+    ) -> None:
         self._trace: TextIO = (folder / "trace.csv").open("w", buffering=1 << 16)
         self._first_version = first_version
         self._version = first_version
@@ -50,22 +56,26 @@ class Meter:
         self._samples = 0
         self._batches_done = 0
         self._sums: dict[int, tuple[float, int]] = {}
-        self._losses: list[tuple[int, float]] = []
+        self._losses: deque[tuple[int, float]] = deque()
         self._resident = ResidentPeak()
+        self._compiling = compiling
+        self._resident_before = 0
         self._held_bytes = sum(tensor.nbytes for tensor in held)
         self._storages = StorageMeter(held)
         self._device_peak = DevicePeak(held[0].device if held else torch.device("cpu"))
 
     def timed(self, work: Callable[[], Result]) -> tuple[Result, float]:
-        """The work's result and its seconds; called in the compute thread."""
-        counting = self._version - self._first_version < UPDATES_COUNTED
+        """The work's result and its seconds."""
         started = time.perf_counter()
-        with self._storages if counting else nullcontext():
+        with self._storages if self._counting else nullcontext():
             result = work()
-        return result, time.perf_counter() - started
-
-    def worked(self, seconds: float) -> None:
+        seconds = time.perf_counter() - started
         self._busy_s += seconds
+        return result, seconds
+
+    @property
+    def _counting(self) -> bool:
+        return self._version - self._first_version < UPDATES_COUNTED
 
     def forwarded(self, microbatch: int, version: int) -> None:
         self._forward_versions[microbatch] = version
@@ -77,7 +87,10 @@ class Meter:
         self._trace.write(f"{microbatch},{forward - self._first_version},{version - self._first_version}\n")
 
     def stepped(self, version: int) -> None:
+        counted = self._counting
         self._version = version
+        if self._compiling and counted and not self._counting:
+            self._resident_before = self._resident.bytes()
 
     def averaged(self, seconds: float, batches_done: int) -> None:
         self._averaging_s += seconds
@@ -93,7 +106,7 @@ class Meter:
 
     def report(self, bytes_sent: int, bytes_received: int) -> Report:
         """Everything so far; losses only once."""
-        losses, self._losses = self._losses[:4096], self._losses[4096:]
+        losses = [self._losses.popleft() for _ in range(min(len(self._losses), MAX_LOSSES))]
         elapsed_s = max(time.monotonic() - self._started_s, 1e-9)
         return Report(
             version=self._version,
@@ -108,7 +121,7 @@ class Meter:
             samples=self._samples,
             bytes_sent=bytes_sent,
             bytes_received=bytes_received,
-            peak_memory_bytes=self._device_peak.bytes() or self._resident.bytes(),
+            peak_memory_bytes=self._device_peak.bytes() or self._resident_before or self._resident.bytes(),
             peak_tensor_bytes=self._held_bytes + self._storages.peak_bytes,
             losses=tuple(losses),
         )

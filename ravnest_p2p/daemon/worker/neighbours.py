@@ -3,20 +3,26 @@
 Each link is dialled by the earlier stage; activations go up it and gradients come back. Sending never holds
 up the compute thread: frames wait in a queue whose length the schedule's window bounds. A parameter that
 later stages use too goes up the link once for each version of it: frames after that say to keep it.
+
+What a job allows to compress is encoded and decoded in a thread of its own, one frame after another, while
+the event loop and the compute thread go on.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
+from ravnest_p2p.core.compression import AUTO, NONE, allowed, choose
 from ravnest_p2p.core.errors import ChunkMismatchError
 from ravnest_p2p.core.types import ClusterPlan, PeerId
-from ravnest_p2p.daemon.worker.tensors import pack, unpack
+from ravnest_p2p.daemon.worker.crossing import CODEC, Crossing
+from ravnest_p2p.daemon.worker.pace import ComputeTime, LinkRate
 from ravnest_p2p.daemon.worker.wires import link_limits, lost
 from ravnest_p2p.model import StageProgram
 from ravnest_p2p.network.link_server import LinkServer
@@ -25,12 +31,38 @@ from ravnest_p2p.network.p2pd_waits import bounded
 
 FLUSH_TIMEOUT_S = 10.0
 
+Result = TypeVar("Result")
+
+
+class Outgoing(NamedTuple):
+    """A frame that waits to be packed: the tensors of these places, or of all."""
+
+    microbatch: int
+    tensors: Sequence[Tensor]
+    places: Sequence[int] | None = None
+
 
 class Neighbours:
-    """Activations and gradients of one stage, by micro-batch number."""
+    """Activations and gradients of one stage, by micro-batch number.
+
+    Args:
+        compression: the job's setting.
+        seed: of the chance in what is compressed.
+
+    Attributes:
+        compute_time: to be told how long operations take; decides what is compressed.
+    """
 
     def __init__(
-        self, server: LinkServer, cluster: ClusterPlan, cluster_index: int, stage: int, program: StageProgram
+        self,
+        server: LinkServer,
+        cluster: ClusterPlan,
+        cluster_index: int,
+        stage: int,
+        program: StageProgram,
+        *,
+        compression: str = NONE,
+        seed: int = 0,
     ) -> None:
         self._server = server
         self._cluster = cluster
@@ -40,13 +72,28 @@ class Neighbours:
         self._sends = program.sends
         self._received_params = program.received_params
         self._sent_params = program.sent_params
-        self._receives_gradients = [spec for spec in program.sends if spec.differentiable]
         self._sends_gradients = [spec for spec in program.receives if spec.differentiable]
+        codecs = allowed(compression)
+        back = [place for place, spec in enumerate(self._receives) if spec.differentiable]
+        self._compression = compression
+        self._ahead = Crossing(
+            self._sends, codecs, exact=self._sent_params, predicted=True, seed=seed + stage
+        )
+        self._from_before = Crossing(self._receives, codecs, exact=self._received_params, predicted=True)
+        self._back = Crossing(
+            self._sends_gradients,
+            codecs,
+            summed=[n for n, place in enumerate(back) if place in self._received_params],
+            seed=seed + stage,
+        )
+        self._from_after = Crossing([spec for spec in self._sends if spec.differentiable], codecs)
+        self._helper = _own_thread() if compression != NONE else None
+        self.compute_time = ComputeTime()
         self._before: Link | None = None
         self._after: Link | None = None
         self._activations: dict[int, list[Tensor]] = {}
         self._gradients: dict[int, list[Tensor | None]] = {}
-        self._outgoing: dict[Link, asyncio.Queue[tuple[dict[str, Any], list[memoryview]]]] = {}
+        self._outgoing: dict[Link, asyncio.Queue[Outgoing]] = {}
         self._last_sent: list[Tensor] = []
         self._kept: list[Tensor] = []
 
@@ -70,18 +117,31 @@ class Neighbours:
             self._after = await self._server.dial(peer, nonce, self._names[self._stage], limits)
 
     def start(
-        self, activation_arrived: Callable[[int], None], gradient_arrived: Callable[[int], None]
+        self,
+        activation_arrived: Callable[[int], None],
+        gradient_arrived: Callable[[int], None],
+        sent: Callable[[str, int, int], None] = lambda what, microbatch, size_bytes: None,
     ) -> list[asyncio.Task[Any]]:
-        """Begin to receive and send; the tasks fail with what breaks a link."""
+        """Begin to receive and send; the tasks fail with what breaks a link.
+
+        Args:
+            sent: told of each activation ("a") and gradient ("g") that a link took, and its bytes.
+        """
         tasks: list[Any] = []
         if self._before is not None:
             tasks.append(self._receive_activations(self._before, activation_arrived))
         if self._after is not None:
             tasks.append(self._receive_gradients(self._after, gradient_arrived))
-        for link in self.links:
-            self._outgoing[link] = asyncio.Queue()
-            tasks.append(self._send(link, self._outgoing[link]))
+        for link, crossing in ((self._before, self._back), (self._after, self._ahead)):
+            if link is not None:
+                self._outgoing[link] = asyncio.Queue()
+                tasks.append(self._send(link, self._outgoing[link], crossing, sent))
         return [asyncio.create_task(task) for task in tasks]
+
+    async def close(self) -> None:
+        """End the thread of the codecs, once the tasks of `start` have ended."""
+        if self._helper is not None:
+            self._helper.shutdown(wait=False, cancel_futures=True)
 
     def take_activation(self, microbatch: int) -> list[Tensor]:
         return self._activations.pop(microbatch) if self._before is not None else []
@@ -95,11 +155,13 @@ class Neighbours:
         known = [tensor.data_ptr() for tensor in self._last_sent]
         # What was sent last is still held, so nothing else can lie where it lies, and it never changes.
         if params and known == [tensor.data_ptr() for tensor in params]:
-            rest = [output for place, output in enumerate(outputs) if place not in self._sent_params]
-            self._outgoing[self._after].put_nowait(({"i": microbatch, "keep": True}, pack(rest)))
+            rest = _others(len(outputs), self._sent_params)
+            self._outgoing[self._after].put_nowait(
+                Outgoing(microbatch, [outputs[place] for place in rest], rest)
+            )
         else:
             self._last_sent = params
-            self._outgoing[self._after].put_nowait(({"i": microbatch}, pack(outputs)))
+            self._outgoing[self._after].put_nowait(Outgoing(microbatch, outputs))
 
     def send_gradient(self, microbatch: int, gradients: Sequence[Tensor | None]) -> None:
         if self._before is None:
@@ -109,17 +171,36 @@ class Neighbours:
             torch.zeros(spec.shape, dtype=spec.torch_dtype) if g is None else g
             for g, spec in zip(wanted, self._sends_gradients, strict=True)
         ]
-        self._outgoing[self._before].put_nowait(({"i": microbatch}, pack(filled)))
+        self._outgoing[self._before].put_nowait(Outgoing(microbatch, filled))
 
     async def flush(self) -> None:
         """Wait until everything queued has been handed to the links."""
         await bounded(asyncio.gather(*(queue.join() for queue in self._outgoing.values())), FLUSH_TIMEOUT_S)
 
-    async def _send(self, link: Link, queue: asyncio.Queue[tuple[dict[str, Any], list[memoryview]]]) -> None:
+    async def _send(
+        self,
+        link: Link,
+        queue: asyncio.Queue[Outgoing],
+        crossing: Crossing,
+        sent: Callable[[str, int, int], None],
+    ) -> None:
+        what = "a" if crossing is self._ahead else "g"
+        rate = LinkRate(link)
+        usual = _others(crossing.count, self._sent_params if crossing is self._ahead else ())
+        sizes = [crossing.nbytes(name, usual) for name in crossing.codecs]
         while True:
-            header, buffers = await queue.get()
+            frame = await queue.get()
+            name = crossing.codecs[-1]
+            if self._compression == AUTO:
+                name = choose(crossing.codecs, sizes, rate.bps, self.compute_time.seconds)
+            used, buffers = await self._aside(
+                name,
+                lambda: crossing.pack(name, frame.tensors, frame.places),  # noqa: B023 (awaited here)
+            )
+            keep = {} if frame.places is None else {"keep": True}
             with lost(link):
-                await link.send(header, buffers)
+                await link.send({"i": frame.microbatch, CODEC: used, **keep}, buffers)
+            sent(what, frame.microbatch, sum(memoryview(buffer).nbytes for buffer in buffers))
             queue.task_done()
 
     async def _receive_activations(self, link: Link, arrived: Callable[[int], None]) -> None:
@@ -127,31 +208,65 @@ class Neighbours:
             with lost(link):
                 frame = await link.receive()
             i = _microbatch(frame.header)
-            self._activations[i] = self._unpack(i, frame.payload, keep=frame.header.get("keep") is True)
+            name, keep = self._from_before.named(frame.header), frame.header.get("keep") is True
+            payload = frame.payload
+            self._activations[i] = await self._aside(
+                name,
+                lambda: self._unpack(i, name, payload, keep=keep),  # noqa: B023 (awaited here)
+            )
             arrived(i)
 
-    def _unpack(self, i: int, payload: bytes | bytearray | memoryview, *, keep: bool) -> list[Tensor]:
+    def _unpack(self, i: int, name: str, payload: bytearray, *, keep: bool) -> list[Tensor]:
         """What came with micro-batch i, and where it says to keep them, the parameters that came before."""
-        places = self._received_params
+        places, what = self._received_params, f"activation {i}"
         if not keep:
-            tensors = unpack(payload, self._receives, what=f"activation {i}")
+            tensors = self._from_before.unpack(name, payload, what=what)
             self._kept = [tensors[place] for place in places]
             return tensors
         if not self._kept:
             raise ChunkMismatchError(f"activation {i} keeps parameters, of which none came")
-        specs = [spec for place, spec in enumerate(self._receives) if place not in places]
-        others = iter(unpack(payload, specs, what=f"activation {i}"))
-        kept = dict(zip(places, self._kept, strict=True))
-        return [kept[p] if p in kept else next(others) for p in range(len(self._receives))]
+        rest = _others(len(self._receives), places)
+        found = dict(zip(rest, self._from_before.unpack(name, payload, rest, what=what), strict=True))
+        found |= zip(places, self._kept, strict=True)
+        return [found[place] for place in range(len(self._receives))]
 
     async def _receive_gradients(self, link: Link, arrived: Callable[[int], None]) -> None:
         while True:
             with lost(link):
                 frame = await link.receive()
             i = _microbatch(frame.header)
-            values = iter(unpack(frame.payload, self._receives_gradients, what=f"gradient {i}"))
+            name, payload = self._from_after.named(frame.header), frame.payload
+            values = iter(
+                await self._aside(
+                    name,
+                    lambda: self._from_after.unpack(name, payload, what=f"gradient {i}"),  # noqa: B023
+                )
+            )
             self._gradients[i] = [next(values) if spec.differentiable else None for spec in self._sends]
             arrived(i)
+
+    async def _aside(self, codec: str, work: Callable[[], Result]) -> Result:
+        """Run what takes time in the codecs' thread; what is exact is only looked at, here."""
+        if codec == NONE or self._helper is None:
+            return work()
+        return await asyncio.get_running_loop().run_in_executor(self._helper, work)
+
+
+def _others(count: int, places: Sequence[int]) -> list[int]:
+    return [place for place in range(count) if place not in places]
+
+
+def _own_thread() -> ThreadPoolExecutor:
+    """A thread whose torch operations take one core, so that the computation keeps its own.
+
+    The number belongs to a thread once it has asked for it, but is what every new thread begins with, too.
+    """
+    threads = torch.get_num_threads()
+    helper = ThreadPoolExecutor(1, thread_name_prefix="codec")
+    helper.submit(torch.get_num_threads).result()
+    helper.submit(torch.set_num_threads, 1).result()
+    torch.set_num_threads(threads)
+    return helper
 
 
 def _microbatch(header: dict[str, Any]) -> int:

@@ -16,6 +16,8 @@ behind these walls yet.
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
+from pathlib import Path
 
 from ravnest_p2p.daemon.worker import sandbox_landlock, sandbox_rules, sandbox_seccomp
 from ravnest_p2p.daemon.worker.sandbox_rules import Rooms
@@ -24,9 +26,11 @@ from ravnest_p2p.daemon.worker.sandbox_syscalls import UnavailableError
 __all__ = ["Rooms", "confine_calls", "confine_files"]
 
 
-def confine_files(rooms: Rooms) -> str:
+def confine_files(rooms: Rooms, programs: Sequence[Path] = ()) -> str:
     """Give up all files but the granted ones; returns what was done, in words.
 
+    Args:
+        programs: those of a compiler that may be started; the children stay behind the same walls.
     Raises:
         OSError: the kernel has the wall and does not put it up.
     """
@@ -35,21 +39,22 @@ def confine_files(rooms: Rooms) -> str:
     except UnavailableError as error:
         return f"files open ({error})"
     threads = len(os.listdir("/proc/self/task"))
-    sandbox_landlock.restrict(sandbox_rules.grants(rooms), abi)
+    sandbox_landlock.restrict(sandbox_rules.grants(rooms, programs), abi)
     done = f"files by Landlock {abi}"
     if threads > 1 and abi < sandbox_landlock.ABI_OF_ALL_THREADS:
         done += f", except for {threads - 1} threads that ran before"
     return done
 
 
-def confine_calls() -> str:
+def confine_calls(compiling: bool = False) -> str:
     """Give up the system calls that lead out of the process; returns what was done, in words.
 
     Raises:
         OSError: the kernel has the wall and does not put it up.
     """
     try:
-        sandbox_seccomp.install(sandbox_rules.refused(), sandbox_rules.conditions(os.getpid()))
+        conditions = sandbox_rules.conditions(os.getpid(), compiling)
+        sandbox_seccomp.install(sandbox_rules.refused(compiling), conditions)
     except UnavailableError as error:
         return f"system calls open ({error})"
-    return "system calls by seccomp"
+    return "system calls by seccomp" + (", less those to start a compiler" if compiling else "")

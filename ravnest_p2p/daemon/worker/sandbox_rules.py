@@ -13,7 +13,7 @@ import site
 import socket
 import sys
 import sysconfig
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from glob import glob
 from pathlib import Path
 from typing import NamedTuple
@@ -36,6 +36,11 @@ class Rooms(NamedTuple):
     job: Path
     sockets: Path
 
+    @property
+    def compiled(self) -> Path:
+        """In the job's folder: what a worker's compiler writes; gone with the worker."""
+        return self.job / "compiled"
+
 
 READ = Access.READ_FILE | Access.READ_DIR
 FOLDERS = Access.MAKE_DIR | Access.REMOVE_DIR
@@ -49,6 +54,7 @@ LIBRARIES = (
     "/gnu/store /etc/ld.so.cache /etc/localtime /usr/share/zoneinfo"
 )
 ABOUT_THE_COMPUTER = "/proc/self /proc/cpuinfo /proc/meminfo /proc/stat /sys/devices/system"
+HEADERS = "/usr/include /usr/local/include"
 RANDOM_AND_ZERO = "/dev/urandom /dev/random /dev/zero"
 GPU_DEVICES = "/dev/nvidia* /dev/dri /dev/kfd"
 ABOUT_GPUS = "/sys /proc/driver /proc/devices"
@@ -58,10 +64,20 @@ ENVIRONMENT = (
     "OPENBLAS_ TORCH PYTORCH_ CUDA_ CUBLAS_ NVIDIA_ HIP_ HSA_ ROCR_ ROCM_ MALLOC_"
 )
 """Beginnings of the names that a worker's environment keeps; tokens and passwords of the owner stay out."""
+COMPILE_ALONE = {
+    "TORCHINDUCTOR_COMPILE_THREADS": "1",
+    "TORCHINDUCTOR_VEC_ISA_OK": "1",
+    "TORCHINDUCTOR_CPP_CACHE_PRECOMPILE_HEADERS": "0",
+}
+"""Without a pool of processes, with few trials of the processor, and without `openssl`."""
 
 
-def grants(rooms: Rooms) -> tuple[Grant, ...]:
-    """Everything of the file system that a worker gets."""
+def grants(rooms: Rooms, programs: Sequence[Path] = ()) -> tuple[Grant, ...]:
+    """Everything of the file system that a worker gets.
+
+    Args:
+        programs: a compiler's, if it may compile: they are executable, and what they include is readable.
+    """
     gpus = [path for pattern in GPU_DEVICES.split() for path in glob(pattern)]
     return (
         Grant(READ, (*_code(rooms), *_paths(LIBRARIES), *_paths(ABOUT_THE_COMPUTER))),
@@ -72,6 +88,8 @@ def grants(rooms: Rooms) -> tuple[Grant, ...]:
         Grant(READ, (rooms.blobs,)),
         Grant(WRITE, (rooms.job,)),
         Grant(SERVE, (rooms.sockets,)),
+        Grant(READ | Access.EXECUTE, tuple(programs)),
+        Grant(READ, (*_paths(HEADERS), Path(sysconfig.get_path("include"))) if programs else ()),
     )
 
 
@@ -115,6 +133,7 @@ WAYS_OUT = {
         "memfd_create memfd_secret shmget shmat shmctl semget semop semtimedop semctl msgget msgsnd msgrcv "
         "msgctl"
     ),
+    "its group, by which what it starts is ended": "setsid setpgid",
     "limits": "setrlimit",
     "much-attacked parts of the kernel": (
         "bpf perf_event_open userfaultfd io_uring_setup io_uring_enter io_uring_register keyctl add_key "
@@ -128,23 +147,32 @@ WAYS_OUT = {
 # The C library then starts threads by `clone`, whose flags a filter can see.
 UNKNOWN_CALLS = ("clone3",)
 
+FOR_COMPILERS = frozenset(("execve", "fork", "vfork"))
+"""Refusals that a worker which compiles is spared; files decide which programs it can start."""
+
 NEW_THREAD = 0x00010000
+NEW_SPACES_OR_SIBLINGS = 0x7E028000
+"""Flags of `clone` for namespaces, and for a process that counts as started by the parent."""
 SOCKET_KIND = 0xF
 SET_OWNER, SET_SIGNAL, SET_OWNER_EX = 8, 10, 15
 TERMINAL_INPUT, TERMINAL_SELECTION, SOCKET_OWNER, SOCKET_GROUP = 0x5412, 0x541C, 0x8901, 0x8902
 
 
-def refused() -> dict[str, int]:
+def refused(compiling: bool = False) -> dict[str, int]:
     """Error number by system call."""
     calls = {call: errno.EPERM for names in WAYS_OUT.values() for call in names.split()}
+    if compiling:
+        calls = {call: error for call, error in calls.items() if call not in FOR_COMPILERS}
     return calls | dict.fromkeys(UNKNOWN_CALLS, errno.ENOSYS)
 
 
-def conditions(pid: int) -> tuple[Condition, ...]:
+def conditions(pid: int, compiling: bool = False) -> tuple[Condition, ...]:
     """Calls that are refused for some arguments; `pid` is this process, the only one it may signal."""
     streams = (socket.SOCK_STREAM, socket.SOCK_SEQPACKET)
+    only_threads = Condition("clone", 0, (NEW_THREAD,), mask=NEW_THREAD)
+    in_its_place = Condition("clone", 0, (0,), mask=NEW_SPACES_OR_SIBLINGS)
     return (
-        Condition("clone", 0, (NEW_THREAD,), mask=NEW_THREAD),
+        in_its_place if compiling else only_threads,
         Condition("kill", 0, (pid,)),
         Condition("tgkill", 0, (pid,)),
         # Reading limits goes through the same call as setting them.
@@ -161,7 +189,7 @@ def conditions(pid: int) -> tuple[Condition, ...]:
     )
 
 
-def environment(of: Mapping[str, str], rooms: Rooms) -> dict[str, str]:
+def environment(of: Mapping[str, str], rooms: Rooms, programs: Sequence[Path] = ()) -> dict[str, str]:
     """The variables that a worker gets of those of ravnestd.
 
     Temporary files go into the job's folder. numpy's BLAS starts no threads: it would when it is loaded,
@@ -169,4 +197,6 @@ def environment(of: Mapping[str, str], rooms: Rooms) -> dict[str, str]:
     """
     beginnings = tuple(ENVIRONMENT.split())
     kept = {name: value for name, value in of.items() if name.startswith(beginnings)}
+    if programs:
+        kept |= {"CXX": str(programs[0]), "TORCHINDUCTOR_CACHE_DIR": str(rooms.compiled), **COMPILE_ALONE}
     return kept | {"TMPDIR": str(rooms.job), "OPENBLAS_NUM_THREADS": "1"}

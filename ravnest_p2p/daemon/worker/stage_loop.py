@@ -1,17 +1,22 @@
 """A stage at work: what the schedule says next is computed, sent, averaged, measured.
 
 The schedule (`core.pipeline`) decides, the trainer (`training`) computes, the neighbours and rings move
-tensors; this loop only carries events between them. One thread does all torch work, one operation at a time,
-so nothing here needs a lock.
+tensors; this loop only carries events between them.
+
+Problem: between two operations the compute thread must not wait for the event loop, which may be busy with a
+frame of megabytes just then. Solution: the compute thread asks the schedule itself, under a lock that is held
+for microseconds, and goes from operation to operation; the event loop tells the schedule what arrived, and
+is handed what is to be sent. For an averaging the thread is given back, since the rings compute too.
 """
 
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from ravnest_p2p.core.ledger import DataOrder, Shares
 from ravnest_p2p.core.pipeline.schedule import (
@@ -28,12 +33,15 @@ from ravnest_p2p.daemon.worker.averaging import RingExchange
 from ravnest_p2p.daemon.worker.loading import LoadedStage
 from ravnest_p2p.daemon.worker.meter import Meter
 from ravnest_p2p.daemon.worker.neighbours import Neighbours
+from ravnest_p2p.daemon.worker.timeline import ACTIVATION, GRADIENT, Timeline
 from ravnest_p2p.training import FieldReader, Forwarded, save_piece
 
 SEED_STRIDE = 0x9E3779B1
 """Spreads job seeds far apart, so that micro-batch numbers added to them never meet."""
 
 Compute = Callable[[Callable[[], Any]], Awaitable[Any]]
+Post = Callable[..., object]
+Result = TypeVar("Result")
 
 
 class Sample(NamedTuple):
@@ -66,38 +74,40 @@ class StageLoop:
         self._readers = readers
         self._compute = compute
         self._report = report
-        self._arrived = asyncio.Event()
+        self._news = threading.Condition(threading.Lock())
+        self._closed = False
         self._m = start.spec.microbatches_per_update
         self._shares = shares_of(start)
         self._order = DataOrder(start.spec.samples, start.spec.microbatch_size, self._m, seed=start.spec.seed)
         self._place = start.plan.clusters[start.cluster].stages[start.stage]
         self._schedule = self._make_schedule()
         held = [*stage.trainer.params.values(), *stage.trainer.buffers.values()]
-        self._meter = Meter(Path(start.folder), stage.trainer.version, held)
+        self._meter = Meter(Path(start.folder), stage.trainer.version, held, stage.compiling)
+        self.timeline = Timeline(Path(start.folder), start.plan.generation, start.cluster, start.stage)
 
     def activation_arrived(self, microbatch: int) -> None:
-        self._schedule.activation_arrived(microbatch)
-        self._arrived.set()
+        self.timeline.arrived(ACTIVATION, microbatch)
+        with self._news:
+            self._schedule.activation_arrived(microbatch)
+            self._news.notify()
 
     def gradient_arrived(self, microbatch: int) -> None:
-        self._schedule.gradient_arrived(microbatch)
-        self._arrived.set()
+        self.timeline.arrived(GRADIENT, microbatch)
+        with self._news:
+            self._schedule.gradient_arrived(microbatch)
+            self._news.notify()
 
     async def run(self, neighbours: Neighbours, rings: RingExchange) -> None:
         """Until every update is applied and every round averaged."""
-        while not self._schedule.done:
-            op = self._schedule.next()
-            if op is None:
-                self._arrived.clear()
-                await self._arrived.wait()
-            else:
-                await self._perform(op, neighbours, rings)
-                # Before the event loop gets to send what was queued: no answer may overtake this.
-                self._schedule.finished(op)
+        post = asyncio.get_running_loop().call_soon_threadsafe
+        while (average := await self._compute(lambda: self._train(neighbours, post))) is not None:
+            await self._average(average, rings)
+            self._finished(average)
         await neighbours.flush()
 
     def progress(self, bytes_sent: int, bytes_received: int) -> Report:
         """What was measured so far; losses are handed out once."""
+        self.timeline.flush()
         place = self._place
         about = {
             "lo": place.lo,
@@ -109,7 +119,12 @@ class StageLoop:
         return self._meter.report(bytes_sent, bytes_received).model_copy(update=about)
 
     def close(self) -> None:
-        self._meter.close()
+        """Close the files; an operation that is still running leaves no more traces."""
+        with self._news:
+            self._closed = True
+            self._news.notify()
+            self._meter.close()
+            self.timeline.close()
 
     def _make_schedule(self) -> StageSchedule:
         stages, number = self._start.plan.clusters[self._start.cluster].stages, self._start.stage
@@ -124,26 +139,56 @@ class StageLoop:
             upstream_staleness=stages[number - 1].staleness if number else None,
         )
 
-    async def _perform(self, op: Op, neighbours: Neighbours, rings: RingExchange) -> None:
-        match op:
-            case Forward():
-                await self._forward(op, neighbours)
-            case Backward():
-                await self._backward(op, neighbours)
-            case Speculate():
-                await self._timed(self._trainer.speculate)
-            case Step():
-                await self._timed(self._trainer.step)
-                self._meter.stepped(self._trainer.version)
-            case Average():
-                await self._average(op.round, rings)
+    def _train(self, neighbours: Neighbours, post: Post) -> Average | None:
+        """In the compute thread: one operation after the other until an averaging is due, or the end."""
+        while (op := self._next()) is not None:
+            match op:
+                case Forward():
+                    self._forward(op, neighbours, post)
+                case Backward():
+                    self._backward(op, neighbours, post)
+                case Speculate():
+                    self._timed(op, neighbours, self._trainer.speculate)
+                    self._finished(op)
+                case Step():
+                    self._timed(op, neighbours, self._trainer.step)
+                    self._finished(op, lambda: self._meter.stepped(self._trainer.version))
+                case Average():
+                    return op
+        return None
 
-    async def _timed(self, work: Callable[[], Any]) -> Any:
-        result, seconds = await self._compute(lambda: self._meter.timed(work))
-        self._meter.worked(seconds)
+    def _next(self) -> Op | None:
+        """The next operation, as soon as there is one; None at the end."""
+        with self._news:
+            while not (self._closed or self._schedule.done):
+                op = self._schedule.next()
+                if op is not None:
+                    return op
+                self._news.wait()
+        return None
+
+    def _finished(self, op: Op, note: Callable[[], None] = lambda: None) -> bool:
+        """Tell the schedule; False where the run was closed meanwhile, and nobody wants the result.
+
+        Called before anything that the operation produced is posted, so that no answer overtakes it.
+
+        Args:
+            note: what is to be counted.
+        """
+        with self._news:
+            if self._closed:
+                return False
+            note()
+            self._schedule.finished(op)
+            return True
+
+    def _timed(self, op: Op, neighbours: Neighbours, work: Callable[[], Result]) -> Result:
+        result, seconds = self._meter.timed(work)
+        self.timeline.ran(op, seconds)
+        neighbours.compute_time.took(op, seconds)
         return result
 
-    async def _forward(self, op: Forward, neighbours: Neighbours) -> None:
+    def _forward(self, op: Forward, neighbours: Neighbours, post: Post) -> None:
         sample = self._sample(op.i)
         received = neighbours.take_activation(op.i)
 
@@ -151,22 +196,29 @@ class StageLoop:
             data = {name: reader.rows(sample.indices) for name, reader in self._readers.items()}
             return self._trainer.forward(op.i, received, data, sample.seed, speculative=op.speculative)
 
-        result = await self._timed(work)
-        self._meter.forwarded(op.i, result.version)
-        if result.loss is None:
-            neighbours.send_activation(op.i, result.outputs)
-        else:
-            self._meter.loss(sample.batch, result.loss, self._m)
+        result = self._timed(op, neighbours, work)
 
-    async def _backward(self, op: Backward, neighbours: Neighbours) -> None:
+        def note() -> None:
+            self._meter.forwarded(op.i, result.version)
+            if result.loss is not None:
+                self._meter.loss(sample.batch, result.loss, self._m)
+
+        if self._finished(op, note) and result.loss is None:
+            self.timeline.queued(ACTIVATION, op.i)
+            post(neighbours.send_activation, op.i, result.outputs)
+
+    def _backward(self, op: Backward, neighbours: Neighbours, post: Post) -> None:
         gradients = neighbours.take_gradient(op.i)
-        received_gradients = await self._timed(lambda: self._trainer.backward(op.i, gradients))
-        self._meter.backed(op.i, self._trainer.version, self._start.spec.microbatch_size)
-        neighbours.send_gradient(op.i, received_gradients)
+        received_gradients = self._timed(op, neighbours, lambda: self._trainer.backward(op.i, gradients))
+        samples = self._start.spec.microbatch_size
+        done = self._finished(op, lambda: self._meter.backed(op.i, self._trainer.version, samples))
+        if done and self._start.stage:
+            self.timeline.queued(GRADIENT, op.i)
+            post(neighbours.send_gradient, op.i, received_gradients)
 
-    async def _average(self, number: int, rings: RingExchange) -> None:
+    async def _average(self, op: Average, rings: RingExchange) -> None:
         """One round: the mean over clusters of what this stage holds, then its saved piece."""
-        started_s = time.monotonic()
+        number, started_s = op.round, time.monotonic()
         await rings.average(number, self._shares.weights(number), self._compute)
         batches_done = self._shares.batches_after(number)
         self._meter.averaged(time.monotonic() - started_s, batches_done)
@@ -182,6 +234,7 @@ class StageLoop:
                 batches_done=batches_done,
             )
         )
+        self.timeline.ran(op, time.monotonic() - started_s)
         saved = PieceSaved(
             path=str(path),
             lo=self._place.lo,

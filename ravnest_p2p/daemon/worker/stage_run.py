@@ -64,7 +64,7 @@ class StageRun:
         loop = StageLoop(start, stage, readers, self._compute, self._report)
         try:
             neighbours, rings = await self._connect(stage)
-            receiving = neighbours.start(loop.activation_arrived, loop.gradient_arrived)
+            receiving = neighbours.start(loop.activation_arrived, loop.gradient_arrived, loop.timeline.sent)
 
             def progress() -> Report:
                 links = [*neighbours.links, *rings.links]
@@ -123,7 +123,16 @@ class StageRun:
         self._closing.append(server.close)
         nonce = await server.start()
         cluster, trainer = start.plan.clusters[start.cluster], stage.trainer
-        neighbours = Neighbours(server, cluster, start.cluster, start.stage, stage.program)
+        neighbours = Neighbours(
+            server,
+            cluster,
+            start.cluster,
+            start.stage,
+            stage.program,
+            compression=start.spec.compression,
+            seed=start.spec.seed,
+        )
+        self._closing.append(neighbours.close)
         rings = RingExchange(
             server,
             start.plan,

@@ -1,0 +1,209 @@
+"""Is asynchronous training as fast as the cores, whatever the link? `python -m benchmarks.pipeline --json`.
+
+The same GPT, micro-batches, micro-batches an update, optimizer and cores on every side, in turns:
+
+* ours: a real swarm of two peers, each a `ravnestd` with its p2pd and its worker, in two stages;
+* the ceiling: two processes of plain PyTorch that each train the whole model and never talk;
+* the best synchronous schedules, of torch.distributed.pipelining over gloo.
+
+Sections: `loopback` (against all of these), `delay` (a link with a real delay between two network namespaces;
+needs linux, root and iproute2), `overhead` (what of a stage's time is neither computing nor waiting).
+A round takes every side once; what is compared is the median of the rounds' ratios. Micro-batches a second
+are told without the first update. About an hour on two cores; nothing else should run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from benchmarks.common import Goal, report
+from benchmarks.pipelines.delay import DEVICE, DelayedLink
+from benchmarks.pipelines.synchronous import SCHEDULES
+from ravnest_p2p.testing.local_swarm import Host
+
+ROUNDS, QUICK_ROUNDS = 5, 1
+SECONDS, QUICK_SECONDS = 30.0, 10.0
+MICROBATCH_S = 0.25
+"""About what the pipeline takes for one; only for choosing how many updates to train."""
+CEILING_START_S = 15.0
+LIMIT_S = 400.0
+
+Rates = dict[str, float]
+"""Micro-batches a second by side."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.pipeline",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--json", action="store_true", help="one JSON object for machines")
+    parser.add_argument("--quick", action="store_true", help="one short round; never for a claim")
+    parser.add_argument("--section", choices=("loopback", "delay"), help="only this one (default: both)")
+    options = parser.parse_args(arguments)
+    rounds, seconds = (QUICK_ROUNDS, QUICK_SECONDS) if options.quick else (ROUNDS, SECONDS)
+    results: dict[str, Any] = {}
+    goals: list[Goal] = []
+    if options.section != "delay":
+        results["loopback"], found = _loopback(rounds, seconds)
+        goals += found
+    if options.section != "loopback":
+        results["delay"], found = _delay(rounds, seconds)
+        goals += found
+    return report("pipeline", results, goals, options.json)
+
+
+def _loopback(rounds: int, seconds: float) -> tuple[dict[str, Any], list[Goal]]:
+    m, hosts = 16, (Host(), Host())
+    sides = {
+        "ours": _ours(m, seconds, hosts),
+        "ceiling": _ceiling(m, seconds),
+        "one process": _one(m, seconds),
+    }
+    sides |= {name: _synchronous(name, m, seconds, hosts) for name in SCHEDULES}
+    measured = _in_turns(sides, rounds)
+    best = _best(measured)
+    goals = [
+        Goal("ours / ceiling, loopback", _ratio(measured, "ours", "ceiling"), "", ">= 0.97"),
+        Goal(f"ours / {best}, loopback", _ratio(measured, "ours", best), "", ">= 1.0"),
+    ]
+    return _rows(measured), goals
+
+
+def _delay(rounds: int, seconds: float) -> tuple[dict[str, Any], list[Goal]]:
+    rows: dict[str, Any] = {}
+    goals = []
+    for one_way_s, m, wanted in ((0.025, 16, 1.0), (0.025, 4, 1.15), (0.1, 16, 1.8)):
+        name = f"{one_way_s * 1e3:g} ms, m = {m}"
+        with DelayedLink(one_way_s) as hosts:
+            sides = {"ours": _ours(m, seconds, hosts)}
+            sides |= {which: _synchronous(which, m, seconds, hosts) for which in SCHEDULES}
+            sides["ours on loopback"] = _ours(m, seconds, (Host(), Host()))
+            measured = _in_turns(sides, rounds)
+        best = _best(measured)
+        rows |= {f"{name}: {side}": row for side, row in _rows(measured).items()}
+        goals.append(Goal(f"ours / {best}, {name}", _ratio(measured, "ours", best), "", f">= {wanted}"))
+        if m == 16:
+            own = _ratio(measured, "ours", "ours on loopback")
+            goals.append(Goal(f"ours / ours on loopback, {name}", own, "", ">= 0.97"))
+    return rows, goals
+
+
+Side = Callable[[], dict[str, Any]]
+
+
+def _ours(m: int, seconds: float, hosts: Sequence[Host]) -> Side:
+    updates = max(2, round(seconds / (m * MICROBATCH_S)))
+    places = json.dumps([[host.address, host.prefix] for host in hosts])
+    return lambda: _run(hosts[0], "ours", str(m), str(updates), places)
+
+
+def _one(m: int, seconds: float) -> Side:
+    return lambda: _run(Host(), "whole", str(m), str(seconds), "0")
+
+
+def _ceiling(m: int, seconds: float) -> Side:
+    def measure() -> dict[str, Any]:
+        begin_s = str(time.time() + CEILING_START_S)
+        both = [_start(Host(), "whole", str(m), str(seconds), begin_s) for _ in range(2)]
+        rates = [_rate(_end(process)) for process in both]
+        return {"microbatches": sum(rates), "seconds": 1.0}
+
+    return measure
+
+
+def _synchronous(name: str, m: int, seconds: float, hosts: Sequence[Host]) -> Side:
+    def measure() -> dict[str, Any]:
+        meeting = {
+            "MASTER_ADDR": hosts[0].address,
+            "MASTER_PORT": str(random.randint(20_000, 30_000)),
+            "GLOO_SOCKET_IFNAME": DEVICE if hosts[0].prefix else "lo",
+        }
+        ranks = [
+            _start(host, "synchronous", name, str(rank), str(m), str(seconds), more=meeting)
+            for rank, host in enumerate(hosts)
+        ]
+        first, _ = [_end(process) for process in ranks]
+        return first
+
+    return measure
+
+
+def _in_turns(sides: Mapping[str, Side], rounds: int) -> dict[str, list[dict[str, Any]]]:
+    found: dict[str, list[dict[str, Any]]] = {name: [] for name in sides}
+    for number in range(rounds):
+        for name, measure in sides.items():
+            print(f"round {number + 1} of {rounds}: {name} …", end=" ", file=sys.stderr, flush=True)
+            found[name].append(measure())
+            print(f"{_rate(found[name][-1]):.3f} micro-batches/s", file=sys.stderr, flush=True)
+    return found
+
+
+def _rate(measured: Mapping[str, Any]) -> float:
+    rate: float = measured["microbatches"] / measured["seconds"]
+    return rate
+
+
+def _ratio(measured: Mapping[str, list[dict[str, Any]]], side: str, other: str) -> float:
+    pairs = zip(measured[side], measured[other], strict=True)
+    return statistics.median(_rate(a) / _rate(b) for a, b in pairs)
+
+
+def _best(measured: Mapping[str, list[dict[str, Any]]]) -> str:
+    return max(SCHEDULES, key=lambda name: statistics.median(map(_rate, measured[name])))
+
+
+def _rows(measured: Mapping[str, list[dict[str, Any]]]) -> dict[str, Any]:
+    rows: dict[str, Any] = {}
+    for name, runs in measured.items():
+        rates = sorted(map(_rate, runs))
+        rows[name] = {"micro-batches/s": statistics.median(rates), "least": rates[0], "most": rates[-1]}
+        about = {key: value for key, value in runs[-1].items() if key not in ("microbatches", "seconds")}
+        rows[name] |= about
+    return rows
+
+
+def _run(host: Host, part: str, *arguments: str) -> dict[str, Any]:
+    return _end(_start(host, part, *arguments))
+
+
+def _start(
+    host: Host, part: str, *arguments: str, more: Mapping[str, str] | None = None
+) -> subprocess.Popen[str]:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", **(more or {})}
+    return subprocess.Popen(
+        [*host.prefix, sys.executable, "-m", f"benchmarks.pipelines.{part}", *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+    )
+
+
+def _end(process: subprocess.Popen[str]) -> dict[str, Any]:
+    """What it printed last, as JSON."""
+    try:
+        out, errors = process.communicate(timeout=LIMIT_S)
+    except BaseException:
+        process.kill()
+        raise
+    if process.returncode:
+        raise RuntimeError(f"a side of the comparison failed: {errors[-2000:]}")
+    lines = out.splitlines()
+    found: dict[str, Any] = json.loads(lines[-1]) if lines else {}
+    return found
+
+
+if __name__ == "__main__":
+    sys.exit(main())

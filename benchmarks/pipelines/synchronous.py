@@ -1,0 +1,64 @@
+"""The best synchronous schedules: torch.distributed.pipelining over gloo, one process a rank.
+
+`python -m benchmarks.pipelines.synchronous SCHEDULE RANK M SECONDS`, with MASTER_ADDR, MASTER_PORT and
+GLOO_SOCKET_IFNAME in the environment. Rank 0 prints {"microbatches", "seconds"} of whole updates.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from typing import Any
+
+import torch
+from torch import distributed
+from torch.distributed import pipelining
+
+from benchmarks.pipelines import gpt
+
+RANKS = 2
+SCHEDULES = ("1F1B", "Interleaved1F1B", "ZBVZeroBubble")
+
+
+def main() -> None:
+    name, rank, m, seconds = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), float(sys.argv[4])
+    torch.set_num_threads(1)
+    distributed.init_process_group("gloo", rank=rank, world_size=RANKS)
+    held = {"1F1B": [rank], "Interleaved1F1B": [rank, rank + 2], "ZBVZeroBubble": [rank, 3 - rank]}[name]
+    count = 2 if name == "1F1B" else 4
+    parts = gpt.chunks(count)
+    device = torch.device("cpu")
+    stages: list[Any] = [pipelining.PipelineStage(parts[n], n, count, device) for n in held]
+    made: Any = getattr(pipelining, f"Schedule{name}")
+    schedule = made(stages[0] if count == 2 else stages, m, loss_fn=gpt.loss)
+    optimizers = [gpt.optimizer(parts[n]) for n in held]
+    inputs, targets = gpt.text(m * gpt.MICROBATCH)
+
+    def update() -> None:
+        given = (inputs,) if 0 in held else ()
+        if count - 1 in held:
+            schedule.step(*given, target=targets, losses=[])
+        else:
+            schedule.step(*given)
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
+
+    update()
+    distributed.barrier()
+    begun_s = time.perf_counter()
+    done, go_on = 0, torch.ones(1)
+    while go_on.item():
+        update()
+        done += m
+        # Rank 0 decides, so that both do equally many updates.
+        go_on.fill_(time.perf_counter() - begun_s < seconds)
+        distributed.broadcast(go_on, 0)
+    if rank == 0:
+        print(json.dumps({"microbatches": done, "seconds": time.perf_counter() - begun_s}))
+    distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,139 @@
+"""Real training in virtual time: the product's schedule, links and stage trainers, in one thread.
+
+Problem: what asynchrony costs in quality has to be measured on the code that trains, but a real swarm takes
+hours and its timing is not repeatable. Solution: every stage's `StageSchedule` orders a real `StageTrainer`;
+operations and links take virtual time, arithmetic is done at the moment an operation ends. Which weights a
+micro-batch meets follows from its index alone, so the result is that of a real swarm with these settings.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import pairwise
+
+from torch import Tensor
+
+from ravnest_p2p.core.pipeline.schedule import Backward, Forward, Op, Speculate, StageSchedule, Step
+from ravnest_p2p.testing.clock import VirtualClock
+from ravnest_p2p.testing.lossy_link import Faults, LossyLink
+from ravnest_p2p.testing.pipeline_watch import InvariantViolation
+from ravnest_p2p.training import StageTrainer
+
+Data = Callable[[int], Mapping[str, Tensor]]
+"""Fields of micro-batch i, by graph input name."""
+
+_FRAMES = 64
+_COMPUTE_S: dict[type[Op], float] = {Forward: 1.0, Backward: 1.0, Speculate: 0.0, Step: 0.0}
+
+
+@dataclass
+class Trained:
+    """What a simulated training leaves.
+
+    Attributes:
+        losses: of each micro-batch, in order.
+        makespan_s: virtual; a forward and a backward take one second each.
+    """
+
+    losses: list[float] = field(default_factory=list)
+    makespan_s: float = 0.0
+
+
+@dataclass
+class _Stage:
+    schedule: StageSchedule
+    trainer: StageTrainer
+    data: Data
+    clock: VirtualClock
+    result: Trained
+    onward: LossyLink[tuple[int, Sequence[Tensor]]] | None = None
+    back: LossyLink[tuple[int, Sequence[Tensor | None]]] | None = None
+    activations: dict[int, Sequence[Tensor]] = field(default_factory=dict)
+    gradients: dict[int, Sequence[Tensor | None]] = field(default_factory=dict)
+
+    def activation(self, frame: tuple[int, Sequence[Tensor]]) -> None:
+        i, self.activations[i] = frame
+        self.schedule.activation_arrived(i)
+        self.advance()
+
+    def gradient(self, frame: tuple[int, Sequence[Tensor | None]]) -> None:
+        i, self.gradients[i] = frame
+        self.schedule.gradient_arrived(i)
+        self.advance()
+
+    def advance(self) -> None:
+        op = self.schedule.next()
+        if op is not None:
+            self.clock.after(_COMPUTE_S[type(op)], self._perform, op)
+
+    def _perform(self, op: Op) -> None:
+        trainer = self.trainer
+        send: Callable[[], None] = _nothing
+        if isinstance(op, Forward):
+            received = self.activations.pop(op.i, ())
+            found = trainer.forward(op.i, received, self.data(op.i), op.i, speculative=op.speculative)
+            if found.version != op.version:
+                raise InvariantViolation(f"{op} ran on weights with {found.version} updates")
+            if found.loss is not None:
+                self.result.losses.append(found.loss)
+            if self.onward is not None:
+                send = partial(self.onward.send, (op.i, found.outputs))
+        elif isinstance(op, Backward):
+            gradients = trainer.backward(op.i, self.gradients.pop(op.i, ()))
+            if self.back is not None:
+                send = partial(self.back.send, (op.i, gradients))
+        elif isinstance(op, Speculate):
+            trainer.speculate()
+        else:
+            trainer.step()
+        self.schedule.finished(op)
+        send()
+        self.result.makespan_s = self.clock.now_s
+        self.advance()
+
+
+def _nothing() -> None:
+    """Sends no frame."""
+
+
+def train(
+    trainers: Sequence[StageTrainer],
+    data: Data,
+    *,
+    staleness: Sequence[int],
+    microbatches_per_update: int,
+    updates: int,
+    latency_s: float = 0.0,
+    faults: Faults | None = None,
+    seed: int = 0,
+) -> Trained:
+    """Train one pipeline from its first micro-batch to its last step, without averaging.
+
+    Args:
+        trainers: of the stages in order, made with the same `staleness` and m.
+        data: asked once by each stage for each micro-batch, in order.
+        latency_s: of every link, one way.
+        faults, seed: of every link.
+    Raises:
+        InvariantViolation: a stage ran on other weights than the schedule says, or did not finish.
+    """
+    clock, rng, result = VirtualClock(), random.Random(seed), Trained()
+    m, count = microbatches_per_update, len(trainers)
+    stages = [
+        _Stage(StageSchedule(s, count, staleness[s], m, m * updates), trainer, data, clock, result)
+        for s, trainer in enumerate(trainers)
+    ]
+    for sender, receiver in pairwise(stages):
+        wire = (clock, rng, latency_s, faults or Faults(), _FRAMES)
+        sender.onward = LossyLink(*wire, receiver.activation)
+        receiver.back = LossyLink(*wire, sender.gradient)
+    for stage in stages:
+        stage.advance()
+    clock.run_until(math.inf)
+    if not all(stage.schedule.done for stage in stages):
+        raise InvariantViolation("a stage has nothing to do and is not done")
+    return result
