@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from ravnest_p2p.core.pipeline.timeline import MICRO, StageTimeline
 from torch import Tensor, nn
 
 import ravnest_p2p as rn
 from benchmarks.pipelines import gpt
+from ravnest_p2p.core.pipeline.timeline import MICRO, StageTimeline
 from ravnest_p2p.testing.local_swarm import Host, LocalSwarm, wait_until
 
 MEMORY = "3GB"

@@ -49,8 +49,10 @@ def _headline(report: Report, name: str) -> Text:
         f"{terms.optimizer.name}, {terms.precision}, {terms.microbatches_per_update} micro-batches an"
     )
     text.append(f" update; on one peer: {bytes_text(report.whole.memory.needed)}")
-    if report.checked:
+    if report.exact:
         text.append("\ncaptured; two steps equal eager PyTorch to the last bit", style="green")
+    elif report.checked:
+        text.append("\ncaptured; two steps equal eager PyTorch but for rounding", style="green")
     else:
         text.append("\nby shapes or a saved package alone: not compared with eager PyTorch", style="yellow")
     if report.evaluation_nodes:

@@ -11,6 +11,8 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy
@@ -75,19 +77,21 @@ def capture(
         data = {f"x{i}": t for i, t in enumerate(inputs)} | {f"y{i}": t for i, t in enumerate(labels)}
         program = with_bounds(program, weights, data)
         step = copied_step(model, loss)
-        after = check_parity(step, program, weights, inputs, labels, data)
+        fresh = partial(copied_step, model, loss)
+        after, exact = check_parity(step, fresh, program, weights, inputs, labels, data)
         try:
             Program.from_json(program.to_json())
         except PackageError as error:
             raise CaptureError(f"other peers would refuse the captured program: {error}") from error
+        refusal = "it was not asked for"
+        package = Package(program, weights, compared=True, exact=exact, evaluation_refusal=refusal)
         if not evaluation:
-            return Package(program, weights, compared=True, evaluation_refusal="it was not asked for")
+            return package
         try:
-            fresh = copied_step(model, loss)
-            found, more = capture_evaluation(fresh, step, program, after, (inputs, labels), owned)
+            found, more = capture_evaluation(fresh(), step, program, after, (inputs, labels), owned)
         except CaptureError as error:
-            return Package(program, weights, compared=True, evaluation_refusal=str(error))
-    return Package(program, weights | more, compared=True, evaluation=found)
+            return replace(package, evaluation_refusal=str(error))
+    return replace(package, weights=weights | more, evaluation=found, evaluation_refusal="")
 
 
 def _example(tensor: Any, role: str) -> Tensor:

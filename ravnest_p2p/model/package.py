@@ -43,6 +43,7 @@ class Package:
         weights: parameters and buffers under their state_dict names, on the CPU; a tied one stands here once.
         compared: two steps were seen to equal the model's, here and now; what is read from files says
             nothing of that.
+        exact: these were equal to the last bit, not only but for rounding.
         evaluation: the same model in eval mode, None where there is none.
         evaluation_refusal: why there is none, as far as it is known.
     """
@@ -50,6 +51,7 @@ class Package:
     program: Program
     weights: dict[str, Tensor]
     compared: bool = False
+    exact: bool = False
     evaluation: EvalProgram | None = None
     evaluation_refusal: str = ""
 

@@ -40,6 +40,7 @@ class Report:
     Attributes:
         microbatch_size: samples that it was captured with.
         checked: captured here with its weights, and compared with eager.
+        exact: two steps were equal to the last bit; else, where `checked`, but for rounding.
         evaluation_nodes: operations of its evaluation, 0 where it has none.
         evaluation_refusal: why it has none, "" where that is not known.
         layers: each with what it needs on a peer of its own.
@@ -52,6 +53,7 @@ class Report:
     nodes: int
     microbatch_size: int
     checked: bool
+    exact: bool
     evaluation_nodes: int
     evaluation_refusal: str
     terms: Terms
@@ -117,6 +119,7 @@ def make_report(
         nodes=len(package.program.nodes),
         microbatch_size=first[0] if first else 1,
         checked=package.compared,
+        exact=package.exact,
         evaluation_nodes=0 if package.evaluation is None else len(package.evaluation.nodes),
         evaluation_refusal=package.evaluation_refusal,
         terms=needs.terms,
