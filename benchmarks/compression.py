@@ -35,8 +35,8 @@ from ravnest_p2p.network.frames import Packed, pack
 SECTIONS = ("speed", "bytes", "loss")
 BOUNDARY = TensorSpec((4, 512, 768), "float32", True)
 TRIES, QUICK_TRIES = 40, 5
-STAGES = 4
-UPDATES, QUICK_UPDATES = 400, 25
+STAGES = 2
+UPDATES, QUICK_UPDATES = 250, 25
 SEEDS = 3
 LEAST_RATIO = {INT8: 3.9, INT4: 7.5}
 MOST_GAP = {INT8: 0.2, INT4: 0.5}
