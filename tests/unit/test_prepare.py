@@ -114,12 +114,13 @@ class MixesDtypes(nn.Module):
     ("settings", "error", "words"),
     [
         ({"precision": "fp8"}, ConfigError, "fp32 or bf16"),
+        ({"compression": "zip"}, ConfigError, "int4, auto, not 'zip'"),
         ({"optimizer": rn.Muon(), "model": nn.Linear(6, 4)}, ConfigError, "no hidden matrix"),
         ({"optimizer": rn.SGD(0.1, momentum=1.0)}, ConfigError, "momentum"),
         ({"optimizer": rn.SGD(0.1, schedule="step")}, ConfigError, "schedule_updates"),
         ({"precision": "bf16", "model": MixesDtypes()}, CaptureError, "bf16"),
     ],
-    ids=["precision", "no matrix", "momentum", "step", "dtypes"],
+    ids=["precision", "compression", "no matrix", "momentum", "step", "dtypes"],
 )
 def test_what_cannot_be_trained_is_said_before_it_is_sent(
     tmp_path: Path, settings: dict[str, Any], error: type[Exception], words: str
