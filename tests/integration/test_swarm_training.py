@@ -123,14 +123,15 @@ def test_a_weight_of_first_and_last_stage_trains_as_in_plain_pytorch(connection:
 
 def test_a_job_whose_boundary_is_compressed_trains_nearly_as_plain_pytorch(connection: Swarm) -> None:
     request = small_request(stages=2, staleness_bound=0, passes=2, compression="int8")
-    request = replace(request, model=small_model(width=128), optimizer=rn.SGD(lr=0.05, momentum=0.9))
+    # So slow that training does not make more of the difference: it is 0.0007 in one process.
+    request = replace(request, model=small_model(width=128), optimizer=rn.SGD(lr=0.01))
     job = connection.submit_request(request)
     found = wait_done(job)
     expected = plain_pytorch(request, found["total_batches"], small_model(width=128).train())
     trained = job.result(timeout_s=30)
     weights = [name for name in expected if name.endswith("weight")]
     off = {name: float((trained[name] - expected[name]).norm() / expected[name].norm()) for name in weights}
-    assert 0 < max(off.values()) < 0.05, off
+    assert 0 < max(off.values()) < 0.003, off
 
 
 def stalenesses(connection: Swarm, swarm: LocalSwarm, job: str) -> list[tuple[PeerProcess, int]]:

@@ -60,7 +60,9 @@ def test_a_number_that_an_optimizer_does_not_know_is_refused(wrong: dict[str, An
 
 @pytest.mark.parametrize("name", ALL)
 def test_specs_travel(name: str) -> None:
-    spec = a_spec(optimizer=ALL[name], precision="bf16", staleness_correction="stash")
+    spec = a_spec(
+        optimizer=ALL[name], precision="bf16", staleness_correction="stash", compression="auto"
+    )
     assert parse_manifest(manifest_bytes(spec)) == spec
 
 
@@ -78,6 +80,7 @@ def test_specs_travel(name: str) -> None:
         (b'"no_decay":[]', b'"no_decay":[' + b'"a",' * 32 + b'"a"]'),
         (b'"precision":"fp32"', b'"precision":"fp8"'),
         (b'"staleness_correction":"speculative"', b'"staleness_correction":"pipemare"'),
+        (b'"compression":"none"', b'"compression":"int2"'),
     ],
 )
 def test_hostile_numbers_are_refused_on_arrival(ours: bytes, theirs: bytes) -> None:

@@ -122,12 +122,13 @@ class MixesDtypes(nn.Module):
     [
         ({"precision": "fp8"}, ConfigError, "fp32 or bf16"),
         ({"staleness_correction": "nesterov"}, ConfigError, "speculative, stash, none"),
+        ({"compression": "zip"}, ConfigError, "int4, auto, not 'zip'"),
         ({"optimizer": rn.Muon(), "model": nn.Linear(6, 4)}, ConfigError, "no hidden matrix"),
         ({"optimizer": rn.SGD(0.1, momentum=1.0)}, ConfigError, "momentum"),
         ({"optimizer": rn.SGD(0.1, schedule="step")}, ConfigError, "schedule_updates"),
         ({"precision": "bf16", "model": MixesDtypes()}, CaptureError, "bf16"),
     ],
-    ids=["precision", "correction", "no matrix", "momentum", "step", "dtypes"],
+    ids=["precision", "correction", "compression", "no matrix", "momentum", "step", "dtypes"],
 )
 def test_what_cannot_be_trained_is_said_before_it_is_sent(
     tmp_path: Path, settings: dict[str, Any], error: type[Exception], words: str
