@@ -60,9 +60,7 @@ def test_a_number_that_an_optimizer_does_not_know_is_refused(wrong: dict[str, An
 
 @pytest.mark.parametrize("name", ALL)
 def test_specs_travel(name: str) -> None:
-    spec = a_spec(
-        optimizer=ALL[name], precision="bf16", staleness_correction="stash", compression="auto"
-    )
+    spec = a_spec(optimizer=ALL[name], precision="bf16", staleness_correction="stash", compression="auto")
     assert parse_manifest(manifest_bytes(spec)) == spec
 
 
