@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
-.PHONY: help setup lock demo examples test test-slow fuzz lint clean
+.PHONY: help setup lock demo examples test test-slow fuzz bench lint clean
 
 help:
 	@echo "make demo       set up, then train the digits CNN on a local swarm of six peers"
@@ -14,6 +14,7 @@ help:
 	@echo "make test       set up, then check the code and run the tests (under 15 minutes on 2 cores)"
 	@echo "make test-slow  the long simulations: 1,000 seeds with 200 peers and more"
 	@echo "make fuzz       100,000 random packages against the loader and the operations (COUNT=…, SEED=…)"
+	@echo "make bench      every benchmark against its goals: hours, on a machine that does nothing else (BENCH=model_zoo …)"
 	@echo "make lock       pin the newest versions of everything beside torch"
 	@echo "make setup      only set up: a virtual environment in .venv with pinned versions"
 	@echo "make lint       only ruff, mypy and the layer check"
@@ -52,6 +53,13 @@ SEED ?= 0
 
 fuzz: $(READY)
 	OMP_NUM_THREADS=1 nice $(BIN)/python -m tests.fuzz.fuzz_packages --count $(COUNT) --seed $(SEED)
+
+BENCH ?= pipeline_sim model_zoo requirements memory compression pipeline async_penalty
+
+bench: $(READY)
+	@missed=; for name in $(BENCH); do \
+		OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.$$name || missed="$$missed $$name"; \
+	done; test -z "$$missed" || { echo "goals missed by:$$missed"; exit 1; }
 
 lint: $(READY)
 	$(BIN)/ruff check .
