@@ -235,7 +235,7 @@ def test_streams_of_one_remote_are_bounded(
             streams.append(Raw(*peers))
             streams[-1].ask(wire.Hello())
         streams.append(Raw(*peers))
-        # It is refused at the door. Whoever asks all the same may find it closed, and the answer lost with it.
+        # It is refused at the door: who asks all the same may find it closed, and the answer lost with it.
         with pytest.raises(BusyError):
             streams[-1].answer()
     finally:
