@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -65,6 +67,21 @@ def test_another_order_of_summing_is_taken() -> None:
 def test_what_is_wrong_by_more_than_rounding_is_refused(error: float) -> None:
     with pytest.raises(CaptureError, match="differs by up to"):
         taken(TwoFaced(error))
+
+
+class Counting(TwoFaced):
+    """Never computes the same twice, by a count that tracing takes for a constant."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls.append(1)
+        return super().forward(x) * float(len(self.calls))
+
+    calls: ClassVar[list[int]] = []
+
+
+def test_a_model_that_does_not_repeat_itself_is_refused() -> None:
+    with pytest.raises(CaptureError, match="Python counter"):
+        taken(Counting())
 
 
 def test_an_evaluation_that_is_wrong_is_left_out() -> None:
