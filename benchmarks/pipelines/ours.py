@@ -1,8 +1,9 @@
 """Our side: a real swarm of two peers trains the model in two stages; its own timeline says how fast.
 
-`python -m benchmarks.pipelines.ours M UPDATES HOSTS`: HOSTS is JSON, [[address, [command prefix…]], …] of the
-two peers; runs where the first of them does. Measured from the first update's end to the last one's, as the
-other sides are. Prints {"microbatches", "seconds", …}.
+`python -m benchmarks.pipelines.ours M UPDATES HOSTS [PICTURE]`: HOSTS is JSON, [[address, [command prefix…]],
+…] of the two peers; runs where the first of them does. PICTURE is an SVG file for the last seconds of the
+timeline. Measured from the first update's end to the last one's, as the other sides are.
+Prints {"microbatches", "seconds", …}.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from ravnest_p2p.testing.local_swarm import Host, LocalSwarm, wait_until
 MEMORY = "3GB"
 EPOCH_S = 900
 START_S = 120.0
+PICTURE_S = 3.5
 
 
 class Gpt(nn.Module):
@@ -61,10 +63,10 @@ def main() -> None:
             lending = lambda: sum(1 for peer in connection.peers() if peer["memory_bytes"]) == 2  # noqa: E731
             wait_until(lending, START_S, "both peers have measured themselves")
             job = connection.submit_request(request)
-            print(json.dumps(_measured(job, updates)))
+            print(json.dumps(_measured(job, updates, *sys.argv[4:])))
 
 
-def _measured(job: Any, updates: int) -> dict[str, Any]:
+def _measured(job: Any, updates: int, picture: str | None = None) -> dict[str, Any]:
     """Wait for one more update than is measured, and read the timeline."""
     while True:
         progress = job.status()
@@ -75,6 +77,8 @@ def _measured(job: Any, updates: int) -> dict[str, Any]:
             break
         time.sleep(0.5)
     timelines = job.trace(1e5).stages
+    if picture is not None:
+        Path(picture).write_text(job.trace(PICTURE_S).svg())
     job.cancel()
     first = timelines[0]
     ends_us = [span.end_us for span in first.operations if span.kind == "|"][: updates + 1]
