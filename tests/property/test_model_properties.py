@@ -40,6 +40,20 @@ def test_any_cut_trains_the_same_model(data: st.DataObject, name: str, seed: int
     assert_same(run_stages(stages, package.weights, fields(case), seed), whole(name, seed))
 
 
+def _changed(data: st.DataObject, written: bytes, junk: Any) -> bytes:
+    """The document with junk put in, or in the place of, one of its values."""
+    document = json.loads(written)
+    path = data.draw(st.sampled_from(_places(document)))
+    place = document
+    for key in path[:-1]:
+        place = place[key]
+    if data.draw(st.booleans()) and isinstance(place, list):
+        place.insert(path[-1], junk)
+    else:
+        place[path[-1]] = junk
+    return json.dumps(document).encode()
+
+
 def _places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
     found = [path] if path else []
     items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
@@ -66,17 +80,9 @@ JUNK = st.one_of(
 @given(data=st.data(), name=st.sampled_from(("cnn", "gpt_manual")), junk=JUNK)
 def test_a_changed_program_is_refused_or_sound(data: st.DataObject, name: str, junk: Any) -> None:
     _, package = captured(name)
-    document = json.loads(package.program.to_json())
-    path = data.draw(st.sampled_from(_places(document)))
-    place = document
-    for key in path[:-1]:
-        place = place[key]
-    if data.draw(st.booleans()) and isinstance(place, list):
-        place.insert(path[-1], junk)
-    else:
-        place[path[-1]] = junk
+    document = _changed(data, package.program.to_json(), junk)
     try:
-        program = Program.from_json(json.dumps(document).encode())
+        program = Program.from_json(document)
     except PackageError:
         return
     assert Program.from_json(program.to_json()) == program
@@ -104,17 +110,9 @@ def test_any_cut_evaluates_the_same_model(data: st.DataObject, name: str) -> Non
 @given(data=st.data(), name=st.sampled_from(("cnn", "gpt_manual")), junk=JUNK)
 def test_a_changed_evaluation_is_refused_or_sound(data: st.DataObject, name: str, junk: Any) -> None:
     _, package = captured(name)
-    document = json.loads(package.evaluation.to_json())
-    path = data.draw(st.sampled_from(_places(document)))
-    place = document
-    for key in path[:-1]:
-        place = place[key]
-    if data.draw(st.booleans()) and isinstance(place, list):
-        place.insert(path[-1], junk)
-    else:
-        place[path[-1]] = junk
+    document = _changed(data, package.evaluation.to_json(), junk)
     try:
-        evaluation = parse_evaluation(json.dumps(document).encode(), package.program)
+        evaluation = parse_evaluation(document, package.program)
     except PackageError:
         return
     assert parse_evaluation(evaluation.to_json(), package.program) == evaluation
