@@ -13,6 +13,7 @@ from torch.utils.data import Dataset
 
 from ravnest_p2p.core.errors import ConfigError
 from ravnest_p2p.core.pipeline.correction import SPECULATIVE
+from ravnest_p2p.core.pipeline.window import MEASURED
 from ravnest_p2p.core.planning.recompute import ALWAYS, AUTO, NEVER
 from ravnest_p2p.core.types import OptimizerSpec
 
@@ -144,6 +145,10 @@ class JobRequest:
         updates_per_round: κ, updates between two averagings of the clusters.
         staleness_bound: upper bound on any stage's staleness τ; 0 is synchronous training, None stands for
             half of m, beyond which training needs more samples for the same loss.
+        staleness: how τ is chosen within the bound. "measured": as little as keeps every stage busy, from
+            what computations and messages take, again for every update; "adaptive": that, and no more than
+            the paper's K^¼ after K updates; "fixed": what the plan predicts, for results that do not depend
+            on timing.
         name: shown to people.
         stages, clusters: wanted numbers; 0 lets the planner choose.
         seed: of the order of the samples, and of dropout.
@@ -170,6 +175,7 @@ class JobRequest:
     microbatches_per_update: int = 4
     updates_per_round: int = 10
     staleness_bound: int | None = None
+    staleness: str = MEASURED
     name: str = ""
     stages: int = 0
     clusters: int = 0

@@ -202,6 +202,7 @@ class JobSpec:
         total_batches: batches (m micro-batches each) to train in all, over all clusters and passes.
         stages, clusters: wanted numbers; 0 lets the planner choose.
         staleness_bound: upper bound on τ of any stage; 0 is synchronous training.
+        staleness: how τ is chosen within the bound: one of `core.pipeline.window.STALENESS_MODES`.
         precision: "fp32", or "bf16": products in bfloat16 from float32 weights, as torch.autocast has it.
         checkpoint: which stages compute their activations a second time instead of keeping them: "never",
             "auto" (those that do not fit their peer otherwise), or "always".
@@ -224,6 +225,7 @@ class JobSpec:
     stages: int = 0
     clusters: int = 0
     staleness_bound: int = 8
+    staleness: str = "measured"
     precision: str = "fp32"
     checkpoint: str = "never"
     compression: str = "none"

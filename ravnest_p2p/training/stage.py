@@ -3,7 +3,7 @@
 Problem: without a bubble, micro-batches of the next batch start before this batch's update. Run on the old
 weights they bring stale gradients; run on weights that change under their graph they bring wrong ones.
 Solution (docs: asynchronous training): batch u is the micro-batches [u·m, (u+1)·m), decided by index and
-never by the clock. Those that have to start early (k = i − u·m < τ, "crossing") run forward and backward
+never by the clock. Those that have to start early (k = i − u·m < τ_u, "crossing") run forward and backward
 through ŵ, the optimizer's own next step computed early; all others through the live weights. Every gradient
 goes into the accumulator of its own batch, and the ordinary optimizer steps when the batch is complete.
 τ = 0 is exactly synchronous training. ŵ of float32 weights is kept in bfloat16 (`halved`), but of those that
@@ -95,7 +95,7 @@ class StageTrainer:
         params, buffers: this stage's, by name, on the device to compute on; taken over, not copied. Every
             floating-point parameter is trained.
         microbatches_per_update: m.
-        staleness: τ of this stage, at most m; at most τ + 1 micro-batches are in flight.
+        staleness: bound on τ of this stage, at most m; at most that and one micro-batches are in flight.
         version: updates that the weights already contain; the learning rate follows it.
         optimizer_state: slots by parameter name, as `optimizer_state()` gives them.
         matrices: names of the model's hidden matrices, which Muon moves; others of the model may be among
@@ -152,6 +152,7 @@ class StageTrainer:
         self._flights: dict[int, _Flight] = {}
         self._sums: dict[int, dict[str, Tensor]] = {}
         self._early: dict[int, dict[str, Tensor]] = {}
+        self._crossing: dict[int, int] = {}
         self._rewritten: set[str] = set()
         self._carried: set[str] = set()
         self._sent: dict[str, tuple[int, Tensor]] = {}
@@ -190,7 +191,7 @@ class StageTrainer:
             received: outputs of the stage before, in order; their memory belongs to the graph from here on. A
                 tensor that came with the micro-batch before, too, is brought to the device once.
             data: this stage's fields, by graph input name.
-            speculative: run on ŵ; has to agree with the index: max(0, i−τ)//m < i//m.
+            speculative: run on ŵ; has to agree with the index: i is among the batch's crossing ones.
         Raises:
             OurFault: out of order, over the window, or on weights that the index does not ask for.
             PackageError: the last stage computes something other than one scalar loss.
@@ -213,8 +214,8 @@ class StageTrainer:
             raise PackageError(f"the last stage has to compute one scalar loss, not {shapes}")
         self._flights[i] = _Flight(leaves, outputs, weights, speculative)
         self._forwarded += 1
-        if i % self._m == self._staleness - 1:
-            self._early.pop(batch, None)
+        if i % self._m == self._crossing.get(batch, 0) - 1:
+            del self._early[batch]
         version = self._version - self._updates + batch - speculative
         if self._is_last:
             return Forwarded((), float(outputs[0].detach()), version)
@@ -252,21 +253,25 @@ class StageTrainer:
         given = [next(back) if leaf.requires_grad else None for leaf in flight.leaves]
         return tuple(None if g is None else g.detach().to("cpu").contiguous() for g in given)
 
-    def speculate(self) -> None:
+    def speculate(self, crossing: int | None = None) -> None:
         """Make ready what the next batch's crossing micro-batches run on; see `early_step` for ŵ's formulas.
 
         Called when n = m − τ micro-batches of the current batch have been taken back. The live weights and
         the optimizer's state stay as they are.
 
+        Args:
+            crossing: τ of the next batch, at least 1; the bound by default.
         Raises:
-            OurFault: called at another moment, or on a stage without staleness.
+            OurFault: called at another moment, or for more than the bound.
         """
-        n = self._m - self._staleness
-        if self._staleness == 0 or self._done != self._updates * self._m + n:
+        crossing = self._staleness if crossing is None else crossing
+        n = self._m - crossing
+        if not 1 <= crossing <= self._staleness or self._done != self._updates * self._m + n:
             raise OurFault(
-                f"speculate after {self._done} micro-batches and {self._updates} updates, "
-                f"with m = {self._m} and staleness {self._staleness}"
+                f"speculate for {crossing} after {self._done} micro-batches and {self._updates} updates, "
+                f"with m = {self._m} and staleness up to {self._staleness}"
             )
+        self._crossing[self._updates + 1] = crossing
         self._early[self._updates + 1] = {**self.params, **self._crossing_weights(n)}
 
     def _crossing_weights(self, n: int) -> dict[str, Tensor]:
@@ -310,6 +315,7 @@ class StageTrainer:
         if self._spec.clip_norm is not None:
             torch.nn.utils.clip_grad_norm_(self._trained.values(), self._spec.clip_norm)
         self._optimizer.step(self._version)
+        self._crossing.pop(self._updates, None)
         self._updates += 1
         self._version += 1
 
@@ -318,13 +324,14 @@ class StageTrainer:
             raise OurFault(f"forward of micro-batch {i} where {self._forwarded} is next")
         if self.in_flight > self._staleness:
             raise OurFault(f"forward of micro-batch {i} with {self.in_flight} in flight already")
-        if speculative != (max(0, i - self._staleness) // self._m < batch):
+        crossing = i - batch * self._m < self._crossing.get(batch, 0)
+        if speculative and batch not in self._early:
+            raise OurFault(f"micro-batch {i} before the speculative weights of batch {batch} exist")
+        if speculative != crossing:
             raise OurFault(
                 f"micro-batch {i} may not run {'on' if speculative else 'off'} the speculative weights"
             )
         if speculative:
-            if batch not in self._early:
-                raise OurFault(f"micro-batch {i} before the speculative weights of batch {batch} exist")
             return self._early[batch]
         if self._updates != batch:
             raise OurFault(f"micro-batch {i} of batch {batch} on weights with {self._updates} updates")

@@ -69,10 +69,10 @@ async def carry(micro_batches: Iterable[tuple[Tensor, Tensor]]) -> tuple[list[li
     await before.dial(lambda peer: asyncio.sleep(0, "nonce"))
     after.expect()
     came = asyncio.Semaphore(0)
-    tasks = [*before.start(print, print), *after.start(lambda i: came.release(), print)]
+    tasks = [*before.start(print, print), *after.start(lambda i, slowest_s: came.release(), print)]
     found = []
     for i, outputs in enumerate(micro_batches):
-        before.send_activation(i, outputs)
+        before.send_activation(i, outputs, 0.5)
         await asyncio.wait_for(came.acquire(), 5)
         found.append(after.take_activation(i))
     for task in tasks:
@@ -115,9 +115,9 @@ def test_a_sender_that_keeps_what_was_never_there_is_refused(
         near, far = a_link()
         stage = a_stage(far, 1)
         stage.expect()
-        receiving = stage.start(lambda i: None, print)[0]
+        receiving = stage.start(lambda i, slowest_s: None, print)[0]
         for header, size in frames:
-            await near.send(header, [memoryview(bytes(size))])
+            await near.send({"t": 500_000, **header}, [memoryview(bytes(size))])
         await asyncio.wait_for(receiving, 5)
 
     with pytest.raises(ChunkMismatchError, match=says):

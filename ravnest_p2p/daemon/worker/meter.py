@@ -35,7 +35,7 @@ class Meter:
     """Counters of one run; the compute thread counts, the event loop reports and averages.
 
     Args:
-        folder: where `trace.csv` is written: micro-batch, forward version, backward version.
+        folder: where `trace.csv` is written: micro-batch, forward version, backward version, τ of its batch.
         first_version: the trainer's version when the run began; the trace counts from it.
         held: parameters and buffers, from the beginning; all on the device that is computed on.
         compiling: after the updates in which tensors are counted, memory goes to a compiler as well; it is
@@ -80,11 +80,12 @@ class Meter:
     def forwarded(self, microbatch: int, version: int) -> None:
         self._forward_versions[microbatch] = version
 
-    def backed(self, microbatch: int, version: int, samples: int) -> None:
+    def backed(self, microbatch: int, version: int, samples: int, staleness: int) -> None:
         forward = self._forward_versions.pop(microbatch)
         self._staleness = max(self._staleness, version - forward)
         self._samples += samples
-        self._trace.write(f"{microbatch},{forward - self._first_version},{version - self._first_version}\n")
+        versions = f"{forward - self._first_version},{version - self._first_version}"
+        self._trace.write(f"{microbatch},{versions},{staleness}\n")
 
     def stepped(self, version: int) -> None:
         counted = self._counting

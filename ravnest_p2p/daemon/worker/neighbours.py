@@ -11,7 +11,7 @@ the event loop and the compute thread go on.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple, TypeVar
 
@@ -20,8 +20,16 @@ from torch import Tensor
 
 from ravnest_p2p.core.compression import AUTO, NONE, allowed, choose
 from ravnest_p2p.core.errors import ChunkMismatchError
+from ravnest_p2p.core.pipeline.window import Echo
 from ravnest_p2p.core.types import ClusterPlan, PeerId
 from ravnest_p2p.daemon.worker.crossing import CODEC, Crossing
+from ravnest_p2p.daemon.worker.headers import (
+    echo_from,
+    echo_header,
+    microbatch_from,
+    slowest_from,
+    slowest_header,
+)
 from ravnest_p2p.daemon.worker.pace import ComputeTime, LinkRate
 from ravnest_p2p.daemon.worker.wires import link_limits, lost
 from ravnest_p2p.model import StageProgram
@@ -31,6 +39,8 @@ from ravnest_p2p.network.p2pd_waits import bounded
 
 FLUSH_TIMEOUT_S = 10.0
 
+Sent = Callable[[str, int, int, float], None]
+
 Result = TypeVar("Result")
 
 
@@ -39,6 +49,7 @@ class Outgoing(NamedTuple):
 
     microbatch: int
     tensors: Sequence[Tensor]
+    about: Mapping[str, int]
     places: Sequence[int] | None = None
 
 
@@ -118,14 +129,17 @@ class Neighbours:
 
     def start(
         self,
-        activation_arrived: Callable[[int], None],
-        gradient_arrived: Callable[[int], None],
-        sent: Callable[[str, int, int], None] = lambda what, microbatch, size_bytes: None,
+        activation_arrived: Callable[[int, float], None],
+        gradient_arrived: Callable[[int, Echo], None],
+        sent: Sent = lambda what, microbatch, size_bytes, busy_s: None,
     ) -> list[asyncio.Task[Any]]:
         """Begin to receive and send; the tasks fail with what breaks a link.
 
         Args:
-            sent: told of each activation ("a") and gradient ("g") that a link took, and its bytes.
+            activation_arrived, gradient_arrived: told of each micro-batch, and what the sender says of the
+                time that the pipeline takes (`core.pipeline.window`).
+            sent: told of each activation ("a") and gradient ("g") that a link took, its bytes, and the
+                seconds for which it kept the link busy.
         """
         tasks: list[Any] = []
         if self._before is not None:
@@ -149,7 +163,7 @@ class Neighbours:
     def take_gradient(self, microbatch: int) -> list[Tensor | None]:
         return self._gradients.pop(microbatch) if self._after is not None else []
 
-    def send_activation(self, microbatch: int, outputs: Sequence[Tensor]) -> None:
+    def send_activation(self, microbatch: int, outputs: Sequence[Tensor], slowest_s: float) -> None:
         assert self._after is not None, "only the last stage has no stage after it, and it sends none"
         params = [outputs[place] for place in self._sent_params]
         known = [tensor.data_ptr() for tensor in self._last_sent]
@@ -157,13 +171,13 @@ class Neighbours:
         if params and known == [tensor.data_ptr() for tensor in params]:
             rest = _others(len(outputs), self._sent_params)
             self._outgoing[self._after].put_nowait(
-                Outgoing(microbatch, [outputs[place] for place in rest], rest)
+                Outgoing(microbatch, [outputs[place] for place in rest], slowest_header(slowest_s), rest)
             )
         else:
             self._last_sent = params
-            self._outgoing[self._after].put_nowait(Outgoing(microbatch, outputs))
+            self._outgoing[self._after].put_nowait(Outgoing(microbatch, outputs, slowest_header(slowest_s)))
 
-    def send_gradient(self, microbatch: int, gradients: Sequence[Tensor | None]) -> None:
+    def send_gradient(self, microbatch: int, gradients: Sequence[Tensor | None], echo: Echo) -> None:
         if self._before is None:
             return
         wanted = [g for g, spec in zip(gradients, self._receives, strict=True) if spec.differentiable]
@@ -171,7 +185,7 @@ class Neighbours:
             torch.zeros(spec.shape, dtype=spec.torch_dtype) if g is None else g
             for g, spec in zip(wanted, self._sends_gradients, strict=True)
         ]
-        self._outgoing[self._before].put_nowait(Outgoing(microbatch, filled))
+        self._outgoing[self._before].put_nowait(Outgoing(microbatch, filled, echo_header(echo)))
 
     async def flush(self) -> None:
         """Wait until everything queued has been handed to the links."""
@@ -182,7 +196,7 @@ class Neighbours:
         link: Link,
         queue: asyncio.Queue[Outgoing],
         crossing: Crossing,
-        sent: Callable[[str, int, int], None],
+        sent: Sent,
     ) -> None:
         what = "a" if crossing is self._ahead else "g"
         rate = LinkRate(link)
@@ -199,22 +213,23 @@ class Neighbours:
             )
             keep = {} if frame.places is None else {"keep": True}
             with lost(link):
-                await link.send({"i": frame.microbatch, CODEC: used, **keep}, buffers)
-            sent(what, frame.microbatch, sum(memoryview(buffer).nbytes for buffer in buffers))
+                await link.send({"i": frame.microbatch, CODEC: used, **keep, **frame.about}, buffers)
+            size_bytes = sum(memoryview(buffer).nbytes for buffer in buffers)
+            sent(what, frame.microbatch, size_bytes, 8 * size_bytes / rate.bps)
             queue.task_done()
 
-    async def _receive_activations(self, link: Link, arrived: Callable[[int], None]) -> None:
+    async def _receive_activations(self, link: Link, arrived: Callable[[int, float], None]) -> None:
         while True:
             with lost(link):
                 frame = await link.receive()
-            i = _microbatch(frame.header)
+            i = microbatch_from(frame.header)
             name, keep = self._from_before.named(frame.header), frame.header.get("keep") is True
             payload = frame.payload
             self._activations[i] = await self._aside(
                 name,
                 lambda: self._unpack(i, name, payload, keep=keep),  # noqa: B023 (awaited here)
             )
-            arrived(i)
+            arrived(i, slowest_from(frame.header))
 
     def _unpack(self, i: int, name: str, payload: bytearray, *, keep: bool) -> list[Tensor]:
         """What came with micro-batch i, and where it says to keep them, the parameters that came before."""
@@ -230,11 +245,11 @@ class Neighbours:
         found |= zip(places, self._kept, strict=True)
         return [found[place] for place in range(len(self._receives))]
 
-    async def _receive_gradients(self, link: Link, arrived: Callable[[int], None]) -> None:
+    async def _receive_gradients(self, link: Link, arrived: Callable[[int, Echo], None]) -> None:
         while True:
             with lost(link):
                 frame = await link.receive()
-            i = _microbatch(frame.header)
+            i = microbatch_from(frame.header)
             name, payload = self._from_after.named(frame.header), frame.payload
             values = iter(
                 await self._aside(
@@ -243,7 +258,7 @@ class Neighbours:
                 )
             )
             self._gradients[i] = [next(values) if spec.differentiable else None for spec in self._sends]
-            arrived(i)
+            arrived(i, echo_from(frame.header))
 
     async def _aside(self, codec: str, work: Callable[[], Result]) -> Result:
         """Run what takes time in the codecs' thread; what is exact is only looked at, here."""
@@ -267,10 +282,3 @@ def _own_thread() -> ThreadPoolExecutor:
     helper.submit(torch.set_num_threads, 1).result()
     torch.set_num_threads(threads)
     return helper
-
-
-def _microbatch(header: dict[str, Any]) -> int:
-    i = header.get("i")
-    if not isinstance(i, int) or isinstance(i, bool) or i < 0:
-        raise ChunkMismatchError(f"a frame names micro-batch {i!r}")
-    return i
