@@ -13,6 +13,7 @@ from torch.utils.data import Dataset
 
 from ravnest_p2p.core.errors import ConfigError
 from ravnest_p2p.core.pipeline.correction import SPECULATIVE
+from ravnest_p2p.core.pipeline.nonfinite import SKIP
 from ravnest_p2p.core.planning.recompute import ALWAYS, AUTO, NEVER
 from ravnest_p2p.core.types import OptimizerSpec
 
@@ -158,6 +159,9 @@ class JobRequest:
             "speculative", the optimizer's own next step computed early; "stash", a copy of the weights
             before the update; "none", the weights as they are at each moment. The latter two train worse,
             and are for comparisons.
+        nonfinite: what is done about a micro-batch whose loss, activation or gradient is NaN or infinite:
+            "skip" leaves it out, at all stages, and counts it, until it happens too often; "stop" ends the
+            job at the first.
     """
 
     model: nn.Module | Package
@@ -178,6 +182,7 @@ class JobRequest:
     checkpoint: bool | str = AUTO
     compression: str = "none"
     staleness_correction: str = SPECULATIVE
+    nonfinite: str = SKIP
 
     @property
     def checkpoint_word(self) -> str:

@@ -207,6 +207,7 @@ class JobSpec:
             "auto" (those that do not fit their peer otherwise), or "always".
         compression: codec of what crosses from stage to stage, as in `core.compression`, or "auto".
         staleness_correction: what micro-batches that cross an update run on: `core.pipeline.correction`.
+        nonfinite: what is done about NaN and infinity: `core.pipeline.nonfinite`.
     """
 
     name: str
@@ -228,6 +229,7 @@ class JobSpec:
     checkpoint: str = "never"
     compression: str = "none"
     staleness_correction: str = "speculative"
+    nonfinite: str = "skip"
 
     def weights_of(self, lo: int, hi: int) -> list[BlobHash]:
         """Blobs of initial weights that a stage of layers [lo, hi) needs, each once."""

@@ -89,6 +89,9 @@ class Report(Message):
         busy: share of the time since training began that the compute thread worked.
         lo, hi, staleness_bound, recompute, last: which stage it is about, and how it was to be trained.
         staleness: the largest measured so far (updates between forward and backward of a micro-batch).
+        skipped: micro-batches left out, since the run began, for a value that was not finite.
+        skipped_updates: updates that this stage did not make for a gradient that was not finite.
+        skipped_why: the newest of either, with its place.
         peak_memory_bytes: resident peak of the process during the run; on a GPU, of the memory taken there.
         peak_tensor_bytes: most bytes of tensors at once, in the first two updates.
     """
@@ -113,6 +116,9 @@ class Report(Message):
     bytes_received: int = 0
     peak_memory_bytes: int = 0
     peak_tensor_bytes: int = 0
+    skipped: int = 0
+    skipped_updates: int = 0
+    skipped_why: Annotated[str, Field(max_length=1000)] = ""
     losses: tuple[tuple[int, float], ...] = Field(default=(), max_length=4096)
 
 

@@ -16,10 +16,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ravnest_p2p.core.errors import RavnestError, RemoteFault
+from ravnest_p2p.core.errors import DivergedError, RavnestError, RemoteFault
 from ravnest_p2p.core.failover import Action, Break, Done, RunMonitor, Stop
 from ravnest_p2p.core.obedience import Obedience
 from ravnest_p2p.core.types import Generation, JobId, JobPhase, JobPlan, JobSpec, PeerId
+from ravnest_p2p.core.wording import bounded
 from ravnest_p2p.daemon.comembers import CoMembers
 from ravnest_p2p.daemon.host_deps import HostDeps
 from ravnest_p2p.daemon.messages import (
@@ -59,6 +60,7 @@ class StageHost:
         self.phase = JobPhase.WAITING
         self.reason = ""
         self.losses: dict[int, float] = {}
+        self._diverged = ""
         self.pieces = Pieces(job, deps)
         self._deps = deps
         self._obedience = Obedience(deps.floor)
@@ -124,6 +126,7 @@ class StageHost:
             if stage.peer == self._deps.own
         )
         self.phase, self.reason, self._nonce, self._report = JobPhase.WAITING, "", "", None
+        self._diverged = ""
         self.losses = {batch: loss for batch, loss in self.losses.items() if batch < plan.batches_done}
         self._monitor = RunMonitor(
             own=self._deps.own, plan=plan, now_s=time.monotonic(), start_up_s=START_UP_S, silence_s=SILENCE_S
@@ -138,7 +141,7 @@ class StageHost:
     async def leave(self, reason: str) -> None:
         """The plan has no place for this peer any more: give the worker up."""
         await self._end_run()
-        if self._plan is not None and self.phase not in (JobPhase.DONE, JobPhase.CANCELLED):
+        if self._plan is not None and self.phase not in (JobPhase.DONE, JobPhase.CANCELLED, JobPhase.FAILED):
             self.phase, self.reason = JobPhase.WAITING, reason
         self._plan = None
         await self._end_worker()
@@ -209,6 +212,9 @@ class StageHost:
                 await self._deps.stale(f"job {self.job[:8]} is done")
             case Break(reason=reason):
                 self.phase, self.reason = JobPhase.BROKEN, reason
+                if self._diverged:
+                    # Whoever trains on from the newest round comes to the same place.
+                    self.phase, self.reason = JobPhase.FAILED, self._diverged
                 log.warning("job %s: generation %s is broken: %s", self.job[:8], self.generation, reason)
                 await self._deps.stale(f"job {self.job[:8]}: {reason}")
                 await self._halt_worker()
@@ -316,6 +322,8 @@ class StageHost:
                 self._nonce = nonce
             case Report():
                 self.phase = JobPhase.RUNNING
+                if report.skipped_why and not (self._report and self._report.skipped_why):
+                    log.warning("job %s: left out as not finite: %s", self.job[:8], report.skipped_why)
                 self._report = report
                 self._judge(monitor.worker_state(JobPhase.RUNNING))
                 self.losses.update(report.losses)
@@ -326,6 +334,8 @@ class StageHost:
                 await self.pieces.saved(self._plan, report, self._folder)
                 monitor.piece_saved(report.batches_done)
             case RunFailed(message=message, suspect=suspect):
+                if report.error == DivergedError.__name__:
+                    self._diverged = bounded(message)
                 if suspect is None:
                     self._judge(monitor.worker_state(JobPhase.FAILED, message))
                 else:

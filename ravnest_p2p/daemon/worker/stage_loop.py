@@ -39,6 +39,8 @@ from ravnest_p2p.training import FieldReader, Forwarded, save_piece
 SEED_STRIDE = 0x9E3779B1
 """Spreads job seeds far apart, so that micro-batch numbers added to them never meet."""
 
+SAMPLES_NAMED = 8
+
 Compute = Callable[[Callable[[], Any]], Awaitable[Any]]
 Post = Callable[..., object]
 Result = TypeVar("Result")
@@ -82,6 +84,7 @@ class StageLoop:
         self._place = start.plan.clusters[start.cluster].stages[start.stage]
         self._schedule = self._make_schedule()
         held = [*stage.trainer.params.values(), *stage.trainer.buffers.values()]
+        stage.trainer.skipped.named = self._named
         self._meter = Meter(Path(start.folder), stage.trainer.version, held, stage.compiling)
         self.timeline = Timeline(Path(start.folder), start.plan.generation, start.cluster, start.stage)
 
@@ -114,6 +117,9 @@ class StageLoop:
             "hi": place.hi,
             "staleness_bound": place.staleness,
             "recompute": place.recompute,
+            "skipped": self._trainer.skipped.microbatches,
+            "skipped_updates": self._trainer.skipped.updates,
+            "skipped_why": self._trainer.skipped.why,
             "last": self._start.stage + 1 == len(self._start.plan.clusters[self._start.cluster].stages),
         }
         return self._meter.report(bytes_sent, bytes_received).model_copy(update=about)
@@ -190,31 +196,35 @@ class StageLoop:
 
     def _forward(self, op: Forward, neighbours: Neighbours, post: Post) -> None:
         sample = self._sample(op.i)
-        received = neighbours.take_activation(op.i)
+        received, note = neighbours.take_activation(op.i), neighbours.activation_note(op.i)
 
         def work() -> Forwarded:
             data = {name: reader.rows(sample.indices) for name, reader in self._readers.items()}
-            return self._trainer.forward(op.i, received, data, sample.seed, speculative=op.speculative)
+            return self._trainer.forward(
+                op.i, received, data, sample.seed, speculative=op.speculative, note=note
+            )
 
         result = self._timed(op, neighbours, work)
 
-        def note() -> None:
+        def count() -> None:
             self._meter.forwarded(op.i, result.version)
             if result.loss is not None:
                 self._meter.loss(sample.batch, result.loss, self._m)
 
-        if self._finished(op, note) and result.loss is None:
+        if self._finished(op, count) and result.loss is None:
             self.timeline.queued(ACTIVATION, op.i)
-            post(neighbours.send_activation, op.i, result.outputs)
+            post(neighbours.send_activation, op.i, result.outputs, result.note)
 
     def _backward(self, op: Backward, neighbours: Neighbours, post: Post) -> None:
-        gradients = neighbours.take_gradient(op.i)
-        received_gradients = self._timed(op, neighbours, lambda: self._trainer.backward(op.i, gradients))
+        gradients, note = neighbours.take_gradient(op.i), neighbours.gradient_note(op.i)
+        received_gradients = self._timed(
+            op, neighbours, lambda: self._trainer.backward(op.i, gradients, note)
+        )
         samples = self._start.spec.microbatch_size
         done = self._finished(op, lambda: self._meter.backed(op.i, self._trainer.version, samples))
         if done and self._start.stage:
             self.timeline.queued(GRADIENT, op.i)
-            post(neighbours.send_gradient, op.i, received_gradients)
+            post(neighbours.send_gradient, op.i, received_gradients, self._trainer.gradient_note)
 
     async def _average(self, op: Average, rings: RingExchange) -> None:
         """One round: the mean over clusters of what this stage holds, then its saved piece."""
@@ -243,6 +253,13 @@ class StageLoop:
             version=trainer.version,
         )
         await self._report(saved)
+
+    def _named(self, i: int) -> str:
+        """Micro-batch i as its requester can find it."""
+        sample = self._sample(i)
+        shown = ", ".join(map(str, sample.indices[:SAMPLES_NAMED]))
+        more = ", …" if len(sample.indices) > SAMPLES_NAMED else ""
+        return f"batch {sample.batch}, micro-batch {i % self._m} of it (samples {shown}{more})"
 
     def _sample(self, i: int) -> Sample:
         """What local micro-batch i is made of."""
