@@ -58,6 +58,8 @@ def job_status(
         "loss": _mean([view.loss for view in views.values() if view.loss is not None]),
         "elapsed_s": max((r.training_s for r in reports), default=0.0),
         "bytes_sent": sum(r.bytes_sent for r in reports),
+        "skipped": _skipped(views.values()),
+        "skipped_why": next((r.skipped_why for r in reports if r.skipped_why), ""),
         "clusters": clusters,
         "spares": sorted(set(online) - members),
         "standbys": list(job_plan.standbys) if job_plan is not None else [],
@@ -81,9 +83,10 @@ def _phase(entry: JobEntry, plan: JobPlan | None, views: Mapping[PeerId, StageVi
         return JobPhase.WAITING, plan.reason
     members = [views.get(peer) for peer in plan.peers]
     current = [v for v in members if v is not None and v.generation == plan.generation]
-    broken = next((v for v in current if v.phase is JobPhase.BROKEN), None)
-    if broken is not None:
-        return JobPhase.BROKEN, broken.reason
+    for bad in (JobPhase.FAILED, JobPhase.BROKEN):
+        found = next((v for v in current if v.phase is bad), None)
+        if found is not None:
+            return bad, found.reason
     if current and all(v.phase is JobPhase.DONE for v in current) and len(current) == len(members):
         return JobPhase.DONE, ""
     if any(v.phase in (JobPhase.RUNNING, JobPhase.DONE) for v in current):
@@ -119,6 +122,8 @@ def _cluster(
                 "peak_memory_bytes": report.peak_memory_bytes,
                 "peak_tensor_bytes": report.peak_tensor_bytes,
                 "recompute": place.recompute,
+                "skipped": report.skipped,
+                "skipped_updates": report.skipped_updates,
                 "training_s": report.training_s,
                 "averaging_s": report.averaging_s,
             }
@@ -149,6 +154,15 @@ def _mean_rate(views: Iterable[StageView]) -> float:
     first = [view.report for view in views if view.report is not None and view.stage == 0]
     seconds = max((report.training_s for report in first), default=0.0)
     return sum(report.samples for report in first) / seconds if seconds else 0.0
+
+
+def _skipped(views: Iterable[StageView]) -> int:
+    """Micro-batches that some stage left out, of all clusters."""
+    most: dict[int, int] = {}
+    for view in views:
+        if view.report is not None:
+            most[view.cluster] = max(most.get(view.cluster, 0), view.report.skipped)
+    return sum(most.values())
 
 
 def _batches_done(views: Iterable[StageView], plan: JobPlan | None) -> int:

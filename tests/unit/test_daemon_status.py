@@ -8,6 +8,8 @@ from types import MappingProxyType
 
 import pytest
 
+from ravnest_p2p.cli.live import line
+from ravnest_p2p.client.progress import Progress
 from ravnest_p2p.core.planning.cost import memory_of
 from ravnest_p2p.core.planning.cuts import LayerTable
 from ravnest_p2p.core.planning.identity import tagged
@@ -107,6 +109,16 @@ def test_one_member_that_reports_it_broken_is_enough() -> None:
     found[PEERS[1]] = found[PEERS[1]].model_copy(update={"phase": JobPhase.BROKEN, "reason": "gone"})
     status = statuses({JOB: SPEC}, overviews(found), RUNNING)[JOB]
     assert (status.phase, status.reason) == (JobPhase.BROKEN, "gone")
+
+
+def test_one_member_whose_training_diverged_ends_the_job() -> None:
+    found = views()
+    found[PEERS[1]] = found[PEERS[1]].model_copy(update={"phase": JobPhase.FAILED, "reason": "diverged"})
+    found[PEERS[0]] = found[PEERS[0]].model_copy(update={"phase": JobPhase.BROKEN, "reason": "heard of it"})
+    status = statuses({JOB: SPEC}, overviews(found), RUNNING)[JOB]
+    assert (status.phase, status.reason) == (JobPhase.FAILED, "diverged")
+    shown = job_status(JOB, JobEntry(spec=SPEC), PLAN, overviews(found), PEERS)
+    assert (shown["phase"], shown["reason"]) == ("failed", "diverged")
 
 
 def test_what_stages_really_took_scales_the_plan_after() -> None:
@@ -220,6 +232,20 @@ def test_figures_add_up() -> None:
     assert status["spares"] == ["spare"]
     assert [len(c["stages"]) for c in status["clusters"]] == [2, 2]
     assert status["clusters"][0]["stages"][0]["staleness_bound"] == 1
+
+
+def test_what_is_left_out_counts_once_in_each_cluster() -> None:
+    found = views()
+    told = [(2, 0, ""), (3, 1, "x"), (1, 0, ""), (1, 0, "")]
+    for peer, (skipped, updates, why) in zip(PEERS, told, strict=True):
+        report = Report(skipped=skipped, skipped_updates=updates, skipped_why=why)
+        found[peer] = found[peer].model_copy(update={"report": report})
+    status = job_status(JOB, JobEntry(spec=SPEC), PLAN, overviews(found), PEERS)
+    assert (status["skipped"], status["skipped_why"]) == (4, "x")
+    assert [s["skipped"] for c in status["clusters"] for s in c["stages"]] == [2, 3, 1, 1]
+    progress = Progress.of(status)
+    assert progress.clusters[0].stages[1].skipped_updates == 1
+    assert "4 micro-batches and 1 updates of stages left out as not finite; the newest: x" in line(progress)
 
 
 def test_samples_count_what_is_saved_not_what_is_under_way() -> None:
