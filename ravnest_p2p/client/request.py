@@ -30,7 +30,9 @@ class Common(TypedDict, total=False):
     """Numbers that every optimizer takes, by keyword.
 
     Attributes:
-        clip_norm: largest norm of each stage's gradient, by itself; None, the default, does not clip.
+        clip_norm: largest norm of the gradient; None, the default, does not clip.
+        clip_scope: of which gradient: "stage", the default, each stage's by itself; or "model", the whole
+            model's, of which stages after the first know the part before them from the update before.
         warmup_updates: updates over which the learning rate rises linearly to `lr`; 0.
         schedule: afterwards "constant", the default; "linear" or "cosine" down to 0 at update
             `schedule_updates`; or "step", times `schedule_factor` after every `schedule_updates` updates.
@@ -41,6 +43,7 @@ class Common(TypedDict, total=False):
     """
 
     clip_norm: float | None
+    clip_scope: str
     warmup_updates: int
     schedule: str
     schedule_updates: int

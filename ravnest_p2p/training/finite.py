@@ -48,6 +48,11 @@ def gradient_norm(gradients: Iterable[Tensor]) -> Tensor:
     return torch.nn.utils.get_total_norm(list(gradients))
 
 
+def with_others(norm: Tensor, others: float) -> Tensor:
+    """The norm of the own gradient and of what others hold, whose norm is `others`."""
+    return torch.hypot(norm, norm.new_tensor(others)) if others else norm
+
+
 def _sum(tensor: Tensor) -> Tensor:
     wide = torch.float64 if tensor.dtype == torch.float64 else torch.float32
     return tensor.detach().sum(dtype=wide)

@@ -34,8 +34,9 @@ from ravnest_p2p.core.pipeline.nonfinite import Skipped
 from ravnest_p2p.core.pipeline.notes import NO_NOTE, LeftOut, Note, left_out
 from ravnest_p2p.core.types import OptimizerSpec
 from ravnest_p2p.training.boundary import Boundary, roots_of
+from ravnest_p2p.training.clipping import Clipping
 from ravnest_p2p.training.computation import Computation, Flight, Forwarded, Locate
-from ravnest_p2p.training.finite import finite, gradient_norm, small_finite, usable
+from ravnest_p2p.training.finite import finite, small_finite, usable
 from ravnest_p2p.training.halved import halved
 from ravnest_p2p.training.moving import through_live
 from ravnest_p2p.training.optimizer import OptimizerState, StageOptimizer, early_step
@@ -125,6 +126,7 @@ class StageTrainer:
         self._locate = locate
         self.skipped = skipped or Skipped()
         self.gradient_note = NO_NOTE
+        self._clipping = Clipping(optimizer, microbatches_per_update)
 
     @property
     def version(self) -> int:
@@ -183,7 +185,7 @@ class StageTrainer:
         if i % self._m == self._staleness - 1:
             self._early.pop(batch, None)
         version = self._version - self._updates + batch - speculative
-        onward = Note(flight.left_out)
+        onward = Note(flight.left_out, self._clipping.forwarded(i, batch - speculative, note.norm))
         if self._is_last:
             loss = math.nan if flight.left_out else float(flight.outputs[0].detach())
             return Forwarded((), loss, version, onward)
@@ -261,7 +263,8 @@ class StageTrainer:
                 found, back = self._take_back(i // self._m, flight, roots, seeds)
             else:
                 found = left_out(self._stage + 1, "it sent a gradient that is not finite")
-        self.gradient_note = Note(found)
+        norm = self._clipping.taken_back(i, note.norm, self._gradients(i // self._m))
+        self.gradient_note = Note(found, norm)
         if found is not None:
             self.skipped.microbatch(i, found)
         return back
@@ -319,6 +322,7 @@ class StageTrainer:
             done=n,
             of=self._m,
             matrices=self._matrices,
+            others=self._clipping.others(self._updates - 1),
             keep=self._kept,
         )
         still = {n: self._kept(n, p.detach().clone()) for n, p in self._trained.items() if n not in moved}
@@ -328,7 +332,7 @@ class StageTrainer:
         return halved(weight) if self._halve and name not in self._boundary.carried else weight
 
     def step(self) -> None:
-        """Apply the complete current batch to the live weights: clip over this stage, then the optimizer.
+        """Apply the complete current batch to the live weights: clip, then the optimizer.
 
         A gradient that is not finite changes nothing but the number of updates.
 
@@ -343,13 +347,12 @@ class StageTrainer:
             raise OurFault(
                 f"step {self._updates} while micro-batches {live} are in flight on the live weights"
             )
+        norm = self._clipping.norm(self._updates, self._gradients(self._updates))
         sums = self._sums.pop(self._updates, {})
-        norm = self._norm(sums)
         if finite(norm):
             for name, weight in self._trained.items():
                 weight.grad = sums.get(name)
-            if self._spec.clip_norm is not None:
-                torch.nn.utils.clip_grads_with_norm_(self._trained.values(), self._spec.clip_norm, norm)
+            self._clipping.clip(self._updates, self._trained.values())
             self._optimizer.step(self._version)
         self._updates += 1
         self._version += 1
@@ -383,15 +386,14 @@ class StageTrainer:
         (loss,) = flight.outputs
         return roots_of([loss], [torch.ones_like(loss) / self._m], self._device)
 
-    def _norm(self, sums: Mapping[str, Tensor]) -> Tensor:
-        return gradient_norm(sums[name] for name in self._trained if name in sums)
+    def _gradients(self, batch: int) -> list[Tensor]:
+        sums = self._sums.get(batch, {})
+        return [sums[name] for name in self._trained if name in sums]
 
     def _accumulate(self, batch: int, gradients: Mapping[str, Tensor | None]) -> None:
         sums = self._sums.setdefault(batch, {})
         for name, gradient in gradients.items():
-            if gradient is None:
-                continue
-            if name in sums:
+            if gradient is not None and name in sums:
                 sums[name].add_(gradient)
-            else:
+            elif gradient is not None:
                 sums[name] = torch.empty_like(self._trained[name]).copy_(gradient)

@@ -137,7 +137,8 @@ def test_a_job_whose_boundary_is_compressed_trains_nearly_as_plain_pytorch(conne
 def test_a_sample_that_is_not_a_number_is_left_out_counted_and_named(connection: Swarm) -> None:
     inputs, labels = small_data()
     inputs[77, 3] = float("nan")
-    request = replace(small_request(stages=2, passes=3), data=(inputs, labels))
+    optimizer = rn.AdamW(lr=3e-3, clip_norm=0.5, clip_scope="model")
+    request = replace(small_request(stages=2, passes=3, optimizer=optimizer), data=(inputs, labels))
     job = connection.submit_request(request)
     found = wait_done(job)
     assert (found["phase"], found["skipped"]) == ("done", request.passes)
