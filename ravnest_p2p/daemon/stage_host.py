@@ -23,6 +23,7 @@ from ravnest_p2p.core.types import Generation, JobId, JobPhase, JobPlan, JobSpec
 from ravnest_p2p.core.wording import bounded
 from ravnest_p2p.daemon.comembers import CoMembers
 from ravnest_p2p.daemon.host_deps import HostDeps
+from ravnest_p2p.daemon.loss_curve import LossCurve, curve_path
 from ravnest_p2p.daemon.messages import (
     Endpoints,
     FieldFiles,
@@ -48,10 +49,7 @@ TAKEN_OVER_S = 10.0
 """Until the plan of a higher generation that a co-member obeys should have come."""
 EXPLAIN_S = 1.5
 """A little more than co-members need to ask one another."""
-MAX_LOSSES = 20_000
 SHOWN_LOSSES = 1000
-RECENT_BATCHES = 20
-"""One batch's loss alone jumps about."""
 
 
 class StageHost:
@@ -59,7 +57,7 @@ class StageHost:
         self.job = job
         self.phase = JobPhase.WAITING
         self.reason = ""
-        self.losses: dict[int, float] = {}
+        self.losses = LossCurve(curve_path(deps.jobs_folder, job))
         self._diverged = ""
         self.pieces = Pieces(job, deps)
         self._deps = deps
@@ -109,8 +107,8 @@ class StageHost:
             nonce=self._nonce,
             report=self._report.model_copy(update={"losses": ()}) if self._report else None,
             pieces=tuple(entry.pieces),
-            loss=recent_mean(self.losses),
-            losses=thinned(self.losses, SHOWN_LOSSES) if losses else (),
+            loss=self.losses.recent,
+            losses=self.losses.shown(SHOWN_LOSSES) if losses else (),
         )
 
     async def obey(self, plan: JobPlan) -> None:
@@ -127,7 +125,7 @@ class StageHost:
         )
         self.phase, self.reason, self._nonce, self._report = JobPhase.WAITING, "", "", None
         self._diverged = ""
-        self.losses = {batch: loss for batch, loss in self.losses.items() if batch < plan.batches_done}
+        self.losses.cut(plan.batches_done)
         self._monitor = RunMonitor(
             own=self._deps.own, plan=plan, now_s=time.monotonic(), start_up_s=START_UP_S, silence_s=SILENCE_S
         )
@@ -326,9 +324,7 @@ class StageHost:
                     log.warning("job %s: left out as not finite: %s", self.job[:8], report.skipped_why)
                 self._report = report
                 self._judge(monitor.worker_state(JobPhase.RUNNING))
-                self.losses.update(report.losses)
-                while len(self.losses) > MAX_LOSSES:
-                    del self.losses[next(iter(self.losses))]
+                self.losses.add(report.losses)
             case PieceSaved():
                 assert self._plan is not None
                 await self.pieces.saved(self._plan, report, self._folder)
@@ -405,17 +401,3 @@ class StageHost:
             await worker.end()
         if self._worker_task is not None:
             await asyncio.gather(self._worker_task, return_exceptions=True)
-
-
-def recent_mean(curve: dict[int, float]) -> float | None:
-    """Mean over the newest batches of a curve, None for an empty one."""
-    newest = [curve[batch] for batch in sorted(curve)[-RECENT_BATCHES:]]
-    return sum(newest) / len(newest) if newest else None
-
-
-def thinned(curve: dict[int, float], most: int) -> tuple[tuple[int, float], ...]:
-    """At most `most` points of a curve, evenly spread, the newest always among them."""
-    points = sorted(curve.items())
-    stride = max(1, -(-len(points) // most))
-    kept = points[::-1][::stride][::-1]
-    return tuple(kept)

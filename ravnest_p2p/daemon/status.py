@@ -12,6 +12,7 @@ from typing import Any
 from ravnest_p2p.core.planning.resume import resume_point
 from ravnest_p2p.core.types import ClusterPlan, JobId, JobPhase, JobPlan, JobSpec, PeerId, Plan
 from ravnest_p2p.daemon.jobbook import JobEntry
+from ravnest_p2p.daemon.loss_curve import thinned
 from ravnest_p2p.daemon.messages import Report
 from ravnest_p2p.daemon.peer_messages import Overview, StageView
 from ravnest_p2p.daemon.survey import merged_pieces
@@ -31,7 +32,6 @@ def job_status(
     job_plan = next((p for p in plan.jobs if p.job == job), None) if plan is not None else None
     spec = entry.spec
     phase, reason = _phase(entry, job_plan, views)
-    losses = _losses(views.values())
     clusters = (
         [_cluster(c, number, views, job_plan) for number, c in enumerate(job_plan.clusters)]
         if job_plan
@@ -64,7 +64,7 @@ def job_status(
         "spares": sorted(set(online) - members),
         "standbys": list(job_plan.standbys) if job_plan is not None else [],
         "lineage": [[str(generation), first] for generation, first in entry.lineage],
-        "losses": losses[-LOSSES_SHOWN:],
+        "losses": _losses(views.values()),
     }
 
 
@@ -142,7 +142,7 @@ def _cluster(
 
 def _losses(views: Iterable[StageView]) -> list[list[float]]:
     curve = {batch: loss for view in views for batch, loss in view.losses}
-    return [[batch, curve[batch]] for batch in sorted(curve)]
+    return [list(point) for point in thinned(curve, LOSSES_SHOWN)]
 
 
 def _mean(values: Sequence[float]) -> float | None:

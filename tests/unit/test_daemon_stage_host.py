@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import tempfile
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -40,7 +42,10 @@ def host(told: list[str] | None = None) -> StageHost:
         if told is not None:
             told.append(reason)
 
-    deps: Any = SimpleNamespace(floor=None, own=PeerId("own"), book=None, stale=stale)
+    folder = Path(tempfile.mkdtemp())
+    deps: Any = SimpleNamespace(
+        floor=None, own=PeerId("own"), book=None, stale=stale, jobs_folder=folder / "none yet"
+    )
     return StageHost(JobId("a" * 64), deps)
 
 

@@ -35,9 +35,9 @@ from ravnest_p2p.core.types import (
 )
 from ravnest_p2p.daemon.jobbook import JobEntry
 from ravnest_p2p.daemon.leader import MAX_ATTEMPTS, given_up
+from ravnest_p2p.daemon.loss_curve import thinned
 from ravnest_p2p.daemon.messages import Report
 from ravnest_p2p.daemon.peer_messages import Overview, StageView, parse, plain
-from ravnest_p2p.daemon.stage_host import recent_mean, thinned
 from ravnest_p2p.daemon.status import job_status
 from ravnest_p2p.daemon.survey import merged_pieces, running_jobs, statuses
 
@@ -284,6 +284,15 @@ def test_curves_are_thinned_evenly_and_keep_the_newest_point() -> None:
     points = thinned(curve, 100)
     assert len(points) <= 100
     assert points[-1] == (1000, 1000.0)
-    assert recent_mean(curve) == pytest.approx(990.5)
-    assert recent_mean({}) is None
+
+
+def test_a_long_curve_of_several_clusters_is_shown_from_its_beginning() -> None:
+    found = views()
+    for n, peer in enumerate(PEERS):
+        curve = tuple((4 * i + n, float(i)) for i in range(600))
+        found[peer] = found[peer].model_copy(update={"losses": curve})
+    losses = job_status(JOB, JobEntry(spec=SPEC), PLAN, overviews(found), PEERS)["losses"]
+    assert 700 < len(losses) <= 1000
+    assert losses[0][0] < 4
+    assert losses[-1] == [2399, 599.0]
     assert thinned({}, 100) == ()
