@@ -23,6 +23,7 @@ from ravnest_p2p.core.compression import COMPRESSIONS
 from ravnest_p2p.core.errors import ConfigError, RecordFormatError
 from ravnest_p2p.core.optimizers import PRECISIONS, check_optimizer
 from ravnest_p2p.core.pipeline.correction import CORRECTIONS
+from ravnest_p2p.core.pipeline.nonfinite import NONFINITE
 from ravnest_p2p.core.pipeline.window import STALENESS_MODES
 from ravnest_p2p.core.types import BlobHash, FieldSpec, JobId, JobSpec, OptimizerSpec, WeightsPart
 from ravnest_p2p.model.capture import capture
@@ -116,6 +117,7 @@ def prepare(request: JobRequest, folder: Path, say: Say) -> tuple[Prepared, Prog
         checkpoint=checkpoint,
         compression=request.compression,
         staleness_correction=request.staleness_correction,
+        nonfinite=request.nonfinite,
     )
     try:
         manifest = manifest_bytes(spec)
@@ -225,6 +227,8 @@ def _total_batches(request: JobRequest, samples: int) -> int:
             f"staleness_correction must be one of {', '.join(CORRECTIONS)}, "
             f"not {request.staleness_correction!r:.40}"
         )
+    if request.nonfinite not in NONFINITE:
+        raise ConfigError(f"nonfinite must be {' or '.join(NONFINITE)}, not {request.nonfinite!r:.40}")
     if request.staleness_bound is not None and request.staleness_bound < 0:
         raise ConfigError(f"staleness_bound must not be negative, but is {request.staleness_bound}")
     if samples < request.microbatch_size:

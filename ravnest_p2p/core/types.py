@@ -133,7 +133,8 @@ class OptimizerSpec:
         name: "sgd", "adam", "adamw", "muon" or "lamb".
         momentum: of SGD and Muon.
         betas, eps: of Adam, AdamW, LAMB, and of Muon's AdamW.
-        clip_norm: largest norm of one stage's gradient; None does not clip.
+        clip_norm: largest norm of the gradient; None does not clip.
+        clip_scope: of which gradient: "stage", each stage's by itself, or "model".
         schedule: after the warm-up: "constant"; "linear" or "cosine" down to 0 at update `schedule_updates`;
             or "step", times `schedule_factor` after every `schedule_updates` updates.
         adamw_lr: learning rate of what Muon leaves to AdamW; the schedule scales it as it does `lr`.
@@ -155,6 +156,7 @@ class OptimizerSpec:
     adamw_lr: float = 3e-4
     decay_vectors: bool = True
     no_decay: tuple[str, ...] = ()
+    clip_scope: str = "stage"
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,6 +210,7 @@ class JobSpec:
             "auto" (those that do not fit their peer otherwise), or "always".
         compression: codec of what crosses from stage to stage, as in `core.compression`, or "auto".
         staleness_correction: what micro-batches that cross an update run on: `core.pipeline.correction`.
+        nonfinite: what is done about NaN and infinity: `core.pipeline.nonfinite`.
     """
 
     name: str
@@ -230,6 +233,7 @@ class JobSpec:
     checkpoint: str = "never"
     compression: str = "none"
     staleness_correction: str = "speculative"
+    nonfinite: str = "skip"
 
     def weights_of(self, lo: int, hi: int) -> list[BlobHash]:
         """Blobs of initial weights that a stage of layers [lo, hi) needs, each once."""

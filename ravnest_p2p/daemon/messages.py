@@ -92,6 +92,9 @@ class Report(Message):
         staleness_limit: bound on τ now, where it grows with the updates.
         window: micro-batches that may be in flight now.
         window_wanted: how many would keep the stage busy, by what was measured, whatever the bound.
+        skipped: micro-batches left out, since the run began, for a value that was not finite.
+        skipped_updates: updates that this stage did not make for a gradient that was not finite.
+        skipped_why: the newest of either, with its place.
         peak_memory_bytes: resident peak of the process during the run; on a GPU, of the memory taken there.
         peak_tensor_bytes: most bytes of tensors at once, in the first two updates.
     """
@@ -119,6 +122,9 @@ class Report(Message):
     bytes_received: int = 0
     peak_memory_bytes: int = 0
     peak_tensor_bytes: int = 0
+    skipped: int = 0
+    skipped_updates: int = 0
+    skipped_why: Annotated[str, Field(max_length=1000)] = ""
     losses: tuple[tuple[int, float], ...] = Field(default=(), max_length=4096)
 
 

@@ -135,6 +135,36 @@ def test_a_job_whose_boundary_is_compressed_trains_nearly_as_plain_pytorch(conne
     assert 0 < max(off.values()) < 0.003, off
 
 
+def test_a_sample_that_is_not_a_number_is_left_out_counted_and_named(connection: Swarm) -> None:
+    inputs, labels = small_data()
+    inputs[77, 3] = float("nan")
+    optimizer = rn.AdamW(lr=3e-3, clip_norm=0.5, clip_scope="model")
+    request = replace(small_request(stages=2, passes=3, optimizer=optimizer), data=(inputs, labels))
+    job = connection.submit_request(request)
+    found = wait_done(job)
+    assert (found["phase"], found["skipped"]) == ("done", request.passes)
+    assert "the data (x0)" in found["skipped_why"]
+    assert 77 in json.loads(f"[{found['skipped_why'].partition('(samples ')[2].partition(')')[0]}]")
+    assert all(loss == loss for _, loss in found["losses"])
+    assert len(found["losses"]) == found["total_batches"]
+    trained = job.result(timeout_s=30)
+    assert all(tensor.isfinite().all() for tensor in trained.values())
+    lines = [line["text"] for line in job.logs()]
+    assert any("left out as not finite: stage 0" in line for line in lines)
+
+
+def test_a_job_that_may_leave_nothing_out_fails_with_the_place(connection: Swarm) -> None:
+    inputs, labels = small_data()
+    inputs[5, 0] = float("inf")
+    request = replace(small_request(stages=2, nonfinite="stop"), data=(inputs, labels))
+    job = connection.submit_request(request)
+    failed = wait_until(lambda: (found := job.status()).over and found, TRAIN_S, "the job is over")
+    assert failed.phase is JobPhase.FAILED
+    assert 'the job says nonfinite="stop"' in failed.reason
+    assert "the data (x0)" in failed.reason
+    assert len(failed.lineage) == 1, "it is not tried again"
+
+
 def stalenesses(connection: Swarm, swarm: LocalSwarm, job: str) -> list[tuple[PeerProcess, int]]:
     """Each stage's peer and τ, as soon as the plan is known."""
     found: dict[str, Any] = {}

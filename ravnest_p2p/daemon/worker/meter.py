@@ -10,6 +10,7 @@ optimizer's state, ŵ, a full window): counting costs time with every operation.
 
 from __future__ import annotations
 
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -55,7 +56,7 @@ class Meter:
         self._staleness = 0
         self._samples = 0
         self._batches_done = 0
-        self._sums: dict[int, tuple[float, int]] = {}
+        self._found: dict[int, list[float]] = {}
         self._losses: deque[tuple[int, float]] = deque()
         self._resident = ResidentPeak()
         self._compiling = compiling
@@ -98,12 +99,18 @@ class Meter:
         self._batches_done = batches_done
 
     def loss(self, batch: int, value: float, microbatches: int) -> None:
-        """Collect one micro-batch's mean loss; a batch is reported once all its micro-batches are in."""
-        total, count = self._sums.pop(batch, (0.0, 0))
-        if count + 1 == microbatches:
-            self._losses.append((batch, (total + value) / microbatches))
-        else:
-            self._sums[batch] = (total + value, count + 1)
+        """Collect one micro-batch's mean loss; a batch is reported once all its micro-batches are in.
+
+        Args:
+            value: NaN of one that is left out; the mean is that of the others.
+        """
+        found = [*self._found.pop(batch, ()), value]
+        if len(found) < microbatches:
+            self._found[batch] = found
+            return
+        counted = [loss for loss in found if not math.isnan(loss)]
+        if counted:
+            self._losses.append((batch, sum(counted) / len(counted)))
 
     def report(self, bytes_sent: int, bytes_received: int) -> Report:
         """Everything so far; losses only once."""

@@ -20,10 +20,12 @@ from torch import Tensor
 
 from ravnest_p2p.core.compression import AUTO, NONE, allowed, choose
 from ravnest_p2p.core.errors import ChunkMismatchError
+from ravnest_p2p.core.pipeline.notes import NO_NOTE, Note, header_of, note_in
 from ravnest_p2p.core.pipeline.window import Echo
 from ravnest_p2p.core.types import ClusterPlan, PeerId
 from ravnest_p2p.daemon.worker.crossing import CODEC, Crossing
 from ravnest_p2p.daemon.worker.headers import (
+    MICROBATCH,
     echo_from,
     echo_header,
     microbatch_from,
@@ -45,11 +47,11 @@ Result = TypeVar("Result")
 
 
 class Outgoing(NamedTuple):
-    """A frame that waits to be packed: the tensors of these places, or of all."""
+    """A frame that waits to be packed: the tensors of these places, or of all; none where it is left out."""
 
     microbatch: int
     tensors: Sequence[Tensor]
-    about: Mapping[str, int]
+    header: Mapping[str, Any]
     places: Sequence[int] | None = None
 
 
@@ -104,6 +106,8 @@ class Neighbours:
         self._after: Link | None = None
         self._activations: dict[int, list[Tensor]] = {}
         self._gradients: dict[int, list[Tensor | None]] = {}
+        self._activation_notes: dict[int, Note] = {}
+        self._gradient_notes: dict[int, Note] = {}
         self._outgoing: dict[Link, asyncio.Queue[Outgoing]] = {}
         self._last_sent: list[Tensor] = []
         self._kept: list[Tensor] = []
@@ -163,29 +167,49 @@ class Neighbours:
     def take_gradient(self, microbatch: int) -> list[Tensor | None]:
         return self._gradients.pop(microbatch) if self._after is not None else []
 
-    def send_activation(self, microbatch: int, outputs: Sequence[Tensor], slowest_s: float) -> None:
+    def activation_note(self, microbatch: int) -> Note:
+        """What came along with an activation."""
+        return self._activation_notes.pop(microbatch, NO_NOTE)
+
+    def gradient_note(self, microbatch: int) -> Note:
+        """What came along with a gradient."""
+        return self._gradient_notes.pop(microbatch, NO_NOTE)
+
+    def send_activation(
+        self, microbatch: int, outputs: Sequence[Tensor], slowest_s: float, note: Note = NO_NOTE
+    ) -> None:
         assert self._after is not None, "only the last stage has no stage after it, and it sends none"
+        header = {**header_of(note), **slowest_header(slowest_s)}
+        if note.left_out is not None:
+            self._outgoing[self._after].put_nowait(Outgoing(microbatch, (), header))
+            return
         params = [outputs[place] for place in self._sent_params]
         known = [tensor.data_ptr() for tensor in self._last_sent]
         # What was sent last is still held, so nothing else can lie where it lies, and it never changes.
         if params and known == [tensor.data_ptr() for tensor in params]:
             rest = _others(len(outputs), self._sent_params)
             self._outgoing[self._after].put_nowait(
-                Outgoing(microbatch, [outputs[place] for place in rest], slowest_header(slowest_s), rest)
+                Outgoing(microbatch, [outputs[place] for place in rest], header, rest)
             )
         else:
             self._last_sent = params
-            self._outgoing[self._after].put_nowait(Outgoing(microbatch, outputs, slowest_header(slowest_s)))
+            self._outgoing[self._after].put_nowait(Outgoing(microbatch, outputs, header))
 
-    def send_gradient(self, microbatch: int, gradients: Sequence[Tensor | None], echo: Echo) -> None:
+    def send_gradient(
+        self, microbatch: int, gradients: Sequence[Tensor | None], echo: Echo, note: Note = NO_NOTE
+    ) -> None:
         if self._before is None:
+            return
+        header = {**header_of(note), **echo_header(echo)}
+        if note.left_out is not None:
+            self._outgoing[self._before].put_nowait(Outgoing(microbatch, (), header))
             return
         wanted = [g for g, spec in zip(gradients, self._receives, strict=True) if spec.differentiable]
         filled = [
             torch.zeros(spec.shape, dtype=spec.torch_dtype) if g is None else g
             for g, spec in zip(wanted, self._sends_gradients, strict=True)
         ]
-        self._outgoing[self._before].put_nowait(Outgoing(microbatch, filled, echo_header(echo)))
+        self._outgoing[self._before].put_nowait(Outgoing(microbatch, filled, header))
 
     async def flush(self) -> None:
         """Wait until everything queued has been handed to the links."""
@@ -204,16 +228,17 @@ class Neighbours:
         sizes = [crossing.nbytes(name, usual) for name in crossing.codecs]
         while True:
             frame = await queue.get()
-            name = crossing.codecs[-1]
-            if self._compression == AUTO:
+            name = crossing.codecs[-1] if frame.tensors else NONE
+            if self._compression == AUTO and name != NONE:
                 name = choose(crossing.codecs, sizes, rate.bps, self.compute_time.seconds)
             used, buffers = await self._aside(
                 name,
                 lambda: crossing.pack(name, frame.tensors, frame.places),  # noqa: B023 (awaited here)
             )
             keep = {} if frame.places is None else {"keep": True}
+            header = {MICROBATCH: frame.microbatch, CODEC: used, **keep, **frame.header}
             with lost(link):
-                await link.send({"i": frame.microbatch, CODEC: used, **keep, **frame.about}, buffers)
+                await link.send(header, buffers)
             size_bytes = sum(memoryview(buffer).nbytes for buffer in buffers)
             sent(what, frame.microbatch, size_bytes, 8 * size_bytes / rate.bps)
             queue.task_done()
@@ -224,11 +249,15 @@ class Neighbours:
                 frame = await link.receive()
             i = microbatch_from(frame.header)
             name, keep = self._from_before.named(frame.header), frame.header.get("keep") is True
-            payload = frame.payload
-            self._activations[i] = await self._aside(
-                name,
-                lambda: self._unpack(i, name, payload, keep=keep),  # noqa: B023 (awaited here)
-            )
+            note, payload = note_in(frame.header, len(self._cluster.stages)), frame.payload
+            if note.left_out is None:
+                self._activations[i] = await self._aside(
+                    name,
+                    lambda: self._unpack(i, name, payload, keep=keep),  # noqa: B023 (awaited here)
+                )
+            else:
+                self._activations[i] = _nothing(payload, f"activation {i}")
+            self._activation_notes[i] = note
             arrived(i, slowest_from(frame.header))
 
     def _unpack(self, i: int, name: str, payload: bytearray, *, keep: bool) -> list[Tensor]:
@@ -251,13 +280,18 @@ class Neighbours:
                 frame = await link.receive()
             i = microbatch_from(frame.header)
             name, payload = self._from_after.named(frame.header), frame.payload
-            values = iter(
-                await self._aside(
-                    name,
-                    lambda: self._from_after.unpack(name, payload, what=f"gradient {i}"),  # noqa: B023
+            note = note_in(frame.header, len(self._cluster.stages))
+            if note.left_out is None:
+                values = iter(
+                    await self._aside(
+                        name,
+                        lambda: self._from_after.unpack(name, payload, what=f"gradient {i}"),  # noqa: B023
+                    )
                 )
-            )
-            self._gradients[i] = [next(values) if spec.differentiable else None for spec in self._sends]
+                self._gradients[i] = [next(values) if spec.differentiable else None for spec in self._sends]
+            else:
+                self._gradients[i] = _nothing(payload, f"gradient {i}")
+            self._gradient_notes[i] = note
             arrived(i, echo_from(frame.header))
 
     async def _aside(self, codec: str, work: Callable[[], Result]) -> Result:
@@ -269,6 +303,12 @@ class Neighbours:
 
 def _others(count: int, places: Sequence[int]) -> list[int]:
     return [place for place in range(count) if place not in places]
+
+
+def _nothing(payload: bytearray, what: str) -> list[Any]:
+    if payload:
+        raise ChunkMismatchError(f"{what} is left out and has {len(payload)} bytes")
+    return []
 
 
 def _own_thread() -> ThreadPoolExecutor:

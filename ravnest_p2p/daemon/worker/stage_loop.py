@@ -41,6 +41,8 @@ from ravnest_p2p.training import FieldReader, Forwarded, save_piece
 SEED_STRIDE = 0x9E3779B1
 """Spreads job seeds far apart, so that micro-batch numbers added to them never meet."""
 
+SAMPLES_NAMED = 8
+
 Compute = Callable[[Callable[[], Any]], Awaitable[Any]]
 Post = Callable[..., object]
 Result = TypeVar("Result")
@@ -83,13 +85,13 @@ class StageLoop:
         self._order = DataOrder(start.spec.samples, start.spec.microbatch_size, self._m, seed=start.spec.seed)
         self._place = start.plan.clusters[start.cluster].stages[start.stage]
         self._schedule = self._make_schedule()
-        stages = len(start.plan.clusters[start.cluster].stages)
-        self._window = Window(
-            stages - 1 - start.stage, self._place.staleness, start.spec.staleness, stage.trainer.version
-        )
+        after = len(start.plan.clusters[start.cluster].stages) - 1 - start.stage
+        version = stage.trainer.version
+        self._window = Window(after, self._place.staleness, start.spec.staleness, version)
         self._schedule.wanted = self._window.chosen
         held = [*stage.trainer.params.values(), *stage.trainer.buffers.values()]
-        self._meter = Meter(Path(start.folder), stage.trainer.version, held, stage.compiling)
+        stage.trainer.skipped.named = self._named
+        self._meter = Meter(Path(start.folder), version, held, stage.compiling)
         self.timeline = Timeline(Path(start.folder), start.plan.generation, start.cluster, start.stage)
 
     def activation_arrived(self, microbatch: int, slowest_s: float) -> None:
@@ -132,6 +134,9 @@ class StageLoop:
             "window": self._window.chosen + 1,
             "window_wanted": self._window.wanted + 1.0,
             "recompute": place.recompute,
+            "skipped": self._trainer.skipped.microbatches,
+            "skipped_updates": self._trainer.skipped.updates,
+            "skipped_why": self._trainer.skipped.why,
             "last": self._start.stage + 1 == len(self._start.plan.clusters[self._start.cluster].stages),
         }
         return self._meter.report(bytes_sent, bytes_received).model_copy(update=about)
@@ -208,40 +213,44 @@ class StageLoop:
 
     def _forward(self, op: Forward, neighbours: Neighbours, post: Post) -> None:
         sample = self._sample(op.i)
-        received = neighbours.take_activation(op.i)
+        received, note = neighbours.take_activation(op.i), neighbours.activation_note(op.i)
 
         def work() -> Forwarded:
             data = {name: reader.rows(sample.indices) for name, reader in self._readers.items()}
-            return self._trainer.forward(op.i, received, data, sample.seed, speculative=op.speculative)
+            return self._trainer.forward(
+                op.i, received, data, sample.seed, speculative=op.speculative, note=note
+            )
 
         result = self._timed(op, neighbours, work)
 
-        def note() -> float:
+        def count() -> float:
             self._meter.forwarded(op.i, result.version)
             if result.loss is not None:
                 self._meter.loss(sample.batch, result.loss, self._m)
             return self._window.activation_left(op.i, time.monotonic())
 
-        slowest_s = self._finished(op, note)
+        slowest_s = self._finished(op, count)
         if slowest_s is not None and result.loss is None:
             self.timeline.queued(ACTIVATION, op.i)
-            post(neighbours.send_activation, op.i, result.outputs, slowest_s)
+            post(neighbours.send_activation, op.i, result.outputs, slowest_s, result.note)
 
     def _backward(self, op: Backward, neighbours: Neighbours, post: Post) -> None:
-        gradients = neighbours.take_gradient(op.i)
-        received_gradients = self._timed(op, neighbours, lambda: self._trainer.backward(op.i, gradients))
+        gradients, note = neighbours.take_gradient(op.i), neighbours.gradient_note(op.i)
+        received_gradients = self._timed(
+            op, neighbours, lambda: self._trainer.backward(op.i, gradients, note)
+        )
 
-        def note() -> Echo:
+        def count() -> Echo:
             staleness = self._schedule.staleness_of(op.version)
             samples = self._start.spec.microbatch_size
             self._meter.backed(op.i, self._trainer.version, samples, staleness)
             self._schedule.wanted = self._window.choose(self._trainer.version)
             return self._window.gradient_left(op.i, time.monotonic())
 
-        echo = self._finished(op, note)
+        echo = self._finished(op, count)
         if echo is not None and self._start.stage:
             self.timeline.queued(GRADIENT, op.i)
-            post(neighbours.send_gradient, op.i, received_gradients, echo)
+            post(neighbours.send_gradient, op.i, received_gradients, echo, self._trainer.gradient_note)
 
     async def _average(self, op: Average, rings: RingExchange) -> None:
         """One round: the mean over clusters of what this stage holds, then its saved piece."""
@@ -270,6 +279,13 @@ class StageLoop:
             version=trainer.version,
         )
         await self._report(saved)
+
+    def _named(self, i: int) -> str:
+        """Micro-batch i as its requester can find it."""
+        sample = self._sample(i)
+        shown = ", ".join(map(str, sample.indices[:SAMPLES_NAMED]))
+        more = ", …" if len(sample.indices) > SAMPLES_NAMED else ""
+        return f"batch {sample.batch}, micro-batch {i % self._m} of it (samples {shown}{more})"
 
     def _sample(self, i: int) -> Sample:
         """What local micro-batch i is made of."""
