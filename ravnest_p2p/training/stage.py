@@ -103,6 +103,8 @@ class StageTrainer:
         device: to compute on; where None, that of the parameters.
         correction: what crossing micro-batches run on, of `CORRECTIONS`.
         halve: keep ŵ in bfloat16 where the weights are float32.
+    Attributes:
+        device: that it computes on.
     Raises:
         PlanError: m or τ out of bounds, or an unknown correction.
         ConfigError: the optimizer does not exist or refuses its numbers.
@@ -142,7 +144,7 @@ class StageTrainer:
         self._version = version
         self._trained = {n: p for n, p in self.params.items() if p.requires_grad}
         found = (p.device for p in self.params.values())
-        self._device = device or next(found, torch.device("cpu"))
+        self.device = device or next(found, torch.device("cpu"))
         self._matrices = frozenset(matrices)
         self._optimizer = StageOptimizer(optimizer, self._trained, self._matrices)
         self._optimizer.restore(optimizer_state or {})
@@ -201,7 +203,7 @@ class StageTrainer:
             self.buffers[name] = self.buffers[name].clone()
         before = {name: (buffer, buffer._version) for name, buffer in self.buffers.items()}
         leaves = tuple(self._leaf(place, tensor) for place, tensor in enumerate(received))
-        inputs = {name: tensor.to(self._device) for name, tensor in data.items()}
+        inputs = {name: tensor.to(self.device) for name, tensor in data.items()}
         moving = speculative and self._correction == NONE
         with torch.enable_grad(), through_live(self._trained.values()) if moving else nullcontext():
             outputs = tuple(self._computation.forward(weights, self.buffers, leaves, inputs, seed))
@@ -334,7 +336,7 @@ class StageTrainer:
         source, known = self._leaves.get(place, (lambda: None, lambda: None))
         leaf = known() if source() is tensor else None
         if leaf is None:
-            leaf = tensor.detach().to(self._device)
+            leaf = tensor.detach().to(self.device)
             leaf.requires_grad_(leaf.is_floating_point())
             self._leaves[place] = (weakref.ref(tensor), weakref.ref(leaf))
         return leaf
@@ -379,7 +381,7 @@ class StageTrainer:
                 )
             if output.requires_grad:
                 roots.append(output)
-                seeds.append(gradient.to(self._device))
+                seeds.append(gradient.to(self.device))
         return roots, seeds
 
     def _accumulate(self, batch: int, gradients: Mapping[str, Tensor | None]) -> None:

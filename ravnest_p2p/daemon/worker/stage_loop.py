@@ -82,7 +82,9 @@ class StageLoop:
         self._place = start.plan.clusters[start.cluster].stages[start.stage]
         self._schedule = self._make_schedule()
         held = [*stage.trainer.params.values(), *stage.trainer.buffers.values()]
-        self._meter = Meter(Path(start.folder), stage.trainer.version, held, stage.compiling)
+        self._meter = Meter(
+            Path(start.folder), stage.trainer.version, held, stage.compiling, stage.trainer.device
+        )
         self.timeline = Timeline(Path(start.folder), start.plan.generation, start.cluster, start.stage)
 
     def activation_arrived(self, microbatch: int) -> None:
