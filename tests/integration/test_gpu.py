@@ -63,15 +63,15 @@ def test_a_gpu_learns_what_a_cpu_learns(optimizer: OptimizerSpec) -> None:
 
 def test_a_cpu_and_a_gpu_train_together(tmp_path: Path, requester_home: Path) -> None:
     each = [["--device", "cpu"], ["--device", "cuda"]]
-    with LocalSwarm(tmp_path, 2, each=each, more=["--epoch", "900"]) as swarm:
-        with rn.connect(swarm.bootstrap.address) as connection:
-            wait_lending(connection, swarm.peers)
-            kinds = {peer["peer"]: peer["devices"] for peer in connection.peers() if peer["devices"]}
-            assert sorted(devices[0]["kind"] for devices in kinds.values()) == ["cpu", "cuda"]
-            job = connection.submit_request(small_request(stages=2, clusters=1))
-            wait_done(job)
-            assert len(status(connection, job.id)["lineage"]) == 1, "nothing broke"
-            weights = job.result()
+    swarm = LocalSwarm(tmp_path, 2, each=each, more=["--epoch", "900"])
+    with swarm, rn.connect(swarm.bootstrap.address) as connection:
+        wait_lending(connection, swarm.peers)
+        kinds = [peer["devices"][0]["kind"] for peer in connection.peers() if peer["devices"]]
+        assert sorted(kinds) == ["cpu", "cuda"]
+        job = connection.submit_request(small_request(stages=2, clusters=1))
+        wait_done(job)
+        assert len(status(connection, job.id)["lineage"]) == 1, "nothing broke"
+        weights = job.result()
     x, y = small_data()
     model = small_model()
     before = float(torch.nn.functional.cross_entropy(model(x), y))
