@@ -64,6 +64,7 @@ class StageTrainer:
         changing: names of the buffers that a forward may change; None stands for all.
         locate: asked where a forward's results are not finite.
     Attributes:
+        device: that it computes on.
         skipped: counts what is left out, and ends the run where that is too much.
         gradient_note: goes along with what the newest backward returned.
     Raises:
@@ -109,7 +110,7 @@ class StageTrainer:
         self._version = version
         self._trained = {n: p for n, p in self.params.items() if p.requires_grad}
         found = (p.device for p in self.params.values())
-        self._device = device or next(found, torch.device("cpu"))
+        self.device = device or next(found, torch.device("cpu"))
         self._matrices = frozenset(matrices)
         self._optimizer = StageOptimizer(optimizer, self._trained, self._matrices)
         self._optimizer.restore(optimizer_state or {})
@@ -121,7 +122,7 @@ class StageTrainer:
         self._early: dict[int, dict[str, Tensor]] = {}
         self._crossing: dict[int, int] = {}
         self._rewritten: set[str] = set()
-        self._boundary = Boundary(self.params, self._device)
+        self._boundary = Boundary(self.params, self.device)
         self._stage = stage
         self._changing = frozenset(self.buffers if changing is None else changing)
         self._locate = locate
@@ -206,7 +207,7 @@ class StageTrainer:
             self.buffers[name] = self.buffers[name].clone()
         before = {name: (buffer, buffer._version) for name, buffer in self.buffers.items()}
         leaves = tuple(self._boundary.leaf(place, tensor) for place, tensor in enumerate(received))
-        inputs = {name: tensor.to(self._device) for name, tensor in data.items()}
+        inputs = {name: tensor.to(self.device) for name, tensor in data.items()}
         moving = speculative and self._correction == NONE
         with torch.enable_grad(), through_live(self._trained.values()) if moving else nullcontext():
             outputs = tuple(self._computation.forward(weights, self.buffers, leaves, inputs, seed))
@@ -387,11 +388,11 @@ class StageTrainer:
 
     def _roots(self, flight: Flight, gradients: Sequence[Tensor | None]) -> tuple[list[Tensor], list[Tensor]]:
         if not self._is_last:
-            return roots_of(flight.outputs, gradients, self._device)
+            return roots_of(flight.outputs, gradients, self.device)
         if gradients:
             raise TensorError(f"{len(gradients)} gradients for the last stage, which takes none")
         (loss,) = flight.outputs
-        return roots_of([loss], [torch.ones_like(loss) / self._m], self._device)
+        return roots_of([loss], [torch.ones_like(loss) / self._m], self.device)
 
     def _gradients(self, batch: int) -> list[Tensor]:
         sums = self._sums.get(batch, {})

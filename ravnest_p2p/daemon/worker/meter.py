@@ -4,6 +4,9 @@ The trace holds, for every micro-batch, the number of updates that the weights h
 at the moment its gradient was applied. It is written as it happened, from the trainer's own counters, so
 that it can be held against the closed form of `core.pipeline`.
 
+A GPU is given its work and computes on while the thread goes on; an operation has ended when the GPU is done
+with it, so each is waited for. What it is followed by is queued some ten microseconds later.
+
 Tensors are counted one by one in the first two updates only, which bring everything that later ones hold (the
 optimizer's state, ŵ, a full window): counting costs time with every operation.
 """
@@ -24,10 +27,11 @@ from torch import Tensor
 from ravnest_p2p.daemon.messages import Report
 from ravnest_p2p.daemon.worker.resident import ResidentPeak
 from ravnest_p2p.model.footprint import StorageMeter
-from ravnest_p2p.training import DevicePeak
+from ravnest_p2p.training import DevicePeak, synchronize
 
 UPDATES_COUNTED = 2
 MAX_LOSSES = 4096
+CPU = torch.device("cpu")
 
 Result = TypeVar("Result")
 
@@ -38,13 +42,19 @@ class Meter:
     Args:
         folder: where `trace.csv` is written: micro-batch, forward version, backward version, τ of its batch.
         first_version: the trainer's version when the run began; the trace counts from it.
-        held: parameters and buffers, from the beginning; all on the device that is computed on.
+        held: parameters and buffers, from the beginning.
         compiling: after the updates in which tensors are counted, memory goes to a compiler as well; it is
             this peer's alone, and no measure of the stage.
+        device: that is computed on; the memory of tensors is counted there.
     """
 
     def __init__(
-        self, folder: Path, first_version: int, held: Sequence[Tensor] = (), compiling: bool = False
+        self,
+        folder: Path,
+        first_version: int,
+        held: Sequence[Tensor] = (),
+        compiling: bool = False,
+        device: torch.device = CPU,
     ) -> None:
         self._trace: TextIO = (folder / "trace.csv").open("w", buffering=1 << 16)
         self._first_version = first_version
@@ -62,14 +72,16 @@ class Meter:
         self._compiling = compiling
         self._resident_before = 0
         self._held_bytes = sum(tensor.nbytes for tensor in held)
-        self._storages = StorageMeter(held)
-        self._device_peak = DevicePeak(held[0].device if held else torch.device("cpu"))
+        self._device = device
+        self._storages = StorageMeter(held, device)
+        self._device_peak = DevicePeak(device)
 
     def timed(self, work: Callable[[], Result]) -> tuple[Result, float]:
         """The work's result and its seconds."""
         started = time.perf_counter()
         with self._storages if self._counting else nullcontext():
             result = work()
+            synchronize(self._device)
         seconds = time.perf_counter() - started
         self._busy_s += seconds
         return result, seconds

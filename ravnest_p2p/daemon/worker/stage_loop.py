@@ -91,7 +91,7 @@ class StageLoop:
         self._schedule.wanted = self._window.chosen
         held = [*stage.trainer.params.values(), *stage.trainer.buffers.values()]
         stage.trainer.skipped.named = self._named
-        self._meter = Meter(Path(start.folder), version, held, stage.compiling)
+        self._meter = Meter(Path(start.folder), version, held, stage.compiling, stage.trainer.device)
         self.timeline = Timeline(Path(start.folder), start.plan.generation, start.cluster, start.stage)
 
     def activation_arrived(self, microbatch: int, slowest_s: float) -> None:
