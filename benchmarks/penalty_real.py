@@ -31,7 +31,7 @@ from ravnest_p2p.testing.local_swarm import LocalSwarm, wait_until
 from ravnest_p2p.training import StageTrainer
 
 CLUSTERS, STAGES, M, KAPPA = 2, 3, 8, 10
-UPDATES, QUICK_UPDATES = 160, 20
+UPDATES, QUICK_UPDATES = 160, 24
 SEED = 0
 EPOCH_S = 900
 START_S, TRAIN_S = 120.0, 1200.0
