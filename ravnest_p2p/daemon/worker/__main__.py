@@ -50,7 +50,8 @@ def main() -> None:
     files = sandbox.confine_files(
         sandbox.Rooms(options.blobs, options.job, options.sockets), options.compiler
     )
-    lent = Lent(choose_device(options.device), options.microbatch_flops, bool(options.compiler))
+    device = choose_device(options.device)
+    lent = Lent(device, options.microbatch_flops, options.memory, bool(options.compiler))
     guard.limit_resources(options.memory if lent.device.type == "cpu" else None, options.disk)
     calls = sandbox.confine_calls(bool(options.compiler))
     print(f"worker {os.getpid()}: {files}; {calls}", file=sys.stderr)
