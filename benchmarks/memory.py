@@ -5,8 +5,9 @@ the window always full. No resident sizes, so the figures are the same on every 
 
 Sections: `correction`: bytes that each treatment of staleness keeps, and takes for a moment, against the
 optimizer's state. `window`: activations of each stage against τ + 1 micro-batches of one. `cluster`: three
-stages, with the copy that an averaging works on, against the same on one peer, and against plain PyTorch,
-which averages with nobody; with activations kept, and computed again.
+stages that average, against plain PyTorch, which holds the whole model and averages with nobody: equal
+stages, with activations kept, in part made again, and computed again; and what the planner makes of three
+peers that lend 40 % of what plain PyTorch takes, the job's settings being those by default.
 """
 
 from __future__ import annotations
@@ -21,10 +22,12 @@ from torch import Tensor
 
 from benchmarks.common import Goal, report
 from benchmarks.llm_shapes import Gpt2, Gpt2Shape, next_token_loss
-from ravnest_p2p.core.pipeline.correction import CORRECTIONS, SPECULATIVE, STASH
-from ravnest_p2p.core.pipeline.schedule import Backward, Forward, Op, Speculate, StageSchedule
+from benchmarks.ring_of_two import average
+from ravnest_p2p.core.pipeline.correction import CORRECTIONS, NONE, SPECULATIVE, STASH
+from ravnest_p2p.core.pipeline.schedule import Backward, Forward, Op, Speculate, StageSchedule, Step
 from ravnest_p2p.core.planning.cost import stretches_of
 from ravnest_p2p.core.planning.cuts import LayerTable
+from ravnest_p2p.core.planning.memory import PROCESS_OVERHEAD_BYTES
 from ravnest_p2p.model import (
     Package,
     Requirements,
@@ -34,7 +37,7 @@ from ravnest_p2p.model import (
     capture,
     split_program,
 )
-from ravnest_p2p.model.fitting import cuts_of, equal_peers, fit
+from ravnest_p2p.model.fitting import a_peer, cuts_of, equal_peers, fit
 from ravnest_p2p.model.footprint import StorageMeter, footprint
 from ravnest_p2p.model.profile import stand_in
 from ravnest_p2p.training.stage import StageTrainer
@@ -46,6 +49,8 @@ M = TERMS.microbatches_per_update
 FULL = "speculative, float32"
 SHAPE, QUICK_SHAPE = Gpt2Shape(512, 128, 384, 6, 12, False), Gpt2Shape(512, 64, 96, 4, 6, False)
 BATCH = 2
+SHARE, RESIDENT = 0.4, 1.6
+"""Of plain PyTorch's bytes, what each of three peers lends; resident size over tensors, as plans count it."""
 SECTIONS = ("correction", "window", "cluster")
 
 
@@ -83,8 +88,8 @@ class Driven:
     """One stage in training, alone: it is given what its neighbours would send.
 
     Args:
-        averages: hold the copy that an averaging works on, from one step to the next.
-        recompute: as of `StageComputation`.
+        averages: every update is averaged, in a ring of two.
+        recompute, remake: as of `StageComputation`.
     Attributes:
         outside: tensors that are there before any operation.
     """
@@ -97,9 +102,9 @@ class Driven:
         *,
         averages: bool = False,
         recompute: Sequence[int] | None = None,
+        remake: bool = True,
     ) -> None:
-        self._stage, self._averages = stage, averages
-        self._snapshot: list[Tensor] = []
+        self._stage = stage
         self._generator = torch.Generator().manual_seed(0)
         params, buffers, self._data = (
             {name: stand_in(stage.tensor_spec(name), self._generator) for name in names}
@@ -107,7 +112,7 @@ class Driven:
         )
         self.outside: list[Tensor] = [*params.values(), *buffers.values(), *self._data.values()]
         self.trainer = StageTrainer(
-            StageComputation(stage, recompute=recompute),
+            StageComputation(stage, recompute=recompute, remake=remake and way != NONE),
             params,
             buffers,
             optimizer=TERMS.optimizer,
@@ -118,7 +123,7 @@ class Driven:
             halve=way != FULL,
         )
         before, after = not stage.is_first, not stage.is_last
-        self._plan = StageSchedule(int(before), 1 + before + after, tau, M, UPDATES * M)
+        self._plan = StageSchedule(int(before), 1 + before + after, tau, M, UPDATES * M, int(averages))
 
     def operations(self) -> Iterator[tuple[Op, bool]]:
         """Every operation in the schedule's order, once before (True) and once after it is done."""
@@ -147,11 +152,10 @@ class Driven:
             trainer.backward(op.i, [stand_in(spec, self._generator) for spec in sent])
         elif isinstance(op, Speculate):
             trainer.speculate()
-        else:
-            self._snapshot = []
+        elif isinstance(op, Step):
             trainer.step()
-            if self._averages:
-                self._snapshot = [weight.detach().clone() for weight in trainer.params.values()]
+        else:
+            average(trainer)
 
 
 def _corrections(stage: StageProgram, tau: int) -> tuple[dict[str, Any], list[Goal]]:
@@ -238,41 +242,47 @@ def _held(stage: StageProgram, tau: int) -> tuple[int, int, int]:
 def _cluster(
     package: Package, stages: Sequence[StageProgram], taus: Sequence[int]
 ) -> tuple[dict[str, Any], list[Goal]]:
-    layers = Requirements(package, TERMS).layers
-    starts = stretches_of(TERMS.job(layers), LayerTable(layers)).starts
+    needs = Requirements(package, TERMS)
+    starts = stretches_of(TERMS.job(needs.layers), LayerTable(needs.layers)).starts
     (whole,) = split_program(package.program, [])
-    plain, rows, largest = _plain(package), {}, {}
-    for name, recompute in (("kept", None), ("recomputed", starts)):
-        one = _peak(whole, 0, recompute)
-        peaks = [_peak(stage, tau, recompute) for stage, tau in zip(stages, taus, strict=True)]
-        rows[f"one peer, {name}"] = _shares(one, one, plain)
-        for number, peak in enumerate(peaks):
-            rows[f"stage {number}, {name}"] = _shares(peak, one, plain)
-        largest[name] = max(peaks) / one, max(peaks) / plain
-    rows["plain PyTorch"] = {"peak MB": plain / 1e6, "of plain": 1.0}
+    plain = _plain(whole)
+    rows = {"plain PyTorch": _share(plain, plain), "one peer": _share(_peak(whole, 0, None, False), plain)}
+    ways = {"kept": (None, False), "remade": (None, True), "recomputed": (starts, False)}
+    for way, (recompute, remake) in ways.items():
+        for stage, tau in zip(stages, taus, strict=True):
+            rows[f"layers {stage.lo}-{stage.hi}, {way}"] = _share(_peak(stage, tau, recompute, remake), plain)
+    equal, lent = fit(needs, equal_peers(STAGES)), PROCESS_OVERHEAD_BYTES + int(RESIDENT * SHARE * plain)
+    draft = fit(needs, [a_peer(f"peer {n}", memory_bytes=lent) for n in range(STAGES)])
+    largest = 0
+    planned = split_program(package.program, cuts_of(draft))
+    for stage, tau, again in zip(planned, draft.staleness, draft.recompute, strict=True):
+        found = _peak(stage, tau, starts if again else None, True)
+        largest = max(largest, found)
+        way = "recomputed" if again else "remade"
+        rows[f"planned: layers {stage.lo}-{stage.hi}, {way}"] = _share(found, plain)
+    slower = draft.interval_s / equal.interval_s
     return rows, [
-        Goal("largest of 3 stages, of one peer", largest["kept"][0], "", "<= 0.4"),
-        Goal("largest of 3 stages, of one peer, both recomputed", largest["recomputed"][0], "", "<= 0.4"),
-        Goal("largest of 3 stages, of plain PyTorch", largest["kept"][1], "", "<= 0.4"),
-        Goal("largest of 3 stages recomputed, of plain PyTorch", largest["recomputed"][1], "", "<= 0.4"),
+        Goal(
+            "largest of 3 stages where each peer lends 40 %, of plain PyTorch", largest / plain, "", "<= 0.4"
+        ),
+        Goal("time for a micro-batch there, of equal stages with ample memory", slower, "", "<= 1.2"),
     ]
 
 
-def _shares(found: int, one: int, plain: int) -> dict[str, Any]:
-    return {"peak MB": found / 1e6, "of one peer": found / one, "of plain": found / plain}
+def _share(found: int, plain: int) -> dict[str, Any]:
+    return {"peak MB": found / 1e6, "of plain PyTorch": found / plain}
 
 
-def _peak(stage: StageProgram, tau: int, recompute: Sequence[int] | None) -> int:
+def _peak(stage: StageProgram, tau: int, recompute: Sequence[int] | None, remake: bool) -> int:
     with StorageMeter() as meter:
-        for _ in Driven(stage, tau, averages=True, recompute=recompute).operations():
+        for _ in Driven(stage, tau, averages=True, recompute=recompute, remake=remake).operations():
             pass
     return meter.peak_bytes
 
 
-def _plain(package: Package) -> int:
+def _plain(stage: StageProgram) -> int:
     """Whole updates of accumulated micro-batches in an ordinary loop, without a copy for averaging."""
-    (stage,) = split_program(package.program, [])
-    computation = StageComputation(stage)
+    computation = StageComputation(stage, remake=False)
     generator = torch.Generator().manual_seed(0)
     with StorageMeter() as meter:
         params = {n: stand_in(stage.tensor_spec(n), generator).requires_grad_() for n in stage.params}

@@ -80,7 +80,8 @@ def _sources() -> str:
     return hashlib.sha256(b"".join(path.read_bytes() for path in parts)).hexdigest()
 
 
-def _package(seed: int, rows: int) -> Package:
+def package_of(seed: int, rows: int) -> Package:
+    """The network with that seed's first weights, captured with micro-batches of so many rows."""
     letters = torch.zeros(rows, setting.CONTEXT, dtype=torch.int64)
     model = setting.model_of(seed)
     return capture(model, (letters,), loss=setting.cross_entropy, example_labels=(letters,))
@@ -98,14 +99,14 @@ def _staleness(run: Run) -> list[int]:
 
 
 def _pipelined(run: Run) -> tuple[list[float], dict[str, Tensor]]:
-    package = _package(run.seed, setting.MICROBATCH)
+    package = package_of(run.seed, setting.MICROBATCH)
     spec = setting.optimizer_of(run.optimizer, run.updates)
     matrices = hidden_matrices(package.program) if spec.name == "muon" else ()
     staleness = [0] * run.stages if run.way == SYNCHRONOUS else _staleness(run)
     trainers = [
         StageTrainer(
             StageComputation(stage),
-            _weights(package, stage),
+            weights_of(package, stage),
             {name: package.weights[name] for name in stage.buffers},
             optimizer=spec,
             microbatches_per_update=run.m,
@@ -135,9 +136,9 @@ def _at_once(run: Run) -> tuple[list[float], dict[str, Tensor]]:
     Stage s runs update u's samples forward and backward on the weights of update u − τ_s, which it has kept.
     """
     rows = setting.MICROBATCH * run.m
-    package, spec = _package(run.seed, rows), setting.optimizer_of(run.optimizer, run.updates)
+    package, spec = package_of(run.seed, rows), setting.optimizer_of(run.optimizer, run.updates)
     stages, staleness = split_program(package.program, stages=run.stages), _staleness(run)
-    live = [{n: p.requires_grad_() for n, p in _weights(package, stage).items()} for stage in stages]
+    live = [{n: p.requires_grad_() for n, p in weights_of(package, stage).items()} for stage in stages]
     optimizers = [StageOptimizer(spec, params) for params in live]
     computations = [StageComputation(stage) for stage in stages]
     buffers = [{name: package.weights[name] for name in stage.buffers} for stage in stages]
@@ -163,5 +164,6 @@ def _at_once(run: Run) -> tuple[list[float], dict[str, Tensor]]:
     return losses, {n: p.detach() for params in live for n, p in params.items()}
 
 
-def _weights(package: Package, stage: StageProgram) -> dict[str, Tensor]:
+def weights_of(package: Package, stage: StageProgram) -> dict[str, Tensor]:
+    """Copies of the stage's first weights."""
     return {name: package.weights[name].detach().clone() for name in stage.params}

@@ -1,8 +1,8 @@
 """Section `memory`: predicted bytes against what a stage in training really holds.
 
 Every stage is trained as a worker trains it, by the schedule's own order of operations, with a full window,
-ŵ, and a snapshot for averaging. Tensor bytes are counted by storage; saved tensors once more by autograd's
-own hooks; resident size in a process of its own.
+ŵ, and an averaging after every update. Tensor bytes are counted by storage; saved tensors once more by
+autograd's own hooks; resident size in a process of its own.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from torch import Tensor
 
 from benchmarks.common import Goal
 from benchmarks.requirements_models import make, weightless
+from benchmarks.ring_of_two import average
 from ravnest_p2p.core.pipeline.schedule import Average, Backward, Forward, Speculate, StageSchedule
 from ravnest_p2p.model import Package, Requirements, StageComputation, StageProgram, Terms, split_program
 from ravnest_p2p.model import capture as capture_model
@@ -65,7 +66,7 @@ def _most(rows: dict[str, Any], column: str, name: str, goal: str) -> Goal:
 
 
 def train(stage: StageProgram, number: int, stages: int, staleness: int, first: int) -> None:
-    """A few updates of one stage, its window always full, with a snapshot for averaging from the first on.
+    """A few updates of one stage, its window always full, each averaged.
 
     Args:
         first: staleness of the first stage, which decides how long a carried parameter stays the same.
@@ -83,11 +84,10 @@ def train(stage: StageProgram, number: int, stages: int, staleness: int, first: 
         is_last=number == stages - 1,
     )
     data = {n: stand_in(stage.tensor_spec(n), generator) for n in stage.data_inputs}
-    plan = StageSchedule(number, stages, staleness, m, m * UPDATES)
+    plan = StageSchedule(number, stages, staleness, m, m * UPDATES, updates_per_round=1)
     if number:
         for i in range(m * UPDATES):
             plan.activation_arrived(i)
-    snapshot: list[Tensor] = []
     carried: tuple[object, dict[int, Tensor]] = (None, {})
     waiting = 0
     while not plan.done:
@@ -111,12 +111,11 @@ def train(stage: StageProgram, number: int, stages: int, staleness: int, first: 
             trainer.backward(op.i, [] if last else [stand_in(s, generator) for s in stage.sends])
         elif isinstance(op, Speculate):
             trainer.speculate()
-        elif not isinstance(op, Average):
-            snapshot = []
+        elif isinstance(op, Average):
+            average(trainer)
+        else:
             trainer.step()
-            snapshot = [p.detach().clone() for p in trainer.params.values()]
         plan.finished(op)
-    del snapshot
 
 
 def _tensor_rows(name: str) -> dict[str, Any]:

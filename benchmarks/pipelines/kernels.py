@@ -1,9 +1,9 @@
 """How much of a stage's computation is spent in torch's kernels? In one process, without any network.
 
-`python -m benchmarks.pipelines.kernels M UPDATES`: both stages of the model train by the schedule, each alone,
-under torch's profiler. Prints {"kernels": [share of each stage's time]}: that of its operations, forwards,
-backwards, early steps and steps, in which some operator of torch runs. What the profiler itself takes counts as
-ours, so the truth is higher.
+`python -m benchmarks.pipelines.kernels M UPDATES`: both stages of the model train by the schedule, each
+alone, under torch's profiler. Prints {"kernels": [share of each stage's time]}: that of its operations
+(forwards, backwards, early steps and steps) in which some operator of torch runs. What the profiler itself
+takes counts as ours, so the truth is higher.
 """
 
 from __future__ import annotations

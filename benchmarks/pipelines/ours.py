@@ -2,8 +2,9 @@
 
 `python -m benchmarks.pipelines.ours M UPDATES HOSTS [PICTURE]`: HOSTS is JSON, [[address, [command prefix…]],
 …] of the two peers; runs where the first of them does. PICTURE is an SVG file for the last seconds of the
-timeline. Measured from the end of the second update, until when a worker counts its tensors, to the last one's.
-Prints {"microbatches", "seconds", "busy", "cpu", …}: `cpu` is each part's processor time over wall time.
+timeline. Measured from the end of the second update, until when a worker counts its tensors, to the last
+one's. Prints {"microbatches", "seconds", "busy", "cpu", …}: `cpu` is each part's processor time over wall
+time.
 """
 
 from __future__ import annotations

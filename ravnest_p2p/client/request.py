@@ -160,7 +160,8 @@ class JobRequest:
             it; weights, their gradients and the optimizer stay in float32.
         checkpoint: whether stages compute their activations again in the backward pass instead of keeping
             them, which takes less memory, a third more work, and gives the same numbers: True for all,
-            False for none, "auto" for those that do not fit their peer otherwise.
+            False for none, "auto" for those that do not fit their peer otherwise. Unless it is False, the
+            others make what costs a few percent again, where their memory is not ample.
         compression: of activations and gradients between stages: "none", "fp16", "bf16", "int8", "int4", or
             "auto": each link and direction takes the weakest with which it keeps up with the computation.
         staleness_correction: what micro-batches that start before an update and end after it run on:

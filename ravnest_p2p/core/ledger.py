@@ -15,9 +15,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import Enum
 from functools import lru_cache
+from typing import NamedTuple
 
 from ravnest_p2p.core.errors import OurFault
 from ravnest_p2p.core.types import Generation
+
+SEED_STRIDE = 0x9E3779B1
+"""Spreads job seeds far apart, so that micro-batch numbers added to them never meet."""
 
 _MASK = (1 << 64) - 1
 _FEISTEL_ROUNDS = 8
@@ -149,6 +153,22 @@ class Shares:
 
     def _first(self, cluster: int, r: int) -> int:
         return self.batches_done + r * sum(self.updates_per_round) + sum(self.updates_per_round[:cluster])
+
+
+class Sample(NamedTuple):
+    """One micro-batch of the data order: its global batch, its samples, the seed of its random nodes."""
+
+    batch: int
+    indices: list[int]
+    seed: int
+
+
+def sample_of(order: DataOrder, shares: Shares, cluster: int, i: int) -> Sample:
+    """What this cluster's local micro-batch `i` is made of."""
+    update, k = divmod(i, order.microbatches_per_update)
+    batch = shares.batch(cluster, update)
+    seed = (order.seed * SEED_STRIDE + batch * order.microbatches_per_update + k) % 2**63
+    return Sample(batch, order.microbatch(batch, k), seed)
 
 
 class Breach(str, Enum):

@@ -116,6 +116,7 @@ class LayerCost:
         activation_bytes: held between forward and backward.
         out_bytes: crosses the cut after this layer, in each direction.
         carried_bytes: of `out_bytes`, parameters of layers up to this one that later layers use too.
+        remade_bytes: of `activation_bytes`, what can be made again for a few percent of the work.
     """
 
     flops: float
@@ -123,6 +124,7 @@ class LayerCost:
     activation_bytes: int
     out_bytes: int
     carried_bytes: int = 0
+    remade_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,6 +24,7 @@ from ravnest_p2p.model.effort import inner_bytes, node_effort
 from ravnest_p2p.model.execute import call
 from ravnest_p2p.model.guards import guard
 from ravnest_p2p.model.node import Leaf, Node, TensorSpec
+from ravnest_p2p.model.remade import is_remade
 
 if TYPE_CHECKING:
     from ravnest_p2p.model.program import Graph
@@ -40,6 +41,7 @@ class Analysis:
         specs: of every slot, with `differentiable` as autograd sees it.
         contiguous: of every slot.
         saved_bytes: for every node, what it keeps for the backward pass and no node before it kept already.
+        remade_bytes: of these, what `model.remade` makes again.
         total_bytes: of all leaves and results together.
         precision: that it was made in.
     """
@@ -47,6 +49,7 @@ class Analysis:
     specs: tuple[TensorSpec, ...]
     contiguous: tuple[bool, ...]
     saved_bytes: tuple[int, ...]
+    remade_bytes: tuple[int, ...]
     total_bytes: int
     precision: str = "fp32"
 
@@ -128,7 +131,7 @@ def analyse(program: Graph, budget: Budget | None = None, precision: str = "fp32
         values = [fake_leaf(leaf, trains=program.trains) for leaf in program.leaves]
         meter = _SavedMeter(values)
         specs = [_spec(value) for value in values]
-        saved: list[int] = []
+        saved: list[tuple[int, int]] = []
         for index, node in enumerate(program.nodes):
             try:
                 for spec in node.outputs:
@@ -143,10 +146,18 @@ def analyse(program: Graph, budget: Budget | None = None, precision: str = "fp32
             except Exception as error:
                 raise ValueError(f"node {index} ({node.op}): {_brief(error)}") from error
             saved.append(meter.take())
+            if (
+                precision == "fp32"
+                and results
+                and is_remade(node.op, [values[slot] for slot in dict.fromkeys(node.refs())], results[0])
+            ):
+                meter.remake(results[0])
             values.extend(results)
         # Again, since a write can make a buffer carry gradients.
         final = tuple(_spec(value) for value in values)
-        return Analysis(final, tuple(v.is_contiguous() for v in values), tuple(saved), budget.used, precision)
+        contiguous = tuple(value.is_contiguous() for value in values)
+        kept, remade = tuple(k for k, _ in saved), tuple(r for _, r in saved)
+        return Analysis(final, contiguous, kept, remade, budget.used, precision)
 
 
 def _spec(value: torch.Tensor) -> TensorSpec:
@@ -171,7 +182,8 @@ class _SavedMeter:
         self._leaves = leaves
         self._seen = {leaf.untyped_storage()._cdata for leaf in leaves}
         self._alive: list[torch.Tensor] = []
-        self._bytes = 0
+        self._bytes = self._remade_bytes = 0
+        self._remade: set[int] = set()
         self._hooks: Any = None
 
     def __enter__(self) -> None:
@@ -187,8 +199,14 @@ class _SavedMeter:
             self._seen.add(storage._cdata)
             self._alive.append(tensor)
             self._bytes += storage.nbytes()
+            self._remade_bytes += storage.nbytes() * (storage._cdata in self._remade)
         return tensor
 
-    def take(self) -> int:
-        taken, self._bytes = self._bytes, 0
+    def remake(self, result: torch.Tensor) -> None:
+        self._remade.add(result.untyped_storage()._cdata)
+
+    def take(self) -> tuple[int, int]:
+        """Bytes saved since the last call, and of these, those that can be made again."""
+        taken = self._bytes, self._remade_bytes
+        self._bytes = self._remade_bytes = 0
         return taken

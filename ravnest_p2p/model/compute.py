@@ -21,6 +21,7 @@ from ravnest_p2p.model import ops
 from ravnest_p2p.model.execute import bind, flatten
 from ravnest_p2p.model.node import Arg, Node, Ref, TensorSpec
 from ravnest_p2p.model.recompute import Stretch, stretches
+from ravnest_p2p.model.remade import LEAST_BYTES, PRODUCT, REMADE_OPS, Recipes
 from ravnest_p2p.model.stage_programs import Excerpt, StageProgram
 
 Slots = list[Any] | dict[int, Any]
@@ -157,7 +158,9 @@ class StageComputation(Computation):
     Args:
         stage, device, reseed: as for `Computation`.
         recompute: layers of the program at which stretches start that keep nothing but what enters them, and
-            run again in the backward pass (`model.recompute`); None keeps all that autograd saves.
+            run again in the backward pass (`model.recompute`); None keeps what autograd saves.
+        remake: of that, what costs little is made again all the same (`model.remade`). It must not be, where
+            weights may be stepped between a forward and its backward.
     """
 
     stage: StageProgram
@@ -169,9 +172,16 @@ class StageComputation(Computation):
         *,
         reseed: bool = True,
         recompute: Sequence[int] | None = None,
+        remake: bool = True,
     ) -> None:
         super().__init__(stage, device, reseed=reseed)
         self._recompute = recompute
+        self._makers = _makers(stage, self._steps) if remake else {}
+
+    def fuse(self, fusing: Callable[[Sequence[Any]], list[Any]]) -> None:
+        """Replace steps by others that do the same, and that know themselves what to keep."""
+        super().fuse(fusing)
+        self._makers = {}
 
     @property
     def recomputes(self) -> bool:
@@ -179,11 +189,16 @@ class StageComputation(Computation):
         return self._recompute is not None
 
     def _execute(self, slots: Slots, seed: int) -> None:
-        if self._recompute is None:
-            self.run(self._steps, slots, seed)
-        else:
+        if self._recompute is not None:
             for stretch in self._stretches:
                 stretch.run(self, slots, seed)
+        elif self._makers:
+            recipes = Recipes(self._makers)
+            with self._own_chance() as generator:
+                for step in self._steps:
+                    recipes.run(step, slots, generator, seed)
+        else:
+            self.run(self._steps, slots, seed)
 
     @cached_property
     def _stretches(self) -> list[Stretch]:
@@ -280,6 +295,21 @@ def _compile(stage: Excerpt, device: torch.device) -> list[_Step]:
         step.drop = tuple(sorted(dying))
         kept |= dying
     return steps
+
+
+def _makers(stage: Excerpt, steps: Sequence[_Step]) -> dict[_Step, str]:
+    """Steps whose results may be worth a recipe, and their operations."""
+    analysis, mutable = stage.program.analysis, stage.program.mutated_slots
+    if analysis.precision != "fp32":
+        return {}
+    return {
+        step: node.op
+        for step, (_, node) in zip(steps, stage.nodes, strict=True)
+        if (node.op in REMADE_OPS or node.op == PRODUCT)
+        and not step.no_grad
+        and mutable.isdisjoint(step.reads)
+        and analysis.specs[step.out[0]].nbytes >= LEAST_BYTES
+    }
 
 
 def _matches(tensor: Tensor, spec: TensorSpec) -> bool:

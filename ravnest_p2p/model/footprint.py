@@ -96,25 +96,29 @@ class StorageMeter(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def footprint(
-    stage: StageProgram, make: Make | None = None, *, recompute: Sequence[int] | None = None
+    stage: StageProgram,
+    make: Make | None = None,
+    *,
+    recompute: Sequence[int] | None = None,
+    remake: bool = True,
 ) -> Footprint:
     """Run one micro-batch forward and backward, in the precision of the program's analysis; count storages.
 
     Args:
         make: gives each tensor that the stage starts from; fake ones without numbers where None.
-        recompute: as of `StageComputation`.
+        recompute, remake: as of `StageComputation`.
     Raises:
         NoBackward: an operation has no backward pass, or none on fake tensors.
     """
     with fake_mode() if make is None else nullcontext():
-        return _run(stage, _empty if make is None else make, recompute)
+        return _run(stage, _empty if make is None else make, recompute, remake)
 
 
 def _empty(spec: TensorSpec) -> Tensor:
     return torch.empty(spec.shape, dtype=spec.torch_dtype)
 
 
-def _run(stage: StageProgram, make: Make, recompute: Sequence[int] | None) -> Footprint:
+def _run(stage: StageProgram, make: Make, recompute: Sequence[int] | None, remake: bool) -> Footprint:
     params = {name: make(stage.tensor_spec(name)).requires_grad_() for name in stage.params}
     buffers = {name: make(stage.tensor_spec(name)) for name in stage.buffers}
     weights = [*params.values(), *buffers.values()]
@@ -124,7 +128,7 @@ def _run(stage: StageProgram, make: Make, recompute: Sequence[int] | None) -> Fo
         received = [make(spec).requires_grad_(spec.differentiable) for spec in stage.receives]
         for tensor in received:
             meter.add(tensor)
-        computation = StageComputation(stage, reseed=False, recompute=recompute)
+        computation = StageComputation(stage, reseed=False, recompute=recompute, remake=remake)
         with computing_in(stage.program.analysis.precision):
             sent = computation.forward(params, buffers, received, data, 0)
         held = meter.bytes

@@ -32,6 +32,7 @@ def layer_costs(program: Program) -> tuple[LayerCost, ...]:
                 activation_bytes=sum(analysis.saved_bytes[lo:hi]),
                 out_bytes=cuts.crossing_bytes[hi] if hi < len(program.nodes) else 0,
                 carried_bytes=cuts.carried_bytes[hi] if hi < len(program.nodes) else 0,
+                remade_bytes=sum(analysis.remade_bytes[lo:hi]),
             )
         )
         lo = hi

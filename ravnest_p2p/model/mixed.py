@@ -38,7 +38,8 @@ class MixedComputation(StageComputation):
         *,
         recompute: Sequence[int] | None = None,
     ) -> None:
-        super().__init__(stage, device, recompute=recompute)
+        # What autocast saves are its casts of what could be made again.
+        super().__init__(stage, device, recompute=recompute, remake=False)
         program, crossing = stage.program, crossing_slots(stage.program)
         specs = program.analysis.specs
         steps: list[Any] = []

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
-from ravnest_p2p.core.planning.cost import memory_of, stretches_of
+from ravnest_p2p.core.planning.cost import may_remake, memory_of, stretches_of
 from ravnest_p2p.core.planning.cuts import LayerTable
 from ravnest_p2p.core.planning.memory import StageMemory, carried_versions, speculative_copies, stage_memory
 from ravnest_p2p.core.planning.recompute import ALWAYS, AUTO
@@ -183,10 +183,13 @@ class Requirements:
         return tuple(tied.get(name, name) for name in names)
 
     def _peak_bytes(self, lo: int, hi: int, staleness: int, last: bool, recompute: bool) -> int:
-        """At a backward: that micro-batch, the others in flight, and every copy of what is trained."""
+        """At a backward: that micro-batch, the others in flight, and every copy of what is trained.
+
+        A ring works when the sums are gone, and takes less.
+        """
         stage = stage_program(self.program, lo, hi)
         starts = stretches_of(self._job, self._table).starts if recompute else None
-        found = footprint(stage, recompute=starts)
+        found = footprint(stage, recompute=starts, remake=may_remake(self._job))
         copies = stage_memory(
             param_bytes=sum(stage.tensor_spec(name).nbytes for name in stage.params),
             activation_bytes=found.held_bytes,
@@ -206,6 +209,7 @@ class Requirements:
             + copies.tensors
             - copies.weights
             - copies.activations
+            - copies.averaging
             + others
             + sent
             + early * sent // 2

@@ -70,6 +70,7 @@ class StageProgram(Excerpt):
             activation_bytes=sum(c.activation_bytes for c in costs),
             out_bytes=costs[-1].out_bytes,
             carried_bytes=costs[-1].carried_bytes,
+            remade_bytes=sum(c.remade_bytes for c in costs),
         )
 
     @cached_property

@@ -143,6 +143,16 @@ class Link:
             self._session.wake()
         return frame
 
+    async def drained(self, frames: int = 0) -> None:
+        """Waits until `queued` has fallen to so many: the buffers of all before them are free again.
+
+        Raises:
+            LinkLostError: the link is over before.
+        """
+        await self._until(lambda: self.queued <= frames)
+        if self.queued > frames and self.end is not None:
+            raise self.end
+
     async def close(self, timeout_s: float = 2.0) -> None:
         """Waits until everything sent is acknowledged, within `timeout_s`, and ends the link at both ends."""
         deadline = time.monotonic() + timeout_s

@@ -88,6 +88,9 @@ def _checked(spec: JobSpec) -> JobSpec:
     _need(min(spec.updates_per_round, spec.total_batches) >= 1, "at least one update a round and one batch")
     _need(all(layer.flops >= 0 for layer in spec.layers), "layer costs that are not negative")
     _need(all(layer.carried_bytes <= layer.out_bytes for layer in spec.layers), "to carry what is sent only")
+    _need(
+        all(layer.remade_bytes <= layer.activation_bytes for layer in spec.layers), "to remake less than all"
+    )
     _need(spec.stages <= len(spec.layers), "no more stages than layers")
     _need(spec.precision in PRECISIONS, f"a precision of {' or '.join(PRECISIONS)}")
     _need(spec.checkpoint in CHECKPOINTS, f"a checkpoint of {', '.join(CHECKPOINTS)}")

@@ -4,6 +4,7 @@ Problem: what asynchrony costs in quality has to be measured on the code that tr
 hours and its timing is not repeatable. Solution: every stage's `StageSchedule` orders a real `StageTrainer`;
 operations and links take virtual time, arithmetic is done at the moment an operation ends. Which weights a
 micro-batch meets follows from its index alone, so the result is that of a real swarm with these settings.
+Clusters that average are `testing.averaged_sim`.
 """
 
 from __future__ import annotations
@@ -19,7 +20,15 @@ from typing import Any
 from torch import Tensor
 
 from ravnest_p2p.core.pipeline.notes import NO_NOTE, Note
-from ravnest_p2p.core.pipeline.schedule import Backward, Forward, Op, Speculate, StageSchedule, Step
+from ravnest_p2p.core.pipeline.schedule import (
+    Average,
+    Backward,
+    Forward,
+    Op,
+    Speculate,
+    StageSchedule,
+    Step,
+)
 from ravnest_p2p.testing.clock import VirtualClock
 from ravnest_p2p.testing.lossy_link import Faults, LossyLink
 from ravnest_p2p.testing.pipeline_watch import InvariantViolation
@@ -34,8 +43,12 @@ Arrived = tuple[Sequence[Any], Note]
 Frame = tuple[int, Arrived]
 
 _NOTHING: Arrived = ((), NO_NOTE)
+
+Fed = Callable[[int], tuple[Mapping[str, Tensor], int]]
+"""The same, and the seed of its random nodes."""
+
 _FRAMES = 64
-_COMPUTE_S: dict[type[Op], float] = {Forward: 1.0, Backward: 1.0, Speculate: 0.0, Step: 0.0}
+_COMPUTE_S: dict[type[Op], float] = {Forward: 1.0, Backward: 1.0, Speculate: 0.0, Step: 0.0, Average: 0.0}
 
 
 @dataclass
@@ -52,12 +65,19 @@ class Trained:
 
 
 @dataclass
-class _Stage:
+class SimulatedStage:
+    """One stage in virtual time.
+
+    Attributes:
+        meet: called when an averaging is due; whoever averages ends it by `averaged`.
+    """
+
     schedule: StageSchedule
     trainer: StageTrainer
-    data: Data
+    fed: Fed
     clock: VirtualClock
     result: Trained
+    meet: Callable[[Average], None] = lambda _: None
     onward: LossyLink[Frame] | None = None
     back: LossyLink[Frame] | None = None
     activations: dict[int, Arrived] = field(default_factory=dict)
@@ -78,14 +98,20 @@ class _Stage:
         if op is not None:
             self.clock.after(_COMPUTE_S[type(op)], self._perform, op)
 
+    def averaged(self, op: Average) -> None:
+        self.schedule.finished(op)
+        self.advance()
+
     def _perform(self, op: Op) -> None:
+        if isinstance(op, Average):
+            self.meet(op)
+            return
         trainer = self.trainer
         send: Callable[[], None] = _nothing
         if isinstance(op, Forward):
             received, note = self.activations.pop(op.i, _NOTHING)
-            found = trainer.forward(
-                op.i, received, self.data(op.i), op.i, speculative=op.speculative, note=note
-            )
+            data, seed = self.fed(op.i)
+            found = trainer.forward(op.i, received, data, seed, speculative=op.speculative, note=note)
             if found.version != op.version:
                 raise InvariantViolation(f"{op} ran on weights with {found.version} updates")
             if found.loss is not None:
@@ -131,19 +157,40 @@ def train(
     Raises:
         InvariantViolation: a stage ran on other weights than the schedule says, or did not finish.
     """
-    clock, rng, result = VirtualClock(), random.Random(seed), Trained()
+    clock, result = VirtualClock(), Trained()
     m, count = microbatches_per_update, len(trainers)
+    schedules = [StageSchedule(s, count, tau, m, m * updates) for s, tau in enumerate(staleness)]
     stages = [
-        _Stage(StageSchedule(s, count, staleness[s], m, m * updates), trainer, data, clock, result)
-        for s, trainer in enumerate(trainers)
+        SimulatedStage(schedule, trainer, lambda i: (data(i), i), clock, result)
+        for schedule, trainer in zip(schedules, trainers, strict=True)
     ]
+    link(stages, clock, latency_s, faults or Faults(), random.Random(seed))
+    run(stages, clock)
+    return result
+
+
+def link(
+    stages: Sequence[SimulatedStage],
+    clock: VirtualClock,
+    latency_s: float,
+    faults: Faults,
+    rng: random.Random,
+) -> None:
+    """Lay the links of one pipeline."""
+    wire = (clock, rng, latency_s, faults, _FRAMES)
     for sender, receiver in pairwise(stages):
-        wire = (clock, rng, latency_s, faults or Faults(), _FRAMES)
         sender.onward = LossyLink(*wire, receiver.activation)
         receiver.back = LossyLink(*wire, sender.gradient)
+
+
+def run(stages: Sequence[SimulatedStage], clock: VirtualClock) -> None:
+    """Let every stage go to its end.
+
+    Raises:
+        InvariantViolation: one did not finish.
+    """
     for stage in stages:
         stage.advance()
     clock.run_until(math.inf)
     if not all(stage.schedule.done for stage in stages):
         raise InvariantViolation("a stage has nothing to do and is not done")
-    return result

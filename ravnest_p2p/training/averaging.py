@@ -21,6 +21,9 @@ from ravnest_p2p.core.rings import chunk_bounds
 ELEMENT_BYTES = 4
 """Chunks are little-endian float32."""
 
+_CHECKED = 1 << 16
+"""Elements that are checked at once."""
+
 Payload = bytes | bytearray | memoryview
 
 
@@ -114,16 +117,18 @@ def accumulate(chunk: Tensor, payload: Payload, dtype: str = "float32") -> None:
         ChunkMismatchError: another dtype or length than ours has; ours is unchanged.
         NonFiniteError: NaN or infinity, in the payload or in the sum; ours is unchanged.
     """
+    mine, theirs = chunk.numpy(), _received(chunk, payload, dtype)
     with np.errstate(over="ignore", invalid="ignore"):
-        total = chunk.numpy() + _received(chunk, payload, dtype)
-    _refuse_non_finite(total)
-    chunk.numpy()[:] = total
+        for part in _parts(chunk):
+            _refuse_non_finite(mine[part] + theirs[part], part.start)
+    np.add(mine, theirs, out=mine)
 
 
 def replace(chunk: Tensor, payload: Payload, dtype: str = "float32") -> None:
     """Put a received, complete chunk in the place of ours; arguments and errors as `accumulate`."""
     theirs = _received(chunk, payload, dtype)
-    _refuse_non_finite(theirs)
+    for part in _parts(chunk):
+        _refuse_non_finite(theirs[part], part.start)
     chunk.numpy()[:] = theirs
 
 
@@ -155,7 +160,13 @@ def _received(chunk: Tensor, payload: Payload, dtype: str) -> np.ndarray:
     return np.frombuffer(payload, dtype="<f4")
 
 
-def _refuse_non_finite(values: np.ndarray) -> None:
+def _parts(chunk: Tensor) -> list[slice]:
+    """A chunk is checked in parts, which need no memory of its size."""
+    return [slice(start, start + _CHECKED) for start in range(0, chunk.numel(), _CHECKED)]
+
+
+def _refuse_non_finite(values: np.ndarray, start: int) -> None:
     finite = np.isfinite(values)
     if not finite.all():
-        raise NonFiniteError(f"a chunk whose element {int(finite.argmin())} is, or becomes, not finite")
+        element = start + int(finite.argmin())
+        raise NonFiniteError(f"a chunk whose element {element} is, or becomes, not finite")

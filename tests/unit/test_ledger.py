@@ -7,7 +7,7 @@ from collections import Counter
 import pytest
 
 from ravnest_p2p.core.errors import OurFault
-from ravnest_p2p.core.ledger import Breach, DataOrder, Ledger, Shares
+from ravnest_p2p.core.ledger import Breach, DataOrder, Ledger, Shares, sample_of
 from ravnest_p2p.core.types import Generation
 
 FIRST, SECOND, THIRD = Generation(1, 0, "a"), Generation(1, 1, "b"), Generation(4, 0, "c")
@@ -33,6 +33,18 @@ def test_the_stream_never_changes() -> None:
     order = DataOrder(samples=10, microbatch_size=3, microbatches_per_update=2, seed=7)
     assert [order.sample_at(i) for i in range(10)] == [7, 3, 2, 6, 4, 5, 1, 9, 0, 8]
     assert order.microbatch(1, 1) == [order.sample_at(i) for i in (9, 10, 11)]
+
+
+def test_a_micro_batch_is_the_same_whichever_cluster_trains_it() -> None:
+    order = DataOrder(samples=100, microbatch_size=3, microbatches_per_update=2, seed=7)
+    first, second = Shares(0, 9, (2, 1)), Shares(3, 9, (1, 2))
+    assert sample_of(order, first, 0, 7) == sample_of(order, second, 1, 1)  # batch 4, second micro-batch
+    assert sample_of(order, first, 0, 7).batch == 4
+    assert sample_of(order, first, 0, 7).indices == order.microbatch(4, 1)
+    seeds = [sample_of(order, first, 0, i).seed for i in range(4)]
+    assert [seed - seeds[0] for seed in seeds] == [0, 1, 2, 3]
+    with pytest.raises(OurFault, match="no update 3"):
+        sample_of(order, first, 1, 6)
 
 
 def test_seeds_and_passes_shuffle_differently() -> None:

@@ -62,7 +62,7 @@ def loaded(job: Prepared, cuts: tuple[int, ...]) -> list[StageTrainer]:
         )
         for stage, place in enumerate(places)
     ]
-    lent = Lent(torch.device("cpu"), MICROBATCH_FLOPS)
+    lent = Lent(torch.device("cpu"), MICROBATCH_FLOPS, 1 << 30)
     return [
         load_stage(StartRun.model_validate_json(start.model_dump_json()), lent).trainer for start in starts
     ]

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from ravnest_p2p.core.capability import link_bps
 from ravnest_p2p.core.compression import least_share
 from ravnest_p2p.core.coordinates import predicted_rtt_s
+from ravnest_p2p.core.pipeline.correction import NONE
 from ravnest_p2p.core.pipeline.schedule import staleness_for
 from ravnest_p2p.core.pipeline.window import FIXED
 from ravnest_p2p.core.planning.cuts import (
@@ -32,6 +33,9 @@ from ravnest_p2p.core.planning.recompute import ALWAYS, AUTO, NEVER, Stretches
 from ravnest_p2p.core.types import Capability, JobSpec, PeerId
 
 MAX_LATENCY_RATIO = 1000.0
+
+AMPLE = 2.0
+"""Of what a stage needs: memory with which it keeps what costs little to make again."""
 
 MAX_BLOCKS = 64
 """Planning time grows with the square of the places to cut at; a 64th of a model is fine enough."""
@@ -87,12 +91,20 @@ def memory_of(
     staleness: int,
     *,
     recompute: bool,
+    remake: bool = True,
 ) -> StageMemory:
-    """Memory of one stage of the job, with or without recomputing."""
+    """Memory of one stage of the job, with or without recomputing.
+
+    Args:
+        remake: where nothing is recomputed and the job allows it, what costs little is made again.
+    """
     stretches = stretches_of(spec, table) if recompute else None
+    held = stretches.kept_bytes(lo, hi) if stretches else table.activation_bytes(lo, hi)
+    if remake and not recompute and may_remake(spec):
+        held -= table.remade_bytes(lo, hi)
     return stage_memory(
         param_bytes=table.param_bytes(lo, hi),
-        activation_bytes=stretches.kept_bytes(lo, hi) if stretches else table.activation_bytes(lo, hi),
+        activation_bytes=held,
         optimizer=spec.optimizer,
         staleness=staleness,
         microbatches_per_update=spec.microbatches_per_update,
@@ -101,6 +113,30 @@ def memory_of(
         carried_bytes=table.carried_bytes(lo, hi),
         correction=spec.staleness_correction,
     )
+
+
+def may_remake(spec: JobSpec) -> bool:
+    """Whether stages may make again what costs little (`model.remade`): not on weights that have moved."""
+    return spec.checkpoint != NEVER and spec.staleness_correction != NONE
+
+
+def remakes(
+    spec: JobSpec,
+    table: LayerTable,
+    stage: int,
+    stages: int,
+    lo: int,
+    hi: int,
+    staleness: int,
+    memory_bytes: int,
+) -> bool:
+    """Whether a stage on a peer with so much memory makes again what costs little.
+
+    Where memory is ample it does not. That is said by the peer, not by the plan, with room for the most that
+    a plan may count with over the estimate.
+    """
+    kept = memory_of(spec, table, stage, stages, lo, hi, staleness, recompute=False, remake=False)
+    return may_remake(spec) and kept.needed * AMPLE > memory_bytes
 
 
 def stage_need_bytes(

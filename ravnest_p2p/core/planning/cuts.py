@@ -64,6 +64,7 @@ class LayerTable:
         self._flops = list(accumulate((layer.flops for layer in layers), initial=0.0))
         self._params = list(accumulate((layer.param_bytes for layer in layers), initial=0))
         self._activations = list(accumulate((layer.activation_bytes for layer in layers), initial=0))
+        self._remade = list(accumulate((layer.remade_bytes for layer in layers), initial=0))
         self._cuts = [0, *(_sent_bytes(layer, sent_share) for layer in layers[:-1]), 0]
         self._carried = [0, *(layer.carried_bytes for layer in layers[:-1]), 0]
         self._carries = any(self._carried)
@@ -89,6 +90,10 @@ class LayerTable:
 
     def activation_bytes(self, lo: int, hi: int) -> int:
         return self._activations[hi] - self._activations[lo]
+
+    def remade_bytes(self, lo: int, hi: int) -> int:
+        """Of the activations, what can be made again for a few percent of the work."""
+        return self._remade[hi] - self._remade[lo]
 
     def carried_bytes(self, lo: int, hi: int) -> int:
         """Bytes of parameters that a stage of layers [lo, hi) receives, or sends for later ones to use.

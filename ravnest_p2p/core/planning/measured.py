@@ -47,6 +47,6 @@ def memory_scale(spec: JobSpec, measured: Iterable[MeasuredStage]) -> float:
     for seen in measured:
         if 0 <= seen.lo < seen.hi <= table.count and 0 <= seen.staleness <= limit:
             place = (seen.lo, seen.hi, seen.staleness)
-            need = memory_of(spec, table, int(seen.last), 2, *place, recompute=seen.recompute)
+            need = memory_of(spec, table, int(seen.last), 2, *place, recompute=seen.recompute, remake=False)
             worst = max(worst, seen.peak_bytes / need.needed)
     return min(round(worst, 3), MAX_MEMORY_SCALE)

@@ -54,7 +54,8 @@ class StageMemory(NamedTuple):
         gradients: the sums of one update.
         optimizer: state that the optimizer keeps.
         speculative: the copies ŵ that crossing micro-batches run on, in bfloat16.
-        averaging: the copy that an averaging round works on.
+        averaging: what an averaging takes more than a backward pass, whose sums and micro-batch are gone by
+            then: the copy that it works on, and a chunk that arrives.
         activations: of all micro-batches in flight, and of the stretch that is recomputed.
         carried: the versions of parameters that cross the stage's cuts, and one gradient of them.
     """
@@ -90,7 +91,7 @@ def stage_memory(
     carried_bytes: int = 0,
     correction: str = SPECULATIVE,
 ) -> StageMemory:
-    """Memory of a stage; every part grows with every argument.
+    """Memory of a stage; it never shrinks when an argument grows.
 
     Args:
         param_bytes: parameters and buffers of the stage's layers.
@@ -109,7 +110,7 @@ def stage_memory(
         optimizer=param_bytes * optimizer_slots(optimizer),
         speculative=correction_bytes(correction, param_bytes, carried_bytes)
         * speculative_copies(staleness, microbatches_per_update, last),
-        averaging=param_bytes,
+        averaging=max(0, param_bytes // 2 - activation_bytes - recomputed_bytes),
         activations=activation_bytes * (staleness + 1) + recomputed_bytes,
         carried=carried_bytes * (carried_versions(staleness, microbatches_per_update) + 1),
     )

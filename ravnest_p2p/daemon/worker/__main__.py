@@ -50,10 +50,11 @@ def main() -> None:
     files = sandbox.confine_files(
         sandbox.Rooms(options.blobs, options.job, options.sockets), options.compiler
     )
-    lent = Lent(choose_device(options.device), options.microbatch_flops, bool(options.compiler))
-    on_gpu = lent.device.type != "cpu"
+    device = choose_device(options.device)
+    on_gpu = device.type != "cpu"
+    lent = Lent(device, options.microbatch_flops, options.memory, bool(options.compiler))
     guard.limit_resources(None if on_gpu else options.memory, options.disk)
-    start_device(lent.device, options.memory)
+    start_device(device, options.memory)
     calls = sandbox.confine_calls(bool(options.compiler), driving=on_gpu)
     print(f"worker {os.getpid()}: {files}; {calls}", file=sys.stderr)
     if lent.compiling:

@@ -139,6 +139,11 @@ class RingExchange:
                 frame = await ring.before.receive()
             step, index = _place(frame.header, number)
             actions = round_.chunk_received(step, index)
+            if isinstance(actions[0], Replace):
+                # Ours has been sent, a whole turn of the ring ago, and the link keeps no copy of it.
+                assert ring.after is not None, "a ring of several members has a link to the member after"
+                with lost(ring.after):
+                    await ring.after.drained(ring.size - 1)
             await compute(lambda: _take(actions, chunks, frame.payload))  # noqa: B023 (awaited in the iteration)
         await compute(lambda: averaging.scatter(flat, self._params, self._buffers, ring.names))
 
@@ -146,10 +151,9 @@ class RingExchange:
         assert ring.after is not None, "a ring of several members has a link to the member after"
         for action in actions:
             if isinstance(action, SendChunk):
-                # A copy, since the chunk may be replaced while the link still keeps it for a re-send.
-                copy = averaging.view(chunks[action.chunk].clone())
+                header = {"r": number, "t": action.step, "c": action.chunk}
                 with lost(ring.after):
-                    await ring.after.send({"r": number, "t": action.step, "c": action.chunk}, [copy])
+                    await ring.after.send(header, [averaging.view(chunks[action.chunk])])
 
     def _peer(self, ring: Ring, rank: int) -> PeerId:
         member = ring.segment.members[rank]

@@ -10,7 +10,7 @@ import torch
 
 from ravnest_p2p.core.errors import PackageError
 from ravnest_p2p.core.pipeline.nonfinite import Skipped
-from ravnest_p2p.core.planning.cost import stretches_of
+from ravnest_p2p.core.planning.cost import remakes, stretches_of
 from ravnest_p2p.core.planning.cuts import LayerTable
 from ravnest_p2p.daemon.messages import StartRun
 from ravnest_p2p.model import (
@@ -33,11 +33,13 @@ class Lent:
 
     Attributes:
         microbatch_flops: most operations of one micro-batch, over all stages.
+        memory_bytes: what the stage may use.
         compiling: a compiler may be used.
     """
 
     device: torch.device
     microbatch_flops: float
+    memory_bytes: int
     compiling: bool = False
 
 
@@ -88,9 +90,7 @@ def load_stage(start: StartRun, lent: Lent) -> LoadedStage:
         wanted = {name: stage.tensor_spec(name) for name in (*stage.params, *stage.buffers)}
         weights = load_tensors(start.weights, wanted, partial=True)
     device = lent.device
-    starts = stretches_of(start.spec, LayerTable(start.spec.layers)).starts
-    kind = MixedComputation if start.spec.precision == "bf16" else StageComputation
-    computation = kind(stage, device, recompute=starts if place.recompute else None)
+    computation = _computation(start, stage, lent)
     compiling = False
     if lent.compiling:
         # Brings the code generator along, which takes time and memory.
@@ -116,6 +116,18 @@ def load_stage(start: StartRun, lent: Lent) -> LoadedStage:
         skipped=Skipped(start.spec.nonfinite),
     )
     return LoadedStage(stage, trainer, compiling)
+
+
+def _computation(start: StartRun, stage: StageProgram, lent: Lent) -> StageComputation:
+    """What runs the stage, keeping as much as the plan and the lent memory let it."""
+    spec, cluster = start.spec, start.plan.clusters[start.cluster]
+    table, place = LayerTable(spec.layers), cluster.stages[start.stage]
+    recompute = stretches_of(spec, table).starts if place.recompute else None
+    if spec.precision == "bf16":
+        return MixedComputation(stage, lent.device, recompute=recompute)
+    layers = (start.stage, len(cluster.stages), place.lo, place.hi)
+    remake = remakes(spec, table, *layers, place.staleness, lent.memory_bytes)
+    return StageComputation(stage, lent.device, recompute=recompute, remake=remake)
 
 
 def _spec(stage: StageProgram, name: str) -> TensorSpec:

@@ -17,9 +17,9 @@ import time
 from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
-from ravnest_p2p.core.ledger import DataOrder, Shares
+from ravnest_p2p.core.ledger import DataOrder, Sample, Shares, sample_of
 from ravnest_p2p.core.pipeline.schedule import (
     Average,
     Backward,
@@ -38,22 +38,11 @@ from ravnest_p2p.daemon.worker.neighbours import Neighbours
 from ravnest_p2p.daemon.worker.timeline import ACTIVATION, GRADIENT, Timeline
 from ravnest_p2p.training import FieldReader, Forwarded, save_piece
 
-SEED_STRIDE = 0x9E3779B1
-"""Spreads job seeds far apart, so that micro-batch numbers added to them never meet."""
-
 SAMPLES_NAMED = 8
 
 Compute = Callable[[Callable[[], Any]], Awaitable[Any]]
 Post = Callable[..., object]
 Result = TypeVar("Result")
-
-
-class Sample(NamedTuple):
-    """One micro-batch of the data order: its global batch, its samples, the seed of its random nodes."""
-
-    batch: int
-    indices: list[int]
-    seed: int
 
 
 def shares_of(start: StartRun) -> Shares:
@@ -289,9 +278,7 @@ class StageLoop:
 
     def _sample(self, i: int) -> Sample:
         """What local micro-batch i is made of."""
-        batch = self._shares.batch(self._start.cluster, i // self._m)
-        seed = (self._start.spec.seed * SEED_STRIDE + batch * self._m + i % self._m) % 2**63
-        return Sample(batch, self._order.microbatch(batch, i % self._m), seed)
+        return sample_of(self._order, self._shares, self._start.cluster, i)
 
 
 def _nothing() -> None:

@@ -1,0 +1,168 @@
+"""Does the simulation that `benchmarks.async_penalty` rests on train what a real swarm trains?
+
+Six peers on loopback train the benchmark's GPT in two clusters of three stages, which average every κ
+updates. Then the simulation trains the same job: the plan's layers, τ and κ, the product's order of samples
+and weights of the clusters. What both end with is compared by its loss on held-out text and weight by weight.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import ravnest_p2p as rn
+from benchmarks import penalty_setting as setting
+from benchmarks.common import Goal
+from benchmarks.penalty_runs import package_of, weights_of
+from ravnest_p2p.client.progress import Progress
+from ravnest_p2p.client.swarm import Job
+from ravnest_p2p.core.ledger import DataOrder, Shares
+from ravnest_p2p.core.pipeline.timeline import Span
+from ravnest_p2p.core.types import ClusterPlan, JobPhase, PeerId, StageAssignment
+from ravnest_p2p.model import Package, StageComputation, stage_program
+from ravnest_p2p.testing.averaged_sim import train_clusters
+from ravnest_p2p.testing.local_swarm import LocalSwarm, wait_until
+from ravnest_p2p.training import StageTrainer
+
+CLUSTERS, STAGES, M, KAPPA = 2, 3, 8, 10
+UPDATES, QUICK_UPDATES = 160, 24
+SEED = 0
+EPOCH_S = 900
+START_S, TRAIN_S = 120.0, 1200.0
+
+
+def real(quick: bool) -> tuple[dict[str, Any], list[Goal]]:
+    """Both runs, and how far apart they end."""
+    package = package_of(SEED, setting.MICROBATCH)
+    batches = CLUSTERS * (QUICK_UPDATES if quick else UPDATES)
+    x, y = setting.windows(setting.text(False), setting.MICROBATCH * M * batches, SEED + 1)
+    request = rn.JobRequest(
+        package,
+        (x, y),
+        optimizer=setting.optimizer_of("adamw", batches // CLUSTERS),
+        microbatch_size=setting.MICROBATCH,
+        microbatches_per_update=M,
+        updates_per_round=KAPPA,
+        stages=STAGES,
+        clusters=CLUSTERS,
+        seed=SEED,
+        checkpoint=False,
+    )
+    began_s = time.monotonic()
+    plan, trained = _swarm(request)
+    between_s = time.monotonic()
+    simulated = _simulation(package, request, (x, y), plan, batches)
+    found, expected = setting.held_out_loss(trained), setting.held_out_loss(simulated)
+    apart = [float((trained[n] - weight).norm() / weight.norm()) for n, weight in simulated.items()]
+    row = {
+        "swarm": found,
+        "simulation": expected,
+        "untrained": setting.held_out_loss(package.weights),
+        "gap %": 100 * (found / expected - 1),
+        "weights apart": max(apart),
+        "unequal tensors": sum(not torch.equal(trained[n], weight) for n, weight in simulated.items()),
+        "κ": [cluster.updates_per_round for cluster in plan],
+        "layers": [[(stage.lo, stage.hi) for stage in cluster.stages] for cluster in plan],
+        "τ": [[stage.staleness for stage in cluster.stages] for cluster in plan],
+        "swarm s": between_s - began_s,
+        "simulation s": time.monotonic() - between_s,
+    }
+    goal = Goal("loss of a real swarm, off the simulation's", abs(row["gap %"]), "%", "<= 1")
+    return {"2 clusters of 3 stages": row}, [goal]
+
+
+def _swarm(request: rn.JobRequest) -> tuple[tuple[ClusterPlan, ...], dict[str, Tensor]]:
+    """What the planner planned, and the finished weights."""
+    peers = CLUSTERS * STAGES
+    with tempfile.TemporaryDirectory(prefix="penalty-") as folder:
+        swarm = LocalSwarm(Path(folder), peers, more=["--epoch", str(EPOCH_S)])
+        with swarm, rn.connect(swarm.bootstrap.address) as connection:
+            lending = lambda: sum(bool(peer["memory_bytes"]) for peer in connection.peers())  # noqa: E731
+            wait_until(lambda: lending() == peers, START_S, "all peers have measured themselves")
+            job = connection.submit_request(request)
+            kappas = wait_until(lambda: _kappas(job), TRAIN_S, "the first round is averaged")
+            plan = _plan(job.status(), kappas)
+            wait_until(lambda: job.status().over, TRAIN_S, "the job is over")
+            last = job.status()
+            if last.phase is not JobPhase.DONE or len(last.lineage) != 1:
+                raise RuntimeError(f"{last.phase.value} after {last.lineage}: {last.reason}")
+            return plan, job.result(timeout_s=60)
+
+
+def _kappas(job: Job) -> list[int]:
+    """Updates of each cluster in one round, by the timelines of their first stages; [] before the first."""
+    progress = job.status()
+    if progress.over:
+        raise RuntimeError(f"the job ended as {progress.phase.value}: {progress.reason}")
+    if not progress.batches_done:
+        return []
+    firsts = [line for line in job.trace(TRAIN_S).stages if line.stage == 0]
+    found = [_kappa(line.operations) for line in sorted(firsts, key=lambda line: line.cluster)]
+    return found if len(found) == CLUSTERS and all(found) else []
+
+
+def _kappa(operations: Sequence[Span]) -> int:
+    averaged = [place for place, span in enumerate(operations) if span.kind == "A"]
+    if not averaged:
+        return 0
+    last = averaged[-1]
+    updates = max(span.number for span in operations[:last] if span.kind == "|") + 1
+    return updates // (operations[last].number + 1)
+
+
+def _plan(progress: Progress, kappas: Sequence[int]) -> tuple[ClusterPlan, ...]:
+    return tuple(
+        ClusterPlan(
+            tuple(
+                StageAssignment(PeerId(stage.peer), stage.lo, stage.hi, stage.staleness_bound or 0)
+                for stage in cluster.stages
+            ),
+            kappa,
+        )
+        for cluster, kappa in zip(progress.clusters, kappas, strict=True)
+    )
+
+
+def _simulation(
+    package: Package,
+    request: rn.JobRequest,
+    data: tuple[Tensor, Tensor],
+    plan: tuple[ClusterPlan, ...],
+    batches: int,
+) -> dict[str, Tensor]:
+    """The weights that the same job ends with in virtual time."""
+    x, y = data
+    trainers = [[_trainer(package, request, stage) for stage in cluster.stages] for cluster in plan]
+
+    def names(lo: int, hi: int) -> list[str]:
+        part = stage_program(package.program, lo, hi)
+        return sorted({*part.params, *part.mutable_buffers})
+
+    train_clusters(
+        plan,
+        trainers,
+        lambda indices: {"x0": x[list(indices)], "y0": y[list(indices)]},
+        names,
+        order=DataOrder(len(x), request.microbatch_size, M, request.seed),
+        shares=Shares(0, batches, tuple(cluster.updates_per_round for cluster in plan)),
+    )
+    return {name: weight.detach() for trainer in trainers[0] for name, weight in trainer.params.items()}
+
+
+def _trainer(package: Package, request: rn.JobRequest, place: StageAssignment) -> StageTrainer:
+    stage = stage_program(package.program, place.lo, place.hi)
+    return StageTrainer(
+        StageComputation(stage),
+        weights_of(package, stage),
+        {},
+        optimizer=request.optimizer,
+        microbatches_per_update=M,
+        staleness=place.staleness,
+        is_last=stage.is_last,
+    )

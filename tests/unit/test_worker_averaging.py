@@ -1,0 +1,114 @@
+"""A stage's rings over links that keep what they were given until it is acknowledged, late."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from torch import Tensor
+
+from ravnest_p2p.core.errors import CoMemberLostError, LinkLostError
+from ravnest_p2p.core.types import ClusterPlan, Generation, JobId, JobPlan, PeerId, StageAssignment
+from ravnest_p2p.daemon.worker.averaging import RingExchange
+
+
+class Frame(NamedTuple):
+    header: dict[str, Any]
+    payload: memoryview
+
+
+class SlowLink:
+    """Both ends in one. Nothing is acknowledged before the sender waits for it."""
+
+    def __init__(self) -> None:
+        self.remote = PeerId("other")
+        self.broken = False
+        self._frames: asyncio.Queue[Frame] = asyncio.Queue()
+        self._kept: list[tuple[memoryview, bytes]] = []
+
+    async def send(self, header: dict[str, Any], buffers: list[memoryview]) -> None:
+        (buffer,) = buffers
+        self._kept.append((buffer, bytes(buffer)))
+        await self._frames.put(Frame(header, memoryview(bytes(buffer))))
+
+    async def receive(self) -> Frame:
+        return await self._frames.get()
+
+    async def drained(self, frames: int = 0) -> None:
+        if self.broken:
+            raise LinkLostError("gone")
+        await asyncio.sleep(0)
+        while len(self._kept) > frames:
+            self.acknowledge()
+
+    def acknowledge(self) -> None:
+        """What is kept is still what was sent, so that it could have been sent again."""
+        buffer, sent = self._kept.pop(0)
+        assert bytes(buffer) == sent
+
+    def end(self) -> None:
+        while self._kept:
+            self.acknowledge()
+
+
+class Server:
+    def __init__(self, links: dict[tuple[str, str], SlowLink], peer: str) -> None:
+        self._links, self._peer = links, peer
+
+    def expect(self, channel: str, peer: PeerId, limits: object) -> SlowLink:
+        return self._links.setdefault((channel, self._peer), SlowLink())
+
+    async def dial(self, peer: PeerId, nonce: str, channel: str, limits: object) -> SlowLink:
+        return self._links.setdefault((channel, peer), SlowLink())
+
+
+async def rings(members: int) -> tuple[list[RingExchange], list[dict[str, Tensor]], list[SlowLink]]:
+    clusters = tuple(ClusterPlan((StageAssignment(PeerId(f"p{c}"), 0, 1, 0),), 1) for c in range(members))
+    plan = JobPlan(JobId("job"), Generation(1, 0, "tag"), clusters)
+    links: dict[tuple[str, str], SlowLink] = {}
+    params = [{"w": torch.arange(7.0) * (c + 1)} for c in range(members)]
+    found: list[RingExchange] = []
+    for c in range(members):
+        server: Any = Server(links, f"p{c}")
+        found.append(RingExchange(server, plan, c, 0, lambda lo, hi: ["w"], params[c], {}))
+        found[-1].expect()
+
+    async def nonce_of(peer: PeerId) -> str:
+        return "nonce"
+
+    for exchange in found:
+        await exchange.dial(nonce_of)
+    return found, params, list(links.values())
+
+
+async def compute(work: Any) -> Any:
+    return work()
+
+
+@pytest.mark.parametrize("members", [2, 3, 5])
+def test_no_chunk_changes_while_a_link_may_have_to_send_it_again(members: int) -> None:
+    async def run() -> None:
+        exchanges, params, links = await rings(members)
+        weights = [float(c + 1) for c in range(members)]
+        for number in range(2):
+            await asyncio.gather(*(e.average(number, weights, compute) for e in exchanges))
+        for link in links:
+            link.end()
+        mean = sum(w * w for w in weights) / sum(weights)
+        assert all(torch.equal(its["w"], params[0]["w"]) for its in params)
+        torch.testing.assert_close(params[0]["w"], torch.arange(7.0) * mean)
+
+    asyncio.run(run())
+
+
+def test_a_member_that_is_lost_before_it_acknowledged_is_named() -> None:
+    async def run() -> None:
+        exchanges, params, links = await rings(2)
+        links[0].broken = links[1].broken = True
+        with pytest.raises(CoMemberLostError, match="gone"):
+            await asyncio.gather(*(e.average(0, [1, 1], compute) for e in exchanges))
+        assert params[0]["w"].tolist() == torch.arange(7.0).tolist()
+
+    asyncio.run(run())
