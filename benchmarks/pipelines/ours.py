@@ -30,6 +30,9 @@ MEMORY = "3GB"
 EPOCH_S = 900
 START_S = 120.0
 PICTURE_S = 3.5
+POLL_S = 2.0
+"""Asking takes processor time of all peers."""
+
 GAP_US = 1000
 SETTLING = 2
 """Updates before the ones that are measured."""
@@ -108,7 +111,7 @@ def _wait_for(job: Any, version: int) -> Any:
             raise RuntimeError(f"the job ended as {progress.phase.value}: {progress.reason}")
         if stages and min(stage.version for stage in stages) >= version:
             return stages
-        time.sleep(0.5)
+        time.sleep(POLL_S)
 
 
 def _cpu(swarm: LocalSwarm) -> dict[str, float]:
