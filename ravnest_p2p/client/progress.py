@@ -24,6 +24,9 @@ class StageProgress(_View):
     Attributes:
         busy: share of the time that it computes, 0 to 1.
         staleness: updates between a forward and its backward, now; `staleness_bound` is what the plan allows.
+        ahead: how stale what is computed is, in micro-batches: at the forward of so many of them, 0, 1, 2, …
+            were in flight before, since the generation began. `crossed` of all these ran on the early step,
+            as the update before theirs was not complete.
         in_flight: micro-batches forwarded whose gradients are not back yet.
         bytes_sent: to other peers, since the generation began.
         peak_memory_bytes: most that its worker took; on a GPU, of the GPU's memory.
@@ -42,6 +45,8 @@ class StageProgress(_View):
     busy: float | None = None
     staleness: int | None = None
     staleness_bound: int | None = None
+    ahead: tuple[int, ...] = ()
+    crossed: int = 0
     in_flight: int = 0
     bytes_sent: int = 0
     peak_memory_bytes: int = 0

@@ -15,6 +15,10 @@ from ravnest_p2p.core.types import Generation, JobId, JobPlan, JobSpec, PeerId
 
 Name = Annotated[str, Field(max_length=512)]
 Text = Annotated[str, Field(max_length=4096)]
+Count = Annotated[int, Field(ge=0, le=1 << 62)]
+
+AHEAD_KEPT = 64
+"""Counts of a report's histogram; the last is of so many in flight or more."""
 
 
 class Message(BaseModel):
@@ -89,6 +93,8 @@ class Report(Message):
         busy: share of the time since training began that the compute thread worked.
         lo, hi, staleness_bound, recompute, last: which stage it is about, and how it was to be trained.
         staleness: the largest measured so far (updates between forward and backward of a micro-batch).
+        ahead: micro-batches at whose forward 0, 1, 2, … were in flight before them, since the run began.
+        crossed: micro-batches of these that ran on ŵ, the update before theirs not being complete.
         staleness_limit: bound on τ now, where it grows with the updates.
         window: micro-batches that may be in flight now.
         window_wanted: how many would keep the stage busy, by what was measured, whatever the bound.
@@ -113,6 +119,8 @@ class Report(Message):
     training_s: float = 0.0
     averaging_s: float = 0.0
     staleness: int = 0
+    ahead: tuple[Count, ...] = Field(default=(), max_length=AHEAD_KEPT)
+    crossed: Count = 0
     staleness_limit: int = 0
     window: int = 0
     window_wanted: float = 0.0

@@ -116,6 +116,8 @@ def _cluster(
                 "busy": report.busy,
                 "staleness": report.staleness,
                 "staleness_bound": place.staleness,
+                "ahead": list(report.ahead),
+                "crossed": report.crossed,
                 "in_flight": report.in_flight,
                 "samples": report.samples,
                 "bytes_sent": report.bytes_sent,

@@ -53,6 +53,8 @@ STATUS: dict[str, Any] = {
                     "busy": 0.87,
                     "staleness": 1 - stage,
                     "staleness_bound": 2 - stage,
+                    "ahead": [10, 20, 300, 0] if stage == 0 else [330],
+                    "crossed": 82 * (1 - stage),
                     "in_flight": 2,
                     "bytes_sent": 5_000_000,
                     "peak_memory_bytes": 412_000_000 * (1 - stage),
@@ -88,6 +90,8 @@ def test_the_picture_says_everything_that_is_known() -> None:
         "spare",
         "█",
         "412.0 MB ↻",
+        "▂▂█▁",
+        "0/1",
     ]
     for part in wanted:
         assert part in text, part
@@ -111,6 +115,26 @@ def test_a_curve_falls_as_its_values_do() -> None:
     assert list(curve) == sorted(curve, reverse=True)
     assert live.curve([2.0]) == "▁"
     assert live.curve([float("nan")]) == ""
+
+
+def test_bars_are_counts_from_zero_on_and_few() -> None:
+    assert live.bars([]) == ""
+    assert live.bars([0, 0]) == "▁▁"
+    assert live.bars([1, 1000, 500]) == "▂█▅"
+    assert live.bars([1] * 64) == "█" * 9
+
+
+@pytest.mark.parametrize("width", [100, 120])
+def test_the_table_fits(width: int) -> None:
+    """At 100 columns, one row for each stage, whole words."""
+    console = Console(file=io.StringIO(), width=width)
+    console.print(live.render(STATUS))
+    rows = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
+    (head,) = [number for number, row in enumerate(rows) if "layers" in row]
+    for title in ("stage", "peer", "state", "loss", "updates", "busy", "in flight", "sent", "memory"):
+        assert title in rows[head], title
+    assert ["0/0" in rows[head + 1], "0/1" in rows[head + 2]] == [True, True]
+    assert "412.0 MB ↻" in rows[head + 1]
 
 
 @pytest.mark.parametrize(

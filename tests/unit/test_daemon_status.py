@@ -248,6 +248,12 @@ def test_what_is_left_out_counts_once_in_each_cluster() -> None:
     assert "4 micro-batches and 1 updates of stages left out as not finite; the newest: x" in line(progress)
 
 
+def test_what_was_in_flight_ahead_of_each_micro_batch_is_shown() -> None:
+    found = views(report=Report(ahead=(1, 2, 3), crossed=4))
+    stage = job_status(JOB, JobEntry(spec=SPEC), PLAN, overviews(found), PEERS)["clusters"][0]["stages"][0]
+    assert (stage["ahead"], stage["crossed"]) == ([1, 2, 3], 4)
+
+
 def test_samples_count_what_is_saved_not_what_is_under_way() -> None:
     found = views(pieces=(Piece(0, 2, 8, 4, BLOB, ()),), report=Report(updates=30, samples=900))
     status = job_status(JOB, JobEntry(spec=SPEC), PLAN, overviews(found), PEERS)

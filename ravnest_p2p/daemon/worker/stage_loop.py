@@ -224,7 +224,7 @@ class StageLoop:
         result = self._timed(op, neighbours, work)
 
         def count() -> float:
-            self._meter.forwarded(op.i, result.version)
+            self._meter.forwarded(op.i, result.version, crossed=op.speculative)
             if result.loss is not None:
                 self._meter.loss(sample.batch, result.loss, self._m)
             return self._window.activation_left(op.i, time.monotonic())
