@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
@@ -16,11 +17,13 @@ from rich.table import Table
 from rich.text import Text
 
 from ravnest_p2p.client.progress import ClusterProgress, Progress, StageProgress
+from ravnest_p2p.core.pipeline.window import TOLERANCE
 from ravnest_p2p.core.types import JobPhase
 
 _BARS = "▁▂▃▄▅▆▇█"
 _CURVE_COLUMNS = 48
 _BAR_COLUMNS = 9
+_MOST_SHOWN = 9999.0
 _STYLES = {
     JobPhase.WAITING: "yellow",
     JobPhase.RUNNING: "green",
@@ -139,10 +142,10 @@ def _bar(progress: Progress) -> Table:
 
 
 def _stages(clusters: Sequence[ClusterProgress]) -> Table:
-    table = Table(box=None, padding=(0, 1), collapse_padding=True, header_style="dim")
+    table = Table(box=None, padding=(0, 1), collapse_padding=True, pad_edge=False, header_style="dim")
     for name in ("stage", "layers", "peer", "state"):
         table.add_column(name)
-    for name in ("loss", "updates", "busy", "staleness"):
+    for name in ("loss", "updates", "busy", "ahead"):
         table.add_column(name, justify="right")
     table.add_column("in flight")
     for name in ("sent", "memory"):
@@ -158,7 +161,7 @@ def _stages(clusters: Sequence[ClusterProgress]) -> Table:
                 Text(number(cluster.loss) if last else ""),
                 Text(str(stage.version)),
                 _busy(stage.busy),
-                Text(_staleness(stage)),
+                Text(_ahead(stage)),
                 Text(bars(stage.ahead) or str(stage.in_flight)),
                 Text(bytes_text(stage.bytes_sent)),
                 Text(_memory(stage)),
@@ -180,11 +183,13 @@ def _memory(stage: StageProgress) -> str:
     return bytes_text(stage.peak_memory_bytes) + (" ↻" if stage.recompute else "")
 
 
-def _staleness(stage: StageProgress) -> str:
-    if stage.staleness is None:
-        return "–"
-    return (
-        f"{stage.staleness}"
-        if stage.staleness_bound is None
-        else f"{stage.staleness} ≤ {stage.staleness_bound}"
-    )
+def _ahead(stage: StageProgress) -> str:
+    """τ now, what would keep the stage busy, and the plan's bound; before it that of now, if it is lower."""
+    bounds = [stage.staleness_limit, stage.staleness_bound]
+    if stage.staleness_limit == stage.staleness_bound:
+        bounds.pop()
+    shown = "".join(f" ≤ {bound}" for bound in bounds if bound is not None)
+    if stage.window is None or stage.window_wanted is None:
+        return f"–{shown}"
+    wanted = max(0.0, min(stage.window_wanted - 1.0, _MOST_SHOWN))
+    return f"{stage.window - 1} of {math.ceil(wanted - TOLERANCE)}{shown}"

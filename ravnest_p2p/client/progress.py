@@ -23,7 +23,10 @@ class StageProgress(_View):
 
     Attributes:
         busy: share of the time that it computes, 0 to 1.
-        staleness: updates between a forward and its backward, now; `staleness_bound` is what the plan allows.
+        staleness: updates between a forward and its backward, the most so far.
+        window: micro-batches that may be in flight now, one more than its τ; `window_wanted` of them would
+            keep it busy, by what was measured, whatever the bounds.
+        staleness_limit: bound on τ now, which with "adaptive" grows; `staleness_bound` is the plan's.
         ahead: how stale what is computed is, in micro-batches: at the forward of so many of them, 0, 1, 2, …
             were in flight before, since the generation began. `crossed` of all these ran on the early step,
             as the update before theirs was not complete.
@@ -44,6 +47,9 @@ class StageProgress(_View):
     version: int = 0
     busy: float | None = None
     staleness: int | None = None
+    window: int | None = None
+    window_wanted: float | None = None
+    staleness_limit: int | None = None
     staleness_bound: int | None = None
     ahead: tuple[int, ...] = ()
     crossed: int = 0

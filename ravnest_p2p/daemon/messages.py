@@ -15,8 +15,11 @@ from ravnest_p2p.core.types import Generation, JobId, JobPlan, JobSpec, PeerId
 
 Name = Annotated[str, Field(max_length=512)]
 Text = Annotated[str, Field(max_length=4096)]
+Seconds = Annotated[float, Field(ge=0, le=1e9)]
 Count = Annotated[int, Field(ge=0, le=1 << 62)]
 
+MAX_WINDOW = 1 << 20
+"""Micro-batches in flight that a report may name."""
 AHEAD_KEPT = 64
 """Counts of a report's histogram; the last is of so many in flight or more."""
 
@@ -121,9 +124,9 @@ class Report(Message):
     staleness: int = 0
     ahead: tuple[Count, ...] = Field(default=(), max_length=AHEAD_KEPT)
     crossed: Count = 0
-    staleness_limit: int = 0
-    window: int = 0
-    window_wanted: float = 0.0
+    staleness_limit: Annotated[int, Field(ge=0)] = 0
+    window: Annotated[int, Field(ge=0)] = 0
+    window_wanted: Annotated[float, Field(ge=0, le=MAX_WINDOW)] = 0.0
     in_flight: int = 0
     samples: int = 0
     bytes_sent: int = 0

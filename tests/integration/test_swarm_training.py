@@ -231,7 +231,9 @@ def test_every_stage_trains_in_the_order_of_the_closed_form(
             assert all(tau <= paper_bound(u) for u, tau in enumerate(of_batches))
         of_stages.append(of_batches)
     # A job that is over may be in no plan any more.
-    for shown, of_batches in zip((s for c in found["clusters"] for s in c["stages"]), of_stages, strict=False):
+    for shown, of_batches in zip(
+        (s for c in found["clusters"] for s in c["stages"]), of_stages, strict=False
+    ):
         assert sum(shown["ahead"]) == batches * m
         assert len(shown["ahead"]) <= shown["staleness_bound"] + 1
         assert shown["crossed"] == sum(of_batches[1:])

@@ -7,6 +7,7 @@ from dataclasses import replace
 from types import MappingProxyType
 
 import pytest
+from pydantic import ValidationError
 
 from ravnest_p2p.cli.live import line
 from ravnest_p2p.client.progress import Progress
@@ -252,6 +253,20 @@ def test_what_was_in_flight_ahead_of_each_micro_batch_is_shown() -> None:
     found = views(report=Report(ahead=(1, 2, 3), crossed=4))
     stage = job_status(JOB, JobEntry(spec=SPEC), PLAN, overviews(found), PEERS)["clusters"][0]["stages"][0]
     assert (stage["ahead"], stage["crossed"]) == ([1, 2, 3], 4)
+
+
+def test_a_window_is_shown_with_what_was_measured_and_both_bounds() -> None:
+    def stage(report: Report) -> dict[str, object]:
+        found = job_status(JOB, JobEntry(spec=SPEC), PLAN, overviews(views(report=report)), PEERS)
+        shown: dict[str, object] = found["clusters"][0]["stages"][0]
+        return {key: shown[key] for key in ("window", "window_wanted", "staleness_limit", "staleness_bound")}
+
+    known = stage(Report(window=2, window_wanted=4.5, staleness_limit=1, staleness_bound=7))
+    assert known == {"window": 2, "window_wanted": 4.5, "staleness_limit": 1, "staleness_bound": 1}
+    assert stage(Report())["window"] is None, "it has said nothing yet"
+    for wrong in ({"window_wanted": float("nan")}, {"window_wanted": 1e9}, {"window": -1}):
+        with pytest.raises(ValidationError):
+            Report(**wrong)
 
 
 def test_samples_count_what_is_saved_not_what_is_under_way() -> None:

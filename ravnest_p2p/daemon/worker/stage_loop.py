@@ -30,7 +30,7 @@ from ravnest_p2p.core.pipeline.schedule import (
     Step,
 )
 from ravnest_p2p.core.pipeline.window import Echo, Window
-from ravnest_p2p.daemon.messages import Message, PieceSaved, Report, StartRun
+from ravnest_p2p.daemon.messages import MAX_WINDOW, Message, PieceSaved, Report, StartRun
 from ravnest_p2p.daemon.worker.averaging import RingExchange
 from ravnest_p2p.daemon.worker.loading import LoadedStage
 from ravnest_p2p.daemon.worker.meter import Meter
@@ -132,7 +132,7 @@ class StageLoop:
             "staleness_bound": place.staleness,
             "staleness_limit": self._window.limit(self._trainer.version),
             "window": self._window.chosen + 1,
-            "window_wanted": self._window.wanted + 1.0,
+            "window_wanted": min(self._window.wanted + 1.0, MAX_WINDOW),
             "recompute": place.recompute,
             "skipped": self._trainer.skipped.microbatches,
             "skipped_updates": self._trainer.skipped.updates,
