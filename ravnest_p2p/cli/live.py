@@ -46,6 +46,7 @@ def render(status: dict[str, Any] | Progress) -> RenderableType:
         parts.append(Text(_skipped(progress), style="yellow"))
     if progress.clusters:
         parts.append(_stages(progress.clusters))
+        parts += [Text(text, style="yellow") for text in progress.advice]
     if progress.spares:
         parts.append(Text.assemble(("spare: ", "dim"), ", ".join(map(short, progress.spares))))
     title = Text.assemble((progress.name or "job", "bold"), f"  {progress.job[:12]}")

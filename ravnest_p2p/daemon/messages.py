@@ -101,6 +101,10 @@ class Report(Message):
         staleness_limit: bound on τ now, where it grows with the updates.
         window: micro-batches that may be in flight now.
         window_wanted: how many would keep the stage busy, by what was measured, whatever the bound.
+        narrow: so many more than are allowed, for some time, that something should be done.
+        way_s: mean of both ways of a micro-batch to the stage after and back, without what it did meanwhile.
+        rtt_s: round trip of an empty message on that link; 0 where it is not known.
+        pace_s: slowest computation or carriage of a micro-batch in the pipeline.
         skipped: micro-batches left out, since the run began, for a value that was not finite.
         skipped_updates: updates that this stage did not make for a gradient that was not finite.
         skipped_why: the newest of either, with its place.
@@ -127,6 +131,10 @@ class Report(Message):
     staleness_limit: Annotated[int, Field(ge=0)] = 0
     window: Annotated[int, Field(ge=0)] = 0
     window_wanted: Annotated[float, Field(ge=0, le=MAX_WINDOW)] = 0.0
+    narrow: bool = False
+    way_s: Seconds = 0.0
+    rtt_s: Seconds = 0.0
+    pace_s: Seconds = 0.0
     in_flight: int = 0
     samples: int = 0
     bytes_sent: int = 0

@@ -101,6 +101,13 @@ def test_the_picture_says_everything_that_is_known() -> None:
     assert drawn(Progress.of(STATUS)) == text
 
 
+def test_advice_stands_under_the_table_as_it_is() -> None:
+    rows = drawn(STATUS | {"advice": ["cluster 0, stage 0 [b]may", "cluster 1, stage 2"]}).splitlines()
+    (first,) = [number for number, row in enumerate(rows) if "cluster 0, stage 0 [b]may" in row]
+    assert "0/1" in rows[first - 1]
+    assert "cluster 1, stage 2" in rows[first + 1]
+
+
 def test_the_picture_of_a_job_that_waits_says_why() -> None:
     text = drawn({"job": "5a" * 32, "phase": "waiting", "reason": "2 peers are missing"})
     assert "waiting" in text

@@ -30,6 +30,7 @@ from ravnest_p2p.core.pipeline.schedule import (
     Step,
 )
 from ravnest_p2p.core.pipeline.window import Echo, Window
+from ravnest_p2p.core.pipeline.window_advice import Shortage
 from ravnest_p2p.daemon.messages import MAX_WINDOW, Message, PieceSaved, Report, StartRun
 from ravnest_p2p.daemon.worker.averaging import RingExchange
 from ravnest_p2p.daemon.worker.loading import LoadedStage
@@ -88,6 +89,7 @@ class StageLoop:
         after = len(start.plan.clusters[start.cluster].stages) - 1 - start.stage
         version = stage.trainer.version
         self._window = Window(after, self._place.staleness, start.spec.staleness, version)
+        self._shortage = Shortage()
         self._schedule.wanted = self._window.chosen
         held = [*stage.trainer.params.values(), *stage.trainer.buffers.values()]
         stage.trainer.skipped.named = self._named
@@ -122,8 +124,12 @@ class StageLoop:
             self._finished(average, _nothing)
         await neighbours.flush()
 
-    def progress(self, bytes_sent: int, bytes_received: int) -> Report:
-        """What was measured so far; losses are handed out once."""
+    def progress(self, bytes_sent: int, bytes_received: int, rtt_s: float) -> Report:
+        """What was measured so far; losses are handed out once.
+
+        Args:
+            rtt_s: of the link to the stage after; 0 where there is none, or it is not known.
+        """
         self.timeline.flush()
         place = self._place
         about = {
@@ -133,6 +139,10 @@ class StageLoop:
             "staleness_limit": self._window.limit(self._trainer.version),
             "window": self._window.chosen + 1,
             "window_wanted": min(self._window.wanted + 1.0, MAX_WINDOW),
+            "narrow": self._shortage.lasting,
+            "way_s": self._window.way_s,
+            "rtt_s": rtt_s,
+            "pace_s": self._window.pace_s,
             "recompute": place.recompute,
             "skipped": self._trainer.skipped.microbatches,
             "skipped_updates": self._trainer.skipped.updates,
@@ -175,7 +185,7 @@ class StageLoop:
                     self._finished(op, _nothing)
                 case Step():
                     self._timed(op, neighbours, self._trainer.step)
-                    self._finished(op, lambda: self._meter.stepped(self._trainer.version))
+                    self._finished(op, self._stepped)
                 case Average():
                     return op
         return None
@@ -251,6 +261,11 @@ class StageLoop:
         if echo is not None and self._start.stage:
             self.timeline.queued(GRADIENT, op.i)
             post(neighbours.send_gradient, op.i, received_gradients, echo, self._trainer.gradient_note)
+
+    def _stepped(self) -> None:
+        version = self._trainer.version
+        self._meter.stepped(version)
+        self._shortage.told(self._window.wanted + 1.0, self._window.limit(version) + 1)
 
     async def _average(self, op: Average, rings: RingExchange) -> None:
         """One round: the mean over clusters of what this stage holds, then its saved piece."""
