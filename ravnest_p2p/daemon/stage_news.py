@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 
-from ravnest_p2p.core.pipeline.window_advice import Seen, advice, carries
+from ravnest_p2p.core.pipeline.batch_advice import batch_advice
+from ravnest_p2p.core.pipeline.window_advice import LASTING, Seen, advice, carries
 from ravnest_p2p.core.types import ClusterPlan, JobId, JobPlan, JobSpec
 from ravnest_p2p.daemon.messages import Report
 
@@ -50,6 +51,14 @@ def narrowest(spec: JobSpec, cluster: ClusterPlan, reports: Sequence[Report]) ->
         return ""
     stage, seen = min(found, key=lambda each: each[1].busy)
     return advice(spec, cluster, stage, seen)
+
+
+def batch_too_small(spec: JobSpec, first: Report) -> str:
+    """What to say of m, by the window that a cluster's first stage has found; empty where it is enough."""
+    if first.updates < LASTING:
+        return ""
+    tau = min(max(0, first.window - 1), spec.staleness_bound)
+    return "".join(batch_advice(spec.microbatches_per_update, spec.staleness_bound, tau, "stage 0"))
 
 
 def _seen(report: Report, cluster: ClusterPlan, stage: int, *, carried: bool) -> Seen:

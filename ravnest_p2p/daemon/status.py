@@ -15,7 +15,7 @@ from ravnest_p2p.daemon.jobbook import JobEntry
 from ravnest_p2p.daemon.loss_curve import thinned
 from ravnest_p2p.daemon.messages import Report
 from ravnest_p2p.daemon.peer_messages import Overview, StageView
-from ravnest_p2p.daemon.stage_news import narrowest
+from ravnest_p2p.daemon.stage_news import batch_too_small, narrowest
 from ravnest_p2p.daemon.survey import merged_pieces
 
 LOSSES_SHOWN = 1000
@@ -161,15 +161,16 @@ def _report(view: StageView | None) -> Report:
 
 
 def _advice(spec: JobSpec | None, plan: JobPlan | None, views: Mapping[PeerId, StageView]) -> list[str]:
-    """What would make the clusters that train faster, a line for each that needs it."""
+    """What would make the clusters that train faster, or better."""
     if spec is None or plan is None:
         return []
     current, lines = _current(views, plan), []
     for number, cluster in enumerate(plan.clusters):
         told = [current.get(stage.peer) for stage in cluster.stages]
         at_work = [view if view is not None and view.phase is JobPhase.RUNNING else None for view in told]
-        line = narrowest(spec, cluster, [_report(view) for view in at_work])
-        lines += [f"cluster {number}, {line}"] if line else []
+        reports = [_report(view) for view in at_work]
+        found = (narrowest(spec, cluster, reports), batch_too_small(spec, reports[0]))
+        lines += [f"cluster {number}, {line}" for line in found if line]
     return lines
 
 

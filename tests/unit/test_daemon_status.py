@@ -287,6 +287,22 @@ def test_of_windows_that_are_too_narrow_the_one_that_costs_most_is_advised_on() 
     assert line.endswith("shorten it"), "the link after stage 1 is as much in its way"
 
 
+def test_once_windows_are_measured_a_batch_too_small_for_them_is_advised_on() -> None:
+    spec = replace(SPEC, microbatches_per_update=4, staleness_bound=4)
+
+    def said(**told: int) -> list[str]:
+        found = views(report=Report(**told))
+        lines: list[str] = job_status(JOB, JobEntry(spec=spec), PLAN, overviews(found), PEERS)["advice"]
+        return lines
+
+    assert said(updates=2, window=4) == [], "not measured yet"
+    assert said(updates=20, window=3) == []
+    lines = said(updates=20, window=4)
+    assert [line.partition(",")[0] for line in lines] == ["cluster 0", "cluster 1"]
+    assert "stage 0 runs 3 micro-batches ahead, more than half of m = 4" in lines[0]
+    assert len(said(updates=20, window=1 << 40)) == 2
+
+
 def test_samples_count_what_is_saved_not_what_is_under_way() -> None:
     found = views(pieces=(Piece(0, 2, 8, 4, BLOB, ()),), report=Report(updates=30, samples=900))
     status = job_status(JOB, JobEntry(spec=SPEC), PLAN, overviews(found), PEERS)
