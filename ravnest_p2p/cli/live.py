@@ -38,6 +38,8 @@ def render(status: dict[str, Any] | Progress) -> RenderableType:
         parts.append(Text.assemble(("loss ", "dim"), curve([loss for _, loss in progress.losses])))
     if progress.reason:
         parts.append(Text(progress.reason, style="yellow"))
+    if progress.skipped_why:
+        parts.append(Text(_skipped(progress), style="yellow"))
     if progress.clusters:
         parts.append(_stages(progress.clusters))
     if progress.spares:
@@ -54,6 +56,8 @@ def line(progress: Progress) -> str:
         f"loss {number(progress.loss)}",
         f"{progress.samples_per_s:.1f} samples/s",
     ]
+    if progress.skipped_why:
+        parts.append(_skipped(progress))
     if progress.reason:
         parts.append(progress.reason)
     return "  ".join(parts)
@@ -107,6 +111,14 @@ def _headline(progress: Progress) -> Text:
     if progress.leader is not None:
         text.append(f"  leader {short(progress.leader)}", style="dim")
     return text
+
+
+def _skipped(progress: Progress) -> str:
+    updates = sum(stage.skipped_updates for cluster in progress.clusters for stage in cluster.stages)
+    more = f" and {updates} updates of stages" if updates else ""
+    return (
+        f"{progress.skipped} micro-batches{more} left out as not finite; the newest: {progress.skipped_why}"
+    )
 
 
 def _bar(progress: Progress) -> Table:

@@ -105,6 +105,9 @@ def _status(swarm: Swarm, options: argparse.Namespace) -> None:
         _follow(swarm, job.id, options)
     elif options.json:
         output.print_json(job.status().model_dump(mode="json"))
+    elif options.losses:
+        for batch, loss in job.status().losses:
+            print(f"{batch},{loss}")
     else:
         _console().print(live.render(job.status()))
 
@@ -238,6 +241,11 @@ def _parser() -> argparse.ArgumentParser:
     status = add("status", _status, "show a job", "ravnest status 5aafd19aa8bd --follow")
     status.add_argument("job", help="its id, or the beginning of it")
     status.add_argument("--follow", action="store_true", help="go on showing it until it is over")
+    status.add_argument(
+        "--losses",
+        action="store_true",
+        help="show the loss curve alone, batch,loss on each line, at most 1000 of them evenly spread",
+    )
     logs = add(
         "logs",
         _logs,

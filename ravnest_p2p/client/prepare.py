@@ -23,6 +23,8 @@ from ravnest_p2p.core.compression import COMPRESSIONS
 from ravnest_p2p.core.errors import ConfigError, RecordFormatError
 from ravnest_p2p.core.optimizers import PRECISIONS, check_optimizer
 from ravnest_p2p.core.pipeline.correction import CORRECTIONS
+from ravnest_p2p.core.pipeline.nonfinite import NONFINITE
+from ravnest_p2p.core.pipeline.window import STALENESS_MODES
 from ravnest_p2p.core.types import BlobHash, FieldSpec, JobId, JobSpec, OptimizerSpec, WeightsPart
 from ravnest_p2p.model.capture import capture
 from ravnest_p2p.model.matrices import hidden_matrices
@@ -110,10 +112,12 @@ def prepare(request: JobRequest, folder: Path, say: Say) -> tuple[Prepared, Prog
         stages=request.stages,
         clusters=request.clusters,
         staleness_bound=_staleness_bound(request),
+        staleness=request.staleness,
         precision=request.precision,
         checkpoint=checkpoint,
         compression=request.compression,
         staleness_correction=request.staleness_correction,
+        nonfinite=request.nonfinite,
     )
     try:
         manifest = manifest_bytes(spec)
@@ -213,11 +217,18 @@ def _total_batches(request: JobRequest, samples: int) -> int:
     if request.compression not in COMPRESSIONS:
         names = ", ".join(COMPRESSIONS)
         raise ConfigError(f"compression must be one of {names}, not {request.compression!r:.40}")
+    if request.staleness not in STALENESS_MODES:
+        raise ConfigError(
+            f"staleness must be one of {', '.join(STALENESS_MODES)}, not {request.staleness!r:.40}; "
+            "the bound is staleness_bound"
+        )
     if request.staleness_correction not in CORRECTIONS:
         raise ConfigError(
             f"staleness_correction must be one of {', '.join(CORRECTIONS)}, "
             f"not {request.staleness_correction!r:.40}"
         )
+    if request.nonfinite not in NONFINITE:
+        raise ConfigError(f"nonfinite must be {' or '.join(NONFINITE)}, not {request.nonfinite!r:.40}")
     if request.staleness_bound is not None and request.staleness_bound < 0:
         raise ConfigError(f"staleness_bound must not be negative, but is {request.staleness_bound}")
     if samples < request.microbatch_size:

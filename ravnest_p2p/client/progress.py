@@ -29,6 +29,8 @@ class StageProgress(_View):
         peak_memory_bytes: most that its worker took; on a GPU, of the GPU's memory.
         peak_tensor_bytes: most bytes of tensors at once, in its first updates.
         recompute: it computes activations a second time instead of keeping them.
+        skipped: micro-batches left out since the generation began, as their values were not finite;
+            `skipped_updates` counts updates that this stage did not make for the same reason.
     """
 
     peer: str
@@ -45,6 +47,8 @@ class StageProgress(_View):
     peak_memory_bytes: int = 0
     peak_tensor_bytes: int = 0
     recompute: bool = False
+    skipped: int = 0
+    skipped_updates: int = 0
 
 
 class ClusterProgress(_View):
@@ -66,6 +70,8 @@ class Progress(_View):
         loss: smoothed mean over the clusters, None before the first.
         losses: (batch, loss) from the start on, thinned out.
         reason: why it waits, was cancelled or failed.
+        skipped: micro-batches that were left out in this generation, as values were not finite;
+            `skipped_why` says where the newest arose.
     """
 
     job: str
@@ -84,6 +90,8 @@ class Progress(_View):
     loss: float | None = None
     elapsed_s: float = 0.0
     bytes_sent: int = 0
+    skipped: int = 0
+    skipped_why: str = ""
     clusters: tuple[ClusterProgress, ...] = ()
     spares: tuple[str, ...] = ()
     standbys: tuple[str, ...] = ()

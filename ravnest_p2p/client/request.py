@@ -13,6 +13,8 @@ from torch.utils.data import Dataset
 
 from ravnest_p2p.core.errors import ConfigError
 from ravnest_p2p.core.pipeline.correction import SPECULATIVE
+from ravnest_p2p.core.pipeline.nonfinite import SKIP
+from ravnest_p2p.core.pipeline.window import MEASURED
 from ravnest_p2p.core.planning.recompute import ALWAYS, AUTO, NEVER
 from ravnest_p2p.core.types import OptimizerSpec
 
@@ -29,7 +31,9 @@ class Common(TypedDict, total=False):
     """Numbers that every optimizer takes, by keyword.
 
     Attributes:
-        clip_norm: largest norm of each stage's gradient, by itself; None, the default, does not clip.
+        clip_norm: largest norm of the gradient; None, the default, does not clip.
+        clip_scope: of which gradient: "stage", the default, each stage's by itself; or "model", the whole
+            model's, of which stages after the first know the part before them from the update before.
         warmup_updates: updates over which the learning rate rises linearly to `lr`; 0.
         schedule: afterwards "constant", the default; "linear" or "cosine" down to 0 at update
             `schedule_updates`; or "step", times `schedule_factor` after every `schedule_updates` updates.
@@ -40,6 +44,7 @@ class Common(TypedDict, total=False):
     """
 
     clip_norm: float | None
+    clip_scope: str
     warmup_updates: int
     schedule: str
     schedule_updates: int
@@ -144,6 +149,10 @@ class JobRequest:
         updates_per_round: κ, updates between two averagings of the clusters.
         staleness_bound: upper bound on any stage's staleness τ; 0 is synchronous training, None stands for
             half of m, beyond which training needs more samples for the same loss.
+        staleness: how τ is chosen within the bound. "measured": as little as keeps every stage busy, from
+            what computations and messages take, again for every update; "adaptive": that, and no more than
+            the paper's K^¼ after K updates; "fixed": what the plan predicts, for results that do not depend
+            on timing.
         name: shown to people.
         stages, clusters: wanted numbers; 0 lets the planner choose.
         seed: of the order of the samples, and of dropout.
@@ -159,6 +168,9 @@ class JobRequest:
             "speculative", the optimizer's own next step computed early; "stash", a copy of the weights
             before the update; "none", the weights as they are at each moment. The latter two train worse,
             and are for comparisons.
+        nonfinite: what is done about a micro-batch whose loss, activation or gradient is NaN or infinite:
+            "skip" leaves it out, at all stages, and counts it, until it happens too often; "stop" ends the
+            job at the first.
     """
 
     model: nn.Module | Package
@@ -171,6 +183,7 @@ class JobRequest:
     microbatches_per_update: int = 4
     updates_per_round: int = 10
     staleness_bound: int | None = None
+    staleness: str = MEASURED
     name: str = ""
     stages: int = 0
     clusters: int = 0
@@ -179,6 +192,7 @@ class JobRequest:
     checkpoint: bool | str = AUTO
     compression: str = "none"
     staleness_correction: str = SPECULATIVE
+    nonfinite: str = SKIP
 
     @property
     def checkpoint_word(self) -> str:

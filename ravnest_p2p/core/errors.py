@@ -144,6 +144,10 @@ class JobError(UserFault):
     """The job failed, was cancelled, or is unknown; the message says what to do."""
 
 
+class DivergedError(JobError):
+    """Training gives too many values that are not finite; the message names the place and what to do."""
+
+
 class CoMemberLostError(RemoteFault):
     """A worker lost the peer at the other end of a link; `peer` says whom."""
 

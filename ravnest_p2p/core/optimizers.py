@@ -16,6 +16,7 @@ from ravnest_p2p.core.types import OptimizerSpec
 
 OPTIMIZERS = ("sgd", "adam", "adamw", "muon", "lamb")
 SCHEDULES = ("constant", "linear", "cosine", "step")
+CLIP_STAGE, CLIP_MODEL = "stage", "model"
 PRECISIONS = ("fp32", "bf16")
 
 MAX_NUMBER = 1e6
@@ -45,6 +46,8 @@ def check_optimizer(spec: OptimizerSpec) -> None:
     if spec.clip_norm is not None:
         _bounded("clip_norm", spec.clip_norm)
         _need(spec.clip_norm > 0.0, "clip_norm must be above 0; None does not clip")
+    _one_of("clip_scope", spec.clip_scope, (CLIP_STAGE, CLIP_MODEL))
+    _need(spec.clip_norm is not None or spec.clip_scope == CLIP_STAGE, "clip_scope needs clip_norm")
     _need(min(spec.warmup_updates, spec.schedule_updates) >= 0, "numbers of updates must not be negative")
     if spec.schedule in ("linear", "cosine"):
         _need(

@@ -135,7 +135,8 @@ class OptimizerSpec:
         name: "sgd", "adam", "adamw", "muon" or "lamb".
         momentum: of SGD and Muon.
         betas, eps: of Adam, AdamW, LAMB, and of Muon's AdamW.
-        clip_norm: largest norm of one stage's gradient; None does not clip.
+        clip_norm: largest norm of the gradient; None does not clip.
+        clip_scope: of which gradient: "stage", each stage's by itself, or "model".
         schedule: after the warm-up: "constant"; "linear" or "cosine" down to 0 at update `schedule_updates`;
             or "step", times `schedule_factor` after every `schedule_updates` updates.
         adamw_lr: learning rate of what Muon leaves to AdamW; the schedule scales it as it does `lr`.
@@ -157,6 +158,7 @@ class OptimizerSpec:
     adamw_lr: float = 3e-4
     decay_vectors: bool = True
     no_decay: tuple[str, ...] = ()
+    clip_scope: str = "stage"
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,11 +206,13 @@ class JobSpec:
         total_batches: batches (m micro-batches each) to train in all, over all clusters and passes.
         stages, clusters: wanted numbers; 0 lets the planner choose.
         staleness_bound: upper bound on τ of any stage; 0 is synchronous training.
+        staleness: how τ is chosen within the bound: one of `core.pipeline.window.STALENESS_MODES`.
         precision: "fp32", or "bf16": products in bfloat16 from float32 weights, as torch.autocast has it.
         checkpoint: which stages compute their activations a second time instead of keeping them: "never",
             "auto" (those that do not fit their peer otherwise), or "always".
         compression: codec of what crosses from stage to stage, as in `core.compression`, or "auto".
         staleness_correction: what micro-batches that cross an update run on: `core.pipeline.correction`.
+        nonfinite: what is done about NaN and infinity: `core.pipeline.nonfinite`.
     """
 
     name: str
@@ -226,10 +230,12 @@ class JobSpec:
     stages: int = 0
     clusters: int = 0
     staleness_bound: int = 8
+    staleness: str = "measured"
     precision: str = "fp32"
     checkpoint: str = "never"
     compression: str = "none"
     staleness_correction: str = "speculative"
+    nonfinite: str = "skip"
 
     def weights_of(self, lo: int, hi: int) -> list[BlobHash]:
         """Blobs of initial weights that a stage of layers [lo, hi) needs, each once."""

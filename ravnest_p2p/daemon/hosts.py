@@ -7,8 +7,9 @@ import logging
 
 from ravnest_p2p.core.types import JobId, JobPhase, JobPlan, Piece, Plan
 from ravnest_p2p.daemon.host_deps import HostDeps
+from ravnest_p2p.daemon.loss_curve import LossCurve, curve_path
 from ravnest_p2p.daemon.peer_messages import Overview, OverviewAsked, StageView
-from ravnest_p2p.daemon.stage_host import StageHost
+from ravnest_p2p.daemon.stage_host import SHOWN_LOSSES, StageHost
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +40,17 @@ class Hosts:
                 views.append(host.view(losses=asked.losses, plan=asked.plans))
             elif entry.pieces or entry.over:
                 phase = entry.outcome or JobPhase.WAITING
-                views.append(StageView(job=job, phase=phase, reason=entry.reason, pieces=tuple(entry.pieces)))
+                curve = LossCurve(curve_path(self._deps.jobs_folder, job)) if asked.losses else None
+                views.append(
+                    StageView(
+                        job=job,
+                        phase=phase,
+                        reason=entry.reason,
+                        pieces=tuple(entry.pieces),
+                        loss=curve.recent if curve else None,
+                        losses=curve.shown(SHOWN_LOSSES) if curve else (),
+                    )
+                )
         return Overview(addresses=self.addresses, stages=tuple(views[-MAX_VIEWS:]))
 
     async def run_well(self, job: JobPlan) -> bool:

@@ -89,6 +89,12 @@ class Report(Message):
         busy: share of the time since training began that the compute thread worked.
         lo, hi, staleness_bound, recompute, last: which stage it is about, and how it was to be trained.
         staleness: the largest measured so far (updates between forward and backward of a micro-batch).
+        staleness_limit: bound on τ now, where it grows with the updates.
+        window: micro-batches that may be in flight now.
+        window_wanted: how many would keep the stage busy, by what was measured, whatever the bound.
+        skipped: micro-batches left out, since the run began, for a value that was not finite.
+        skipped_updates: updates that this stage did not make for a gradient that was not finite.
+        skipped_why: the newest of either, with its place.
         peak_memory_bytes: resident peak of the process during the run; on a GPU, of the memory taken there.
         peak_tensor_bytes: most bytes of tensors at once, in the first two updates.
     """
@@ -107,12 +113,18 @@ class Report(Message):
     training_s: float = 0.0
     averaging_s: float = 0.0
     staleness: int = 0
+    staleness_limit: int = 0
+    window: int = 0
+    window_wanted: float = 0.0
     in_flight: int = 0
     samples: int = 0
     bytes_sent: int = 0
     bytes_received: int = 0
     peak_memory_bytes: int = 0
     peak_tensor_bytes: int = 0
+    skipped: int = 0
+    skipped_updates: int = 0
+    skipped_why: Annotated[str, Field(max_length=1000)] = ""
     losses: tuple[tuple[int, float], ...] = Field(default=(), max_length=4096)
 
 

@@ -16,12 +16,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ravnest_p2p.core.errors import RavnestError, RemoteFault
+from ravnest_p2p.core.errors import DivergedError, RavnestError, RemoteFault
 from ravnest_p2p.core.failover import Action, Break, Done, RunMonitor, Stop
 from ravnest_p2p.core.obedience import Obedience
 from ravnest_p2p.core.types import Generation, JobId, JobPhase, JobPlan, JobSpec, PeerId
+from ravnest_p2p.core.wording import bounded
 from ravnest_p2p.daemon.comembers import CoMembers
 from ravnest_p2p.daemon.host_deps import HostDeps
+from ravnest_p2p.daemon.loss_curve import LossCurve, curve_path
 from ravnest_p2p.daemon.messages import (
     Endpoints,
     FieldFiles,
@@ -47,10 +49,7 @@ TAKEN_OVER_S = 10.0
 """Until the plan of a higher generation that a co-member obeys should have come."""
 EXPLAIN_S = 1.5
 """A little more than co-members need to ask one another."""
-MAX_LOSSES = 20_000
 SHOWN_LOSSES = 1000
-RECENT_BATCHES = 20
-"""One batch's loss alone jumps about."""
 
 
 class StageHost:
@@ -58,7 +57,8 @@ class StageHost:
         self.job = job
         self.phase = JobPhase.WAITING
         self.reason = ""
-        self.losses: dict[int, float] = {}
+        self.losses = LossCurve(curve_path(deps.jobs_folder, job))
+        self._diverged = ""
         self.pieces = Pieces(job, deps)
         self._deps = deps
         self._obedience = Obedience(deps.floor)
@@ -107,8 +107,8 @@ class StageHost:
             nonce=self._nonce,
             report=self._report.model_copy(update={"losses": ()}) if self._report else None,
             pieces=tuple(entry.pieces),
-            loss=recent_mean(self.losses),
-            losses=thinned(self.losses, SHOWN_LOSSES) if losses else (),
+            loss=self.losses.recent,
+            losses=self.losses.shown(SHOWN_LOSSES) if losses else (),
         )
 
     async def obey(self, plan: JobPlan) -> None:
@@ -124,7 +124,8 @@ class StageHost:
             if stage.peer == self._deps.own
         )
         self.phase, self.reason, self._nonce, self._report = JobPhase.WAITING, "", "", None
-        self.losses = {batch: loss for batch, loss in self.losses.items() if batch < plan.batches_done}
+        self._diverged = ""
+        self.losses.cut(plan.batches_done)
         self._monitor = RunMonitor(
             own=self._deps.own, plan=plan, now_s=time.monotonic(), start_up_s=START_UP_S, silence_s=SILENCE_S
         )
@@ -138,7 +139,7 @@ class StageHost:
     async def leave(self, reason: str) -> None:
         """The plan has no place for this peer any more: give the worker up."""
         await self._end_run()
-        if self._plan is not None and self.phase not in (JobPhase.DONE, JobPhase.CANCELLED):
+        if self._plan is not None and self.phase not in (JobPhase.DONE, JobPhase.CANCELLED, JobPhase.FAILED):
             self.phase, self.reason = JobPhase.WAITING, reason
         self._plan = None
         await self._end_worker()
@@ -209,6 +210,9 @@ class StageHost:
                 await self._deps.stale(f"job {self.job[:8]} is done")
             case Break(reason=reason):
                 self.phase, self.reason = JobPhase.BROKEN, reason
+                if self._diverged:
+                    # Whoever trains on from the newest round comes to the same place.
+                    self.phase, self.reason = JobPhase.FAILED, self._diverged
                 log.warning("job %s: generation %s is broken: %s", self.job[:8], self.generation, reason)
                 await self._deps.stale(f"job {self.job[:8]}: {reason}")
                 await self._halt_worker()
@@ -316,16 +320,18 @@ class StageHost:
                 self._nonce = nonce
             case Report():
                 self.phase = JobPhase.RUNNING
+                if report.skipped_why and not (self._report and self._report.skipped_why):
+                    log.warning("job %s: left out as not finite: %s", self.job[:8], report.skipped_why)
                 self._report = report
                 self._judge(monitor.worker_state(JobPhase.RUNNING))
-                self.losses.update(report.losses)
-                while len(self.losses) > MAX_LOSSES:
-                    del self.losses[next(iter(self.losses))]
+                self.losses.add(report.losses)
             case PieceSaved():
                 assert self._plan is not None
                 await self.pieces.saved(self._plan, report, self._folder)
                 monitor.piece_saved(report.batches_done)
             case RunFailed(message=message, suspect=suspect):
+                if report.error == DivergedError.__name__:
+                    self._diverged = bounded(message)
                 if suspect is None:
                     self._judge(monitor.worker_state(JobPhase.FAILED, message))
                 else:
@@ -395,17 +401,3 @@ class StageHost:
             await worker.end()
         if self._worker_task is not None:
             await asyncio.gather(self._worker_task, return_exceptions=True)
-
-
-def recent_mean(curve: dict[int, float]) -> float | None:
-    """Mean over the newest batches of a curve, None for an empty one."""
-    newest = [curve[batch] for batch in sorted(curve)[-RECENT_BATCHES:]]
-    return sum(newest) / len(newest) if newest else None
-
-
-def thinned(curve: dict[int, float], most: int) -> tuple[tuple[int, float], ...]:
-    """At most `most` points of a curve, evenly spread, the newest always among them."""
-    points = sorted(curve.items())
-    stride = max(1, -(-len(points) // most))
-    kept = points[::-1][::stride][::-1]
-    return tuple(kept)

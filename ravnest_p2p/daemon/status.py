@@ -12,6 +12,7 @@ from typing import Any
 from ravnest_p2p.core.planning.resume import resume_point
 from ravnest_p2p.core.types import ClusterPlan, JobId, JobPhase, JobPlan, JobSpec, PeerId, Plan
 from ravnest_p2p.daemon.jobbook import JobEntry
+from ravnest_p2p.daemon.loss_curve import thinned
 from ravnest_p2p.daemon.messages import Report
 from ravnest_p2p.daemon.peer_messages import Overview, StageView
 from ravnest_p2p.daemon.survey import merged_pieces
@@ -31,7 +32,6 @@ def job_status(
     job_plan = next((p for p in plan.jobs if p.job == job), None) if plan is not None else None
     spec = entry.spec
     phase, reason = _phase(entry, job_plan, views)
-    losses = _losses(views.values())
     clusters = (
         [_cluster(c, number, views, job_plan) for number, c in enumerate(job_plan.clusters)]
         if job_plan
@@ -58,11 +58,13 @@ def job_status(
         "loss": _mean([view.loss for view in views.values() if view.loss is not None]),
         "elapsed_s": max((r.training_s for r in reports), default=0.0),
         "bytes_sent": sum(r.bytes_sent for r in reports),
+        "skipped": _skipped(views.values()),
+        "skipped_why": next((r.skipped_why for r in reports if r.skipped_why), ""),
         "clusters": clusters,
         "spares": sorted(set(online) - members),
         "standbys": list(job_plan.standbys) if job_plan is not None else [],
         "lineage": [[str(generation), first] for generation, first in entry.lineage],
-        "losses": losses[-LOSSES_SHOWN:],
+        "losses": _losses(views.values()),
     }
 
 
@@ -81,9 +83,10 @@ def _phase(entry: JobEntry, plan: JobPlan | None, views: Mapping[PeerId, StageVi
         return JobPhase.WAITING, plan.reason
     members = [views.get(peer) for peer in plan.peers]
     current = [v for v in members if v is not None and v.generation == plan.generation]
-    broken = next((v for v in current if v.phase is JobPhase.BROKEN), None)
-    if broken is not None:
-        return JobPhase.BROKEN, broken.reason
+    for bad in (JobPhase.FAILED, JobPhase.BROKEN):
+        found = next((v for v in current if v.phase is bad), None)
+        if found is not None:
+            return bad, found.reason
     if current and all(v.phase is JobPhase.DONE for v in current) and len(current) == len(members):
         return JobPhase.DONE, ""
     if any(v.phase in (JobPhase.RUNNING, JobPhase.DONE) for v in current):
@@ -119,6 +122,8 @@ def _cluster(
                 "peak_memory_bytes": report.peak_memory_bytes,
                 "peak_tensor_bytes": report.peak_tensor_bytes,
                 "recompute": place.recompute,
+                "skipped": report.skipped,
+                "skipped_updates": report.skipped_updates,
                 "training_s": report.training_s,
                 "averaging_s": report.averaging_s,
             }
@@ -137,7 +142,7 @@ def _cluster(
 
 def _losses(views: Iterable[StageView]) -> list[list[float]]:
     curve = {batch: loss for view in views for batch, loss in view.losses}
-    return [[batch, curve[batch]] for batch in sorted(curve)]
+    return [list(point) for point in thinned(curve, LOSSES_SHOWN)]
 
 
 def _mean(values: Sequence[float]) -> float | None:
@@ -149,6 +154,15 @@ def _mean_rate(views: Iterable[StageView]) -> float:
     first = [view.report for view in views if view.report is not None and view.stage == 0]
     seconds = max((report.training_s for report in first), default=0.0)
     return sum(report.samples for report in first) / seconds if seconds else 0.0
+
+
+def _skipped(views: Iterable[StageView]) -> int:
+    """Micro-batches that some stage left out, of all clusters."""
+    most: dict[int, int] = {}
+    for view in views:
+        if view.report is not None:
+            most[view.cluster] = max(most.get(view.cluster, 0), view.report.skipped)
+    return sum(most.values())
 
 
 def _batches_done(views: Iterable[StageView], plan: JobPlan | None) -> int:

@@ -123,6 +123,9 @@ def _status(job: JobId, spec: JobSpec, views: Mapping[PeerId, StageView], plan: 
     if plan is None or not plan.clusters:
         return JobStatus(job, JobPhase.WAITING, pieces=pieces, memory_scale=scale)
     generation, silent = plan.generation, len(members) - len(of_members)
+    failed = next((v for v in of_members if v.phase is JobPhase.FAILED and v.generation == generation), None)
+    if failed is not None:
+        return JobStatus(job, JobPhase.FAILED, generation, failed.reason, pieces, scale)
     if silent and not at_work:
         reason = f"{silent} of its peers do not answer"
         return JobStatus(job, JobPhase.BROKEN, generation, reason, pieces, scale)

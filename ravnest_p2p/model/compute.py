@@ -144,6 +144,7 @@ class Computation:
 
     def _generator(self) -> torch.Generator:
         if self.device.type == "cuda":
+            torch.cuda.init()  # type: ignore[no-untyped-call]
             index = self.device.index
             return torch.cuda.default_generators[torch.cuda.current_device() if index is None else index]
         if self.device.type == "mps":

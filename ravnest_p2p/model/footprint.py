@@ -49,12 +49,17 @@ class Footprint:
 class StorageMeter(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts the bytes of all storages that are made while it is on, until they are freed.
 
+    Args:
+        known: tensors whose storages are not counted.
+        device: whose memory to count; None counts all.
+
     Attributes:
         bytes, peak_bytes: alive now, and most at once.
     """
 
-    def __init__(self, known: Iterable[Tensor] = ()) -> None:
+    def __init__(self, known: Iterable[Tensor] = (), device: torch.device | None = None) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
+        self._type = None if device is None else device.type
         self.bytes = 0
         self.peak_bytes = 0
         self._alive = {tensor.untyped_storage()._cdata for tensor in known}
@@ -73,6 +78,8 @@ class StorageMeter(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def add(self, tensor: Tensor) -> None:
         """Count a tensor's storage from now on, once."""
+        if self._type is not None and tensor.device.type != self._type:
+            return
         storage = tensor.untyped_storage()
         key = storage._cdata
         if key in self._alive:

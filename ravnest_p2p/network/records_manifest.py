@@ -15,6 +15,8 @@ from ravnest_p2p.core.compression import COMPRESSIONS
 from ravnest_p2p.core.errors import ConfigError, RecordFormatError
 from ravnest_p2p.core.optimizers import PRECISIONS, check_optimizer
 from ravnest_p2p.core.pipeline.correction import CORRECTIONS
+from ravnest_p2p.core.pipeline.nonfinite import NONFINITE
+from ravnest_p2p.core.pipeline.window import STALENESS_MODES
 from ravnest_p2p.core.planning.recompute import CHECKPOINTS
 from ravnest_p2p.core.types import JobId, JobSpec
 from ravnest_p2p.network.records_codec import from_plain, to_plain
@@ -93,7 +95,9 @@ def _checked(spec: JobSpec) -> JobSpec:
     _need(spec.precision in PRECISIONS, f"a precision of {' or '.join(PRECISIONS)}")
     _need(spec.checkpoint in CHECKPOINTS, f"a checkpoint of {', '.join(CHECKPOINTS)}")
     _need(spec.compression in COMPRESSIONS, f"a compression of {', '.join(COMPRESSIONS)}")
+    _need(spec.staleness in STALENESS_MODES, f"a staleness of {', '.join(STALENESS_MODES)}")
     _need(spec.staleness_correction in CORRECTIONS, f"a staleness_correction of {', '.join(CORRECTIONS)}")
+    _need(spec.nonfinite in NONFINITE, f"a nonfinite of {', '.join(NONFINITE)}")
     try:
         check_optimizer(spec.optimizer)
     except ConfigError as error:

@@ -132,6 +132,7 @@ class LocalSwarm:
 
     Args:
         hosts: where they run, in turn; the bootstrap peer on the first.
+        each: further arguments of single peers, in order; of two values for one option theirs counts.
     """
 
     def __init__(
@@ -143,6 +144,7 @@ class LocalSwarm:
         swarm: str = "local",
         more: Sequence[str] = (),
         hosts: Sequence[Host] = (Host(),),
+        each: Sequence[Sequence[str]] = (),
     ) -> None:
         self._common = ["--swarm", swarm, *more]
         self._lending = ["--memory", memory]
@@ -153,6 +155,7 @@ class LocalSwarm:
         self.peers = [
             PeerProcess(f"peer-{n}", folder / f"peer-{n}", [], hosts[n % len(hosts)]) for n in range(peers)
         ]
+        self._own = dict(zip((peer.name for peer in self.peers), each, strict=False))
 
     @property
     def all(self) -> list[PeerProcess]:
@@ -164,6 +167,7 @@ class LocalSwarm:
         self.bootstrap.wait_ready()
         for peer in self.peers:
             peer.arguments = [*self._common, *self._lending, "--bootstrap", self.bootstrap.address]
+            peer.arguments += self._own.get(peer.name, ())
             peer.start()
         for peer in self.peers:
             peer.wait_ready()

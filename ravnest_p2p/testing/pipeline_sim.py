@@ -26,6 +26,7 @@ from ravnest_p2p.core.pipeline.schedule import (
     StageSchedule,
     Step,
 )
+from ravnest_p2p.core.pipeline.window import FIXED, Echo, Window
 from ravnest_p2p.core.rings import Member, Segment, segments
 from ravnest_p2p.core.types import ClusterPlan, Generation, PeerId, StageAssignment
 from ravnest_p2p.testing.clock import VirtualClock
@@ -58,6 +59,7 @@ class Scenario:
     """One job's generation.
 
     Attributes:
+        staleness: how τ is chosen, of `core.pipeline.window`; a stage's `staleness` is the bound.
         update_s: time of a step, and of building ŵ.
         average_s: time of a ring round once all of its members take part.
         link_frames: credit of each link.
@@ -66,6 +68,7 @@ class Scenario:
     clusters: tuple[SimCluster, ...]
     microbatches_per_update: int
     total_batches: int
+    staleness: str = FIXED
     update_s: float = 0.0
     average_s: float = 0.0
     link_frames: int = 64
@@ -166,18 +169,23 @@ class _Stage:
     cost_s: dict[type[Op], float]
     schedule: StageSchedule
     watch: StageWatch
+    window: Window
     clock: VirtualClock
     rings: _Rings
     report: StageReport = field(default_factory=StageReport)
-    onward: LossyLink[int] | None = None
-    back: LossyLink[int] | None = None
+    onward: LossyLink[tuple[int, float]] | None = None
+    back: LossyLink[tuple[int, Echo]] | None = None
 
-    def activation(self, i: int) -> None:
+    def activation(self, frame: tuple[int, float]) -> None:
+        i, slowest_s = frame
+        self.window.activation_arrived(i, self.clock.now_s, slowest_s)
         self.schedule.activation_arrived(i)
         self.watch.activations.add(i)
         self.advance()
 
-    def gradient(self, i: int) -> None:
+    def gradient(self, frame: tuple[int, Echo]) -> None:
+        i, echo = frame
+        self.window.gradient_arrived(i, self.clock.now_s, echo)
         self.schedule.gradient_arrived(i)
         self.watch.gradients.add(i)
         self.advance()
@@ -200,11 +208,14 @@ class _Stage:
     def _finish(self, op: Op) -> None:
         self.schedule.finished(op)
         self.watch.finished(op)
-        self.report.end_s = self.clock.now_s
+        now_s = self.report.end_s = self.clock.now_s
+        self.window.took(op, self.cost_s.get(type(op), 0.0))
+        if isinstance(op, Backward):
+            self.schedule.wanted = self.window.choose(self.schedule.version)
         if isinstance(op, Forward) and self.onward is not None:
-            self.onward.send(op.i)
+            self.onward.send((op.i, self.window.activation_left(op.i, now_s)))
         elif isinstance(op, Backward) and self.back is not None:
-            self.back.send(op.i)
+            self.back.send((op.i, self.window.gradient_left(op.i, now_s)))
         elif isinstance(op, Step):
             self.rings.claim(Member(self.cluster, self.schedule.stage), op.u)
         self.advance()
@@ -221,7 +232,7 @@ def simulate(scenario: Scenario, schedule_type: type[StageSchedule] = StageSched
     clock, rng = VirtualClock(), random.Random(scenario.seed)
     rings = _Rings(scenario, clock)
     clusters = [_stages(scenario, c, schedule_type, clock, rings) for c in range(len(scenario.clusters))]
-    links: list[LossyLink[int]] = []
+    links: list[LossyLink[tuple[int, float]] | LossyLink[tuple[int, Echo]]] = []
     for stages, cluster in zip(clusters, scenario.clusters, strict=True):
         for sender, receiver in pairwise(stages):
             wire = (clock, rng, cluster.latency_s, scenario.faults, scenario.link_frames)
@@ -255,12 +266,14 @@ def _stages(
     for s, sim in enumerate(cluster.stages):
         numbers = (s, count, sim.staleness, m, microbatches, cluster.updates_per_round, shares.rounds)
         schedule = schedule_type(*numbers, cluster.stages[s - 1].staleness if s else None)
-        watch = StageWatch(f"cluster {c} stage {s}", *numbers)
+        watch = StageWatch(f"cluster {c} stage {s}", *numbers, fixed=scenario.staleness == FIXED)
+        window = Window(count - 1 - s, sim.staleness, scenario.staleness)
+        schedule.wanted = window.chosen
         cost_s: dict[type[Op], float] = {
             Forward: sim.forward_s,
             Backward: sim.backward_s,
             Speculate: scenario.update_s,
             Step: scenario.update_s,
         }
-        made.append(_Stage(c, cost_s, schedule, watch, clock, rings))
+        made.append(_Stage(c, cost_s, schedule, watch, window, clock, rings))
     return made

@@ -20,7 +20,7 @@ class InvariantViolation(AssertionError):
 class StageWatch:
     """Sees everything that one stage receives, starts and finishes.
 
-    Args: as `StageSchedule`; `name` is for messages.
+    Args: as `StageSchedule`; `name` is for messages; `fixed`: every batch has the bound τ itself.
     """
 
     name: str
@@ -31,11 +31,12 @@ class StageWatch:
     microbatches: int
     kappa: int
     rounds: int
+    fixed: bool = True
     activations: set[int] = field(default_factory=set)
     gradients: set[int] = field(default_factory=set)
     forwarded: set[int] = field(default_factory=set)
     applied: set[int] = field(default_factory=set)
-    scratch: set[int] = field(default_factory=set)
+    scratch: dict[int, int] = field(default_factory=dict)
     steps: int = 0
     averaged: int = 0
     running: Op | None = None
@@ -85,7 +86,7 @@ class StageWatch:
         elif isinstance(op, Backward):
             self.applied.add(op.i)
         elif isinstance(op, Speculate):
-            self.scratch.add(op.u)
+            self.scratch[op.u] = op.crossing
         elif isinstance(op, Step):
             self.steps += 1
         else:
@@ -98,7 +99,7 @@ class StageWatch:
         self.require(not self.step_due, "idle while a step was due")
         self.require(not self.average_due, "idle while an averaging was due")
         self.require(not (self.gradients - self.applied), "idle while a gradient waited")
-        window_open = len(self.forwarded) - len(self.applied) <= self.tau
+        window_open = self.fixed and len(self.forwarded) - len(self.applied) <= self.tau
         self.require(
             not (window_open and self.activations - self.forwarded), "idle while an activation waited"
         )
@@ -122,13 +123,14 @@ class StageWatch:
 
     def _forward(self, op: Forward) -> None:
         u, k = divmod(op.i, self.m)
-        crossing = u > 0 and k < self.tau
+        tau = self.tau if self.fixed else self.scratch.get(u, 0)
+        crossing = u > 0 and k < tau
         self.require(op.i in self.activations, "a forward has its input", op)
         self.require(not (self.gradients - self.applied), "a backward goes before a forward", op)
         self.require(op.i not in self.forwarded, "a micro-batch is forwarded once", op)
         self.require(op.i == len(self.forwarded), "forwards are in order", op)
         self.require(op.speculative == crossing, "crossing micro-batches, and only they, run on ŵ", op)
-        self.require(op.version == max(0, op.i - self.tau) // self.m, "forward at the closed form", op)
+        self.require(op.version == max(0, op.i - tau) // self.m, "forward at the closed form", op)
         if crossing:
             self.require(u in self.scratch, "ŵ is built before it is used", op)
         else:
@@ -145,7 +147,7 @@ class StageWatch:
         self.require(op.version == op.i // self.m, "applied at the closed form", op)
         self.require(self.steps == op.version, "accumulated for the next step to come", op)
         next_batch = self.steps + 1
-        late = self.tau and next_batch * self.m < self.microbatches
+        late = self.fixed and self.tau and next_batch * self.m < self.microbatches
         if late and len(self.applied) >= next_batch * self.m - self.tau:
             self.require(next_batch in self.scratch, "ŵ is built before backward um-τ", op)
 
@@ -155,4 +157,6 @@ class StageWatch:
         self.require(op.u not in self.scratch, "ŵ is built once", op)
         self.require(self.steps == op.u - 1, "ŵ is one step ahead of the live weights", op)
         done = len(self.applied) - (op.u - 1) * self.m
-        self.require(done == self.m - self.tau, f"ŵ is built at m-τ micro-batches, not at {done}", op)
+        self.require(op.crossing <= self.tau, "no more cross than the bound allows", op)
+        self.require(op.crossing == self.tau or not self.fixed, "as many cross as the bound allows", op)
+        self.require(done == self.m - op.crossing, f"ŵ is built at m-τ micro-batches, not at {done}", op)

@@ -15,9 +15,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import pairwise
+from typing import Any
 
 from torch import Tensor
 
+from ravnest_p2p.core.pipeline.notes import NO_NOTE, Note
 from ravnest_p2p.core.pipeline.schedule import (
     Average,
     Backward,
@@ -38,6 +40,12 @@ Data = Callable[[int], Mapping[str, Tensor]]
 Fed = Callable[[int], tuple[Mapping[str, Tensor], int]]
 """The same, and the seed of its random nodes."""
 
+Arrived = tuple[Sequence[Any], Note]
+"""Activations or gradients, and what came along."""
+
+Frame = tuple[int, Arrived]
+
+_NOTHING: Arrived = ((), NO_NOTE)
 _FRAMES = 64
 _COMPUTE_S: dict[type[Op], float] = {Forward: 1.0, Backward: 1.0, Speculate: 0.0, Step: 0.0, Average: 0.0}
 
@@ -47,7 +55,7 @@ class Trained:
     """What a simulated training leaves.
 
     Attributes:
-        losses: of each micro-batch, in order.
+        losses: of each micro-batch, in order; NaN where it is left out.
         makespan_s: virtual; a forward and a backward take one second each.
     """
 
@@ -69,17 +77,17 @@ class SimulatedStage:
     clock: VirtualClock
     result: Trained
     meet: Callable[[Average], None] = lambda _: None
-    onward: LossyLink[tuple[int, Sequence[Tensor]]] | None = None
-    back: LossyLink[tuple[int, Sequence[Tensor | None]]] | None = None
-    activations: dict[int, Sequence[Tensor]] = field(default_factory=dict)
-    gradients: dict[int, Sequence[Tensor | None]] = field(default_factory=dict)
+    onward: LossyLink[Frame] | None = None
+    back: LossyLink[Frame] | None = None
+    activations: dict[int, Arrived] = field(default_factory=dict)
+    gradients: dict[int, Arrived] = field(default_factory=dict)
 
-    def activation(self, frame: tuple[int, Sequence[Tensor]]) -> None:
+    def activation(self, frame: Frame) -> None:
         i, self.activations[i] = frame
         self.schedule.activation_arrived(i)
         self.advance()
 
-    def gradient(self, frame: tuple[int, Sequence[Tensor | None]]) -> None:
+    def gradient(self, frame: Frame) -> None:
         i, self.gradients[i] = frame
         self.schedule.gradient_arrived(i)
         self.advance()
@@ -100,19 +108,19 @@ class SimulatedStage:
         trainer = self.trainer
         send: Callable[[], None] = _nothing
         if isinstance(op, Forward):
-            received = self.activations.pop(op.i, ())
+            received, note = self.activations.pop(op.i, _NOTHING)
             data, seed = self.fed(op.i)
-            found = trainer.forward(op.i, received, data, seed, speculative=op.speculative)
+            found = trainer.forward(op.i, received, data, seed, speculative=op.speculative, note=note)
             if found.version != op.version:
                 raise InvariantViolation(f"{op} ran on weights with {found.version} updates")
             if found.loss is not None:
                 self.result.losses.append(found.loss)
             if self.onward is not None:
-                send = partial(self.onward.send, (op.i, found.outputs))
+                send = partial(self.onward.send, (op.i, (found.outputs, found.note)))
         elif isinstance(op, Backward):
-            gradients = trainer.backward(op.i, self.gradients.pop(op.i, ()))
+            gradients = trainer.backward(op.i, *self.gradients.pop(op.i, _NOTHING))
             if self.back is not None:
-                send = partial(self.back.send, (op.i, gradients))
+                send = partial(self.back.send, (op.i, (gradients, trainer.gradient_note)))
         elif isinstance(op, Speculate):
             trainer.speculate()
         else:

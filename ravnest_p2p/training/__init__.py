@@ -1,10 +1,18 @@
 """Torch, no network: stage compute, optimizer, averaging, pieces and data of one stage."""
 
 from ravnest_p2p.core.optimizers import learning_rate
+from ravnest_p2p.training.computation import Computation, Forwarded
 from ravnest_p2p.training.data import FieldReader, write_shards
-from ravnest_p2p.training.device import DevicePeak, choose_device, measure_flops
+from ravnest_p2p.training.device import (
+    DevicePeak,
+    choose_device,
+    measure_flops,
+    start_device,
+    synchronize,
+    works,
+)
 from ravnest_p2p.training.snapshot import StageState, load_pieces, save_piece
-from ravnest_p2p.training.stage import Computation, Forwarded, StageTrainer
+from ravnest_p2p.training.stage import StageTrainer
 from ravnest_p2p.training.tensorfile import TensorSpec, spec_of
 
 __all__ = [
@@ -21,5 +29,8 @@ __all__ = [
     "measure_flops",
     "save_piece",
     "spec_of",
+    "start_device",
+    "synchronize",
+    "works",
     "write_shards",
 ]

@@ -47,6 +47,11 @@ def gather(params: Mapping[str, Tensor], buffers: Mapping[str, Tensor], names: S
     return flat
 
 
+def elements(params: Mapping[str, Tensor], buffers: Mapping[str, Tensor], names: Sequence[str]) -> int:
+    """Length of the vector that `gather` makes of them."""
+    return sum(tensor.numel() for _, tensor in _averaged(params, buffers, names))
+
+
 def check_finite(params: Mapping[str, Tensor], buffers: Mapping[str, Tensor], names: Sequence[str]) -> None:
     """As `gather` checks, for a segment that no other cluster holds.
 
@@ -73,9 +78,9 @@ def scatter(
         OurFault: `flat` is not as long as the named tensors.
     """
     found = _averaged(params, buffers, names)
-    elements = sum(tensor.numel() for _, tensor in found)
-    if flat.numel() != elements:
-        raise OurFault(f"vector of {flat.numel()} elements for tensors of {elements}")
+    wanted = sum(tensor.numel() for _, tensor in found)
+    if flat.numel() != wanted:
+        raise OurFault(f"vector of {flat.numel()} elements for tensors of {wanted}")
     offset = 0
     for name, tensor in found:
         part = flat[offset : offset + tensor.numel()].view(tensor.shape)

@@ -22,7 +22,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--device", default=AUTO, help="the device to measure (default: %(default)s)")
     options = parser.parse_args(arguments)
     device = choose_device(options.device)
-    flops, memory = measure_flops(options.seconds, device), memory_bytes(device)
+    # First, since measuring takes memory and keeps it.
+    memory, flops = memory_bytes(device), measure_flops(options.seconds, device)
     if options.json:
         print(json.dumps({"kind": device.type, "memory_bytes": memory, "flops": flops}))
     else:

@@ -67,10 +67,39 @@ class DevicePeak:
         return 0 if self._device is None else int(torch.cuda.max_memory_reserved(self._device))
 
 
-def memory_bytes(device: torch.device) -> int:
-    """Memory that the device has in all, bytes; MPS shares the machine's."""
+def start_device(device: torch.device, memory_bytes: int) -> None:
+    """Have a GPU's driver make now what it makes at its first use, and take no more memory than that.
+
+    Args:
+        memory_bytes: of tensors; what the driver itself takes beside them, some 500 MB, does not count.
+    """
     if device.type == "cuda":
-        return int(torch.cuda.get_device_properties(device).total_memory)
+        total = torch.cuda.get_device_properties(device).total_memory
+        # This function takes no device without a number.
+        number = torch.cuda.current_device() if device.index is None else device.index
+        torch.cuda.set_per_process_memory_fraction(min(1.0, memory_bytes / total), number)
+    if device.type != "cpu":
+        some = torch.ones(16, 16, device=device)
+        (some @ some).cpu()
+
+
+def works(device: torch.device) -> bool:
+    """Whether the device can still be used by this process: an operation that failed on a GPU, such as an
+    index out of range, leaves it without for good."""
+    try:
+        synchronize(device)
+    except RuntimeError:
+        return False
+    return True
+
+
+def memory_bytes(device: torch.device) -> int:
+    """Memory of the device that tensors can have, bytes: of a GPU what is free, of others the machine's."""
+    if device.type == "cuda":
+        # Started, so that what its driver takes for a process is taken off already.
+        torch.ones(1, device=device)
+        free, _ = torch.cuda.mem_get_info(device)
+        return int(free)
     return int(psutil.virtual_memory().total)
 
 
@@ -102,12 +131,13 @@ def _products(left: torch.Tensor, right: torch.Tensor, out: torch.Tensor, second
     while not took or sum(took) < seconds:
         begin = time.perf_counter()
         torch.mm(left, right, out=out)
-        _synchronize(out.device)
+        synchronize(out.device)
         took.append(time.perf_counter() - begin)
     return took
 
 
-def _synchronize(device: torch.device) -> None:
+def synchronize(device: torch.device) -> None:
+    """Wait until the device has done what it was told; a CPU always has."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     elif device.type == "mps":

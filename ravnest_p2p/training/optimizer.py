@@ -18,6 +18,7 @@ from torch import Tensor
 from ravnest_p2p.core.errors import BlobError, ConfigError
 from ravnest_p2p.core.optimizers import check_optimizer, decays, scheduled
 from ravnest_p2p.core.types import OptimizerSpec
+from ravnest_p2p.training.finite import with_others
 from ravnest_p2p.training.lamb import Lamb
 from ravnest_p2p.training.muon import muon_class
 
@@ -130,6 +131,7 @@ def early_step(
     done: int,
     of: int,
     matrices: Collection[str] = (),
+    others: float = 0.0,
     keep: Callable[[str, Tensor], Tensor] = lambda _, weight: weight,
 ) -> dict[str, Tensor]:
     """ŵ: the optimizer's next step, computed when `done` of `of` micro-batches have left their gradients.
@@ -143,15 +145,17 @@ def early_step(
 
     Where the decay is part of the gradient (SGD, Adam), the history holds it too, so λw is taken off ḡ.
     Without a history (first update; SGD with μ = 0) the mean of what arrived stands in: ĝ = clip(G·m/n), or 0
-    where nothing did. clip is torch's, over this stage. Then the optimizer steps a copy of the weight, with a
-    copy of its state, by ĝ: beyond what is kept of ŵ it takes the memory of one parameter and its state at a
-    time, for which every ĝ is computed once for the norm and once for the step.
+    where nothing did. clip is torch's, over this stage and what is known of the others. Then the optimizer
+    steps a copy of the weight, with a copy of its state, by ĝ: beyond what is kept of ŵ it takes the memory
+    of one parameter and its state at a time, for which every ĝ is computed once for the norm and once for the
+    step.
 
     Args:
         params: live weights; only read.
         sums: Σ ∇Lᵢ/m by parameter name; a parameter without gradient may be absent.
         state: the optimizer's state by parameter name; only read.
         matrices: as for `StageOptimizer`.
+        others: norm of the other stages' gradients, where that counts.
         keep: what to keep of a parameter's ŵ, given its name; the tensor itself by default.
     Returns:
         New tensors, by name, for every parameter that the step would move; with n = m bit-equal to the step.
@@ -177,7 +181,7 @@ def early_step(
     scale = None
     if spec.clip_norm is not None and names:
         norm = torch.linalg.vector_norm(torch.stack([torch._foreach_norm([estimate(n)])[0] for n in names]))
-        scale = torch.clamp(spec.clip_norm / (norm + 1e-6), max=1.0)
+        scale = torch.clamp(spec.clip_norm / (with_others(norm, others) + 1e-6), max=1.0)
     steppers: dict[Rule, torch.optim.Optimizer] = {}
     moved: dict[str, Tensor] = {}
     for name in names:
@@ -214,18 +218,22 @@ def _mean_gradient(
 
 
 def _build(spec: OptimizerSpec, rule: Rule, params: list[Tensor]) -> torch.optim.Optimizer:
+    """torch's optimizer for the rule; on the CPU its fused form, a fifth of the time."""
     decay = spec.weight_decay if rule.decays else 0.0
+    fused = True if all(param.device.type == "cpu" for param in params) else None
     try:
         match rule.kind:
             case "sgd":
-                return torch.optim.SGD(params, spec.lr, momentum=spec.momentum, weight_decay=decay)
+                return torch.optim.SGD(
+                    params, spec.lr, momentum=spec.momentum, weight_decay=decay, fused=fused
+                )
             case "muon":
                 return muon_class()(params, lr=spec.lr, momentum=spec.momentum, weight_decay=decay)
             case "lamb":
                 return Lamb(params, spec.lr, spec.betas, spec.eps, decay, adapt=rule.decays)
         kind = torch.optim.Adam if rule.kind == "adam" else torch.optim.AdamW
         rate = spec.adamw_lr if spec.name == "muon" else spec.lr
-        return kind(params, rate, betas=spec.betas, eps=spec.eps, weight_decay=decay)
+        return kind(params, rate, betas=spec.betas, eps=spec.eps, weight_decay=decay, fused=fused)
     except ValueError as error:
         raise ConfigError(f"optimizer {spec.name!r}: {error}") from error
 

@@ -22,6 +22,7 @@ from ravnest_p2p.client.swarm import Swarm
 from ravnest_p2p.core.ledger import DataOrder
 from ravnest_p2p.core.pipeline.schedule import closed_form
 from ravnest_p2p.core.pipeline.timeline import StageTimeline
+from ravnest_p2p.core.pipeline.window import paper_bound
 from ravnest_p2p.core.types import JobPhase, OptimizerSpec
 from ravnest_p2p.testing.local_swarm import LocalSwarm, PeerProcess, wait_until
 from ravnest_p2p.training.tensorfile import open_tensors
@@ -67,16 +68,16 @@ def plain_pytorch(request: rn.JobRequest, updates: int, model: nn.Module | None 
     moments = {"betas": spec.betas, "eps": spec.eps}
     optimizers: list[torch.optim.Optimizer]
     if spec.name == "sgd":
-        optimizers = [torch.optim.SGD(model.parameters(), lr=spec.lr, momentum=spec.momentum)]
+        optimizers = [torch.optim.SGD(model.parameters(), lr=spec.lr, momentum=spec.momentum, fused=True)]
     elif spec.name == "muon":
         hidden = [model[3].weight, model[6].weight]
         rest = [p for p in model.parameters() if not any(p is matrix for matrix in hidden)]
         optimizers = [
             torch.optim.Muon(hidden, lr=spec.lr, momentum=spec.momentum, weight_decay=0.0),
-            torch.optim.AdamW(rest, lr=spec.adamw_lr, weight_decay=0.0, **moments),
+            torch.optim.AdamW(rest, lr=spec.adamw_lr, weight_decay=0.0, **moments, fused=True),
         ]
     else:
-        optimizers = [torch.optim.Adam(model.parameters(), lr=spec.lr, **moments)]
+        optimizers = [torch.optim.Adam(model.parameters(), lr=spec.lr, **moments, fused=True)]
     order = DataOrder(len(labels), request.microbatch_size, m, seed=request.seed)
     for batch in range(updates):
         model.zero_grad()
@@ -134,6 +135,36 @@ def test_a_job_whose_boundary_is_compressed_trains_nearly_as_plain_pytorch(conne
     assert 0 < max(off.values()) < 0.003, off
 
 
+def test_a_sample_that_is_not_a_number_is_left_out_counted_and_named(connection: Swarm) -> None:
+    inputs, labels = small_data()
+    inputs[77, 3] = float("nan")
+    optimizer = rn.AdamW(lr=3e-3, clip_norm=0.5, clip_scope="model")
+    request = replace(small_request(stages=2, passes=3, optimizer=optimizer), data=(inputs, labels))
+    job = connection.submit_request(request)
+    found = wait_done(job)
+    assert (found["phase"], found["skipped"]) == ("done", request.passes)
+    assert "the data (x0)" in found["skipped_why"]
+    assert 77 in json.loads(f"[{found['skipped_why'].partition('(samples ')[2].partition(')')[0]}]")
+    assert all(loss == loss for _, loss in found["losses"])
+    assert len(found["losses"]) == found["total_batches"]
+    trained = job.result(timeout_s=30)
+    assert all(tensor.isfinite().all() for tensor in trained.values())
+    lines = [line["text"] for line in job.logs()]
+    assert any("left out as not finite: stage 0" in line for line in lines)
+
+
+def test_a_job_that_may_leave_nothing_out_fails_with_the_place(connection: Swarm) -> None:
+    inputs, labels = small_data()
+    inputs[5, 0] = float("inf")
+    request = replace(small_request(stages=2, nonfinite="stop"), data=(inputs, labels))
+    job = connection.submit_request(request)
+    failed = wait_until(lambda: (found := job.status()).over and found, TRAIN_S, "the job is over")
+    assert failed.phase is JobPhase.FAILED
+    assert 'the job says nonfinite="stop"' in failed.reason
+    assert "the data (x0)" in failed.reason
+    assert len(failed.lineage) == 1, "it is not tried again"
+
+
 def stalenesses(connection: Swarm, swarm: LocalSwarm, job: str) -> list[tuple[PeerProcess, int]]:
     """Each stage's peer and τ, as soon as the plan is known."""
     found: dict[str, Any] = {}
@@ -148,15 +179,29 @@ def stalenesses(connection: Swarm, swarm: LocalSwarm, job: str) -> list[tuple[Pe
 
 
 @pytest.mark.parametrize(
-    ("stages", "staleness_bound", "m", "updates_per_round"),
-    [(2, 1, 2, 3), (2, 1, 1, 100), (3, 2, 4, 2), (3, 2, 2, 5)],
+    ("staleness", "stages", "staleness_bound", "m", "updates_per_round"),
+    [
+        ("fixed", 2, 1, 2, 3),
+        ("fixed", 2, 1, 1, 100),
+        ("fixed", 3, 2, 4, 2),
+        ("fixed", 3, 2, 2, 5),
+        ("measured", 3, 6, 8, 2),
+        ("adaptive", 3, 4, 4, 5),
+    ],
 )
 def test_every_stage_trains_in_the_order_of_the_closed_form(
-    connection: Swarm, swarm: LocalSwarm, stages: int, staleness_bound: int, m: int, updates_per_round: int
+    connection: Swarm,
+    swarm: LocalSwarm,
+    staleness: str,
+    stages: int,
+    staleness_bound: int,
+    m: int,
+    updates_per_round: int,
 ) -> None:
     """m = 2τ₀ and m = τ₀; rounds end in the midst of it, since the pipeline does not drain."""
     request = small_request(
         stages=stages,
+        staleness=staleness,
         staleness_bound=staleness_bound,
         microbatches_per_update=m,
         updates_per_round=updates_per_round,
@@ -167,31 +212,45 @@ def test_every_stage_trains_in_the_order_of_the_closed_form(
     taus = [tau for _, tau in stage_peers]
     assert taus[0] == staleness_bound
     assert taus[-1] == 0
-    for peer, tau in stage_peers:
+    batches = found["total_batches"]
+    of_stages = []
+    for peer, bound in stage_peers:
         with (job_folder(peer, job.id) / "trace.csv").open() as file:
             rows = [tuple(map(int, row)) for row in csv.reader(file)]
-        microbatches = found["total_batches"] * m
-        assert rows == [(i, *closed_form(i, tau, m)) for i in range(microbatches)], peer.name
+        # Nothing crosses into the first batch, whatever its window.
+        of_batches = [0, *(rows[u * m][3] for u in range(1, batches))]
+        assert max(of_batches) <= bound
+        expected = [
+            (i, *closed_form(i, of_batches[i // m], m), of_batches[i // m]) for i in range(batches * m)
+        ]
+        assert [row[:3] for row in rows] == [row[:3] for row in expected], peer.name
+        assert rows[m:] == expected[m:], f"{peer.name}: all micro-batches of a batch have its τ"
+        if staleness == "fixed":
+            assert set(of_batches[1:]) == {bound}
+        if staleness == "adaptive":
+            assert all(tau <= paper_bound(u) for u, tau in enumerate(of_batches))
+        of_stages.append(of_batches)
     timeline = job.trace(last_s=300)
     assert timeline.left_out == {}
     assert [stage.peer for stage in timeline.stages] == [peer.peer for peer, _ in stage_peers]
-    for stage, (_, tau) in zip(timeline.stages, stage_peers, strict=True):
-        assert_timeline_of_a_whole_run(stage, tau, m, found["total_batches"])
+    for stage, of_batches, (_, bound) in zip(timeline.stages, of_stages, stage_peers, strict=True):
+        assert_timeline_of_a_whole_run(stage, of_batches, bound, m)
 
 
-def assert_timeline_of_a_whole_run(stage: StageTimeline, tau: int, m: int, batches: int) -> None:
+def assert_timeline_of_a_whole_run(stage: StageTimeline, of_batches: list[int], bound: int, m: int) -> None:
     """Every operation of the closed form, in an order that the schedule allows, one after the other."""
-    expected = set()
+    expected, batches = set(), len(of_batches)
     for i in range(batches * m):
-        forward, backward = closed_form(i, tau, m)
+        forward, backward = closed_form(i, of_batches[i // m], m)
         expected |= {f"{forward}{'f' if forward < backward else 'F'}{i}", f"{backward}B{i}"}
     words = [span.word for span in stage.operations]
     assert {word for word in words if word[0].isdigit()} == expected
     assert [word for word in words if word[0] == "|"] == [f"|{u}" for u in range(batches)]
-    assert [word for word in words if word[0] == "^"] == [f"^{u}" for u in range(1, batches) if tau]
+    assert [word for word in words if word[0] == "^"] == [f"^{u}" for u, tau in enumerate(of_batches) if tau]
     assert len(words) == len(set(words))
     at = {span.word: number for number, span in enumerate(stage.operations)}
-    for i in range(tau + 1, batches * m):
+    for i in range(bound + 1, batches * m):
+        tau = of_batches[i // m] if i >= m else bound
         forward, backward = closed_form(i, tau, m)
         word = f"{forward}{'f' if forward < backward else 'F'}{i}"
         earlier = i - tau - 1

@@ -175,14 +175,14 @@ class SpeculateTooLate(StageSchedule):
     def _speculate(self) -> Speculate | None:
         u = self._done[Speculate] + 1
         reached = self.completed == u * self.microbatches_per_update - self.staleness + 1
-        return Speculate(u) if reached and self.staleness and u < self.updates else None
+        return Speculate(u, self.staleness) if reached and self.staleness and u < self.updates else None
 
 
 class SpeculateForNothing(StageSchedule):
     def _speculate(self) -> Speculate | None:
         u = self._done[Speculate] + 1
         reached = self.completed == u * self.microbatches_per_update - self.staleness
-        return Speculate(u) if reached and self.staleness else None
+        return Speculate(u, self.staleness) if reached and self.staleness else None
 
 
 class CrossesOnLiveWeights(StageSchedule):

@@ -23,7 +23,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ravnest_p2p.daemon.worker import guard, sandbox, sandbox_landlock
+from ravnest_p2p.daemon.worker import guard, sandbox, sandbox_landlock, sandbox_rules
 from ravnest_p2p.daemon.worker.sandbox_syscalls import call
 
 Attempts = dict[str, Callable[[], Any]]
@@ -150,12 +150,15 @@ def of_use(job: Path) -> Attempts:
 
 
 def train(job: Path) -> None:
-    """Two updates with threads, convolution and BatchNorm, the weights saved and read."""
+    """Two updates with threads, convolution and BatchNorm, the weights saved and read; and what reading a
+    stranger's program has torch load."""
     import torch
+    from torch._subclasses.fake_tensor import FakeTensorMode
 
     from ravnest_p2p.training import load_pieces, save_piece, spec_of
 
     torch.set_num_threads(2)
+    FakeTensorMode()
     model = torch.nn.Sequential(
         torch.nn.Conv2d(3, 8, 3),
         torch.nn.BatchNorm2d(8),
@@ -172,6 +175,22 @@ def train(job: Path) -> None:
     path = job / "trained.safetensors"
     save_piece(path, params, {}, {}, version=2, batches_done=2)
     load_pieces([path], {name: spec_of(tensor) for name, tensor in params.items()}, {})
+
+
+def of_drivers() -> Attempts:
+    """What a GPU's driver does at its start and later; and what nobody shall do in its place."""
+
+    def name_a_thread(process: str) -> None:
+        for thread in os.listdir(f"/proc/{process}/task"):
+            Path(f"/proc/{process}/task/{thread}/comm").write_text("driver")
+
+    parent = os.getppid()
+    return {
+        "name a thread": lambda: in_thread(lambda: name_a_thread("self")),
+        "take memory aside": lambda: os.close(os.memfd_create("aside")),
+        "name the parent's thread": lambda: Path(f"/proc/{parent}/comm").write_text("driver"),
+        "protect oneself from the killer": lambda: Path("/proc/self/oom_score_adj").write_text("0"),
+    }
 
 
 async def through_the_door(sockets: Path) -> None:
@@ -200,6 +219,7 @@ def main() -> None:
     parser.add_argument("--plain", action="store_true")
     parser.add_argument("--open", action="store_true", help="without walls: what would be possible")
     parser.add_argument("--crash", choices=("raise", "segfault"))
+    parser.add_argument("--driving", action="store_true", help="as if /dev/zero were a GPU")
     options = parser.parse_args()
     home: Path = options.home
     rooms = sandbox.Rooms(home / "blobs", home / "jobs" / "ours", home / "run" / "w0")
@@ -215,16 +235,20 @@ def main() -> None:
         faulthandler.enable()
     if options.abi:
         sandbox_landlock.offered = lambda: options.abi
+    if options.driving:
+        sandbox_rules.GPU_DEVICES = "/dev/zero"
     guard.give_up_privileges()
     walls = [sandbox.confine_files(rooms)]
     guard.limit_resources(None, 10**8)
     by_files = outcomes(of_files(home, rooms.job))
-    walls.append(sandbox.confine_calls())
+    walls.append(sandbox.confine_calls(driving=options.driving))
     if options.crash == "raise":
         raise RuntimeError("the last words of a worker")
     if options.crash == "segfault":
         ctypes.string_at(0)
     found = by_files | outcomes(of_calls(home)) | outcomes(of_use(rooms.job))
+    if options.driving:
+        found |= outcomes(of_drivers())
     found["make a call of the future"] = outcome(lambda: syscall(100_000))
     if not options.plain:
         found["train"] = outcome(lambda: train(rooms.job))

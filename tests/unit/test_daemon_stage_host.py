@@ -3,14 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+import tempfile
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from ravnest_p2p.core.failover import Stop
-from ravnest_p2p.core.types import JobId, JobPhase, PeerId
+from ravnest_p2p.core.failover import Break, RunMonitor, Stop
+from ravnest_p2p.core.types import (
+    ClusterPlan,
+    Generation,
+    JobId,
+    JobPhase,
+    JobPlan,
+    PeerId,
+    StageAssignment,
+)
 from ravnest_p2p.daemon import stage_host
+from ravnest_p2p.daemon.messages import Report, RunFailed
 from ravnest_p2p.daemon.stage_host import StageHost
 
 
@@ -31,7 +42,10 @@ def host(told: list[str] | None = None) -> StageHost:
         if told is not None:
             told.append(reason)
 
-    deps: Any = SimpleNamespace(floor=None, own=PeerId("own"), book=None, stale=stale)
+    folder = Path(tempfile.mkdtemp())
+    deps: Any = SimpleNamespace(
+        floor=None, own=PeerId("own"), book=None, stale=stale, jobs_folder=folder / "none yet"
+    )
     return StageHost(JobId("a" * 64), deps)
 
 
@@ -52,3 +66,39 @@ def test_who_stopped_for_a_plan_that_never_comes_says_so(monkeypatch: pytest.Mon
     asyncio.run(part._finish(Stop("a member obeys 5.2", PeerId("b"))))
     assert part.phase is JobPhase.BROKEN
     assert told == ["job aaaaaaaa: a member obeys 5.2, but no plan says so here"]
+
+
+def test_a_run_that_diverged_fails_the_job_rather_than_the_generation_alone() -> None:
+    told: list[str] = []
+    part = host(told)
+    plan = JobPlan(
+        part.job, Generation(1, 1, "tag"), (ClusterPlan((StageAssignment(PeerId("own"), 0, 1, 0),), 1),)
+    )
+    part._monitor = monitor = RunMonitor(own=PeerId("own"), plan=plan, now_s=0.0)
+
+    async def fail() -> None:
+        part._outcome = asyncio.get_running_loop().create_future()
+        await part._heard(Any, RunFailed(error="DivergedError", message="training diverged: x"))
+        assert isinstance(monitor.outcome, Break)
+        await part._finish(part._outcome.result())
+
+    asyncio.run(fail())
+    assert (part.phase, part.reason) == (JobPhase.FAILED, "training diverged: x")
+    assert len(told) == 1
+    part._plan = plan
+    asyncio.run(part.leave("the plan has no place for it"))
+    assert part.phase is JobPhase.FAILED
+
+
+def test_the_first_that_is_left_out_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    part = host()
+    plan = JobPlan(
+        part.job, Generation(1, 1, "tag"), (ClusterPlan((StageAssignment(PeerId("own"), 0, 1, 0),), 1),)
+    )
+    part._monitor = RunMonitor(own=PeerId("own"), plan=plan, now_s=0.0)
+    for skipped in (0, 1, 2):
+        why = f"stage 0, micro-batch {skipped}: NaN" if skipped else ""
+        asyncio.run(part._heard(Any, Report(skipped=skipped, skipped_why=why)))
+    assert [record.getMessage() for record in caplog.records] == [
+        "job aaaaaaaa: left out as not finite: stage 0, micro-batch 1: NaN"
+    ]

@@ -8,6 +8,8 @@ from types import MappingProxyType
 
 import pytest
 
+from ravnest_p2p.cli.live import line
+from ravnest_p2p.client.progress import Progress
 from ravnest_p2p.core.planning.cost import memory_of
 from ravnest_p2p.core.planning.cuts import LayerTable
 from ravnest_p2p.core.planning.identity import tagged
@@ -33,9 +35,9 @@ from ravnest_p2p.core.types import (
 )
 from ravnest_p2p.daemon.jobbook import JobEntry
 from ravnest_p2p.daemon.leader import MAX_ATTEMPTS, given_up
+from ravnest_p2p.daemon.loss_curve import thinned
 from ravnest_p2p.daemon.messages import Report
 from ravnest_p2p.daemon.peer_messages import Overview, StageView, parse, plain
-from ravnest_p2p.daemon.stage_host import recent_mean, thinned
 from ravnest_p2p.daemon.status import job_status
 from ravnest_p2p.daemon.survey import merged_pieces, running_jobs, statuses
 
@@ -107,6 +109,16 @@ def test_one_member_that_reports_it_broken_is_enough() -> None:
     found[PEERS[1]] = found[PEERS[1]].model_copy(update={"phase": JobPhase.BROKEN, "reason": "gone"})
     status = statuses({JOB: SPEC}, overviews(found), RUNNING)[JOB]
     assert (status.phase, status.reason) == (JobPhase.BROKEN, "gone")
+
+
+def test_one_member_whose_training_diverged_ends_the_job() -> None:
+    found = views()
+    found[PEERS[1]] = found[PEERS[1]].model_copy(update={"phase": JobPhase.FAILED, "reason": "diverged"})
+    found[PEERS[0]] = found[PEERS[0]].model_copy(update={"phase": JobPhase.BROKEN, "reason": "heard of it"})
+    status = statuses({JOB: SPEC}, overviews(found), RUNNING)[JOB]
+    assert (status.phase, status.reason) == (JobPhase.FAILED, "diverged")
+    shown = job_status(JOB, JobEntry(spec=SPEC), PLAN, overviews(found), PEERS)
+    assert (shown["phase"], shown["reason"]) == ("failed", "diverged")
 
 
 def test_what_stages_really_took_scales_the_plan_after() -> None:
@@ -222,6 +234,20 @@ def test_figures_add_up() -> None:
     assert status["clusters"][0]["stages"][0]["staleness_bound"] == 1
 
 
+def test_what_is_left_out_counts_once_in_each_cluster() -> None:
+    found = views()
+    told = [(2, 0, ""), (3, 1, "x"), (1, 0, ""), (1, 0, "")]
+    for peer, (skipped, updates, why) in zip(PEERS, told, strict=True):
+        report = Report(skipped=skipped, skipped_updates=updates, skipped_why=why)
+        found[peer] = found[peer].model_copy(update={"report": report})
+    status = job_status(JOB, JobEntry(spec=SPEC), PLAN, overviews(found), PEERS)
+    assert (status["skipped"], status["skipped_why"]) == (4, "x")
+    assert [s["skipped"] for c in status["clusters"] for s in c["stages"]] == [2, 3, 1, 1]
+    progress = Progress.of(status)
+    assert progress.clusters[0].stages[1].skipped_updates == 1
+    assert "4 micro-batches and 1 updates of stages left out as not finite; the newest: x" in line(progress)
+
+
 def test_samples_count_what_is_saved_not_what_is_under_way() -> None:
     found = views(pieces=(Piece(0, 2, 8, 4, BLOB, ()),), report=Report(updates=30, samples=900))
     status = job_status(JOB, JobEntry(spec=SPEC), PLAN, overviews(found), PEERS)
@@ -258,6 +284,15 @@ def test_curves_are_thinned_evenly_and_keep_the_newest_point() -> None:
     points = thinned(curve, 100)
     assert len(points) <= 100
     assert points[-1] == (1000, 1000.0)
-    assert recent_mean(curve) == pytest.approx(990.5)
-    assert recent_mean({}) is None
+
+
+def test_a_long_curve_of_several_clusters_is_shown_from_its_beginning() -> None:
+    found = views()
+    for n, peer in enumerate(PEERS):
+        curve = tuple((4 * i + n, float(i)) for i in range(600))
+        found[peer] = found[peer].model_copy(update={"losses": curve})
+    losses = job_status(JOB, JobEntry(spec=SPEC), PLAN, overviews(found), PEERS)["losses"]
+    assert 700 < len(losses) <= 1000
+    assert losses[0][0] < 4
+    assert losses[-1] == [2399, 599.0]
     assert thinned({}, 100) == ()

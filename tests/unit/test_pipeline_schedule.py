@@ -89,7 +89,7 @@ def test_one_op_at_a_time() -> None:
     assert schedule.next() is not None
     assert schedule.next() is None
     with pytest.raises(OurFault, match="0F0 was running"):
-        schedule.finished(Speculate(1))
+        schedule.finished(Speculate(1, 2))
 
 
 def test_messages_flow_while_compute_pauses_for_an_averaging() -> None:

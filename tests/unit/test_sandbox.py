@@ -203,6 +203,18 @@ def test_without_walls_files_are_reached(home: Path) -> None:
     assert {name for name, outcome in outcomes.items() if outcome != "done"} <= {"link the key"}
 
 
+def test_a_gpus_driver_does_what_it_needs_and_no_more(home: Path) -> None:
+    found = plain_child(home, "--driving")["outcomes"]
+    assert (found["name a thread"], found["take memory aside"]) == ("done", "done")
+    assert (found["name the parent's thread"], found["protect oneself from the killer"]) == (
+        "EACCES",
+        "EACCES",
+    )
+    others = [name for name in BY_CALLS if name != "take memory aside"]
+    assert {name: found[name] for name in BY_FILES} == dict.fromkeys(BY_FILES, "EACCES")
+    assert {name: found[name] for name in others} == dict.fromkeys(others, "EPERM")
+
+
 @pytest.mark.parametrize("abi", [1, 2, 3, 4, 5, 6])
 def test_older_kernels_give_as_much_as_theirs_has(home: Path, abi: int) -> None:
     if abi > landlock():

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from ravnest_p2p.daemon.worker import sandbox, sandbox_landlock, sandbox_seccomp
+from ravnest_p2p.daemon.worker import sandbox, sandbox_landlock, sandbox_rules, sandbox_seccomp
 from ravnest_p2p.daemon.worker.sandbox_rules import Rooms, conditions, environment, grants, refused
 from ravnest_p2p.daemon.worker.sandbox_seccomp import ALLOW, AUDIT_MACHINES, ERROR, INSTRUCTION, KILL_PROCESS
 from ravnest_p2p.daemon.worker.sandbox_syscalls import MACHINES, NEWEST, UnavailableError, numbers
@@ -172,6 +172,7 @@ def test_a_worker_gets_none_of_the_owners_secrets(tmp_path: Path) -> None:
         "PATH": "/bin",
         "OMP_NUM_THREADS": "2",
         "TMPDIR": str(tmp_path / "job"),
+        "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "job" / "compiled"),
         "OPENBLAS_NUM_THREADS": "1",
     }
 
@@ -210,3 +211,19 @@ def test_only_the_compilers_programs_become_executable(tmp_path: Path) -> None:
     programs = (Path("/usr/bin/g++"), Path("/usr/bin/as"))
     assert [g.paths for g in grants(rooms, programs) if g.access & execute] == [programs]
     assert environment({}, rooms, programs)["TORCHINDUCTOR_CACHE_DIR"] == str(rooms.compiled)
+
+
+def test_a_gpus_driver_gets_its_devices_and_its_threads_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rooms = Rooms(tmp_path, tmp_path / "job", tmp_path)
+    threads = Path(sandbox_rules.OWN_THREADS)
+    monkeypatch.setattr(sandbox_rules, "GPU_DEVICES", "/dev/no-such-gpu*")
+    assert not any(threads in grant.paths for grant in grants(rooms))
+    monkeypatch.setattr(sandbox_rules, "GPU_DEVICES", "/dev/nul*")
+    drive = [grant.access for grant in grants(rooms) if Path("/dev/null") in grant.paths]
+    assert drive[-1] & sandbox_landlock.Access.IOCTL_DEV
+    (writable,) = (grant for grant in grants(rooms) if threads in grant.paths)
+    assert writable.access == sandbox_landlock.Access.WRITE_FILE | sandbox_landlock.Access.TRUNCATE
+    assert refused().keys() - refused(driving=True).keys() == {"memfd_create"}
+    assert refused(driving=True).items() <= refused().items()

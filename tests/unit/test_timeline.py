@@ -268,7 +268,7 @@ def test_the_module_of_words_is_that_of_the_schedule() -> None:
     examples = {
         schedule.Forward: [schedule.Forward(3, 1, False), schedule.Forward(3, 1, True)],
         schedule.Backward: [schedule.Backward(3, 1)],
-        schedule.Speculate: [schedule.Speculate(3)],
+        schedule.Speculate: [schedule.Speculate(3, 1)],
         schedule.Step: [schedule.Step(3)],
         schedule.Average: [schedule.Average(3)],
     }

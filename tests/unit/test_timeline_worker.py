@@ -106,7 +106,7 @@ def test_disk_is_bounded_and_the_newest_are_kept(tmp_path: Path, folder: Path) -
     timeline.close()
     again = Timeline(folder, HERE._replace(term=2), 0, 1)
     assert words(told_of(tmp_path)) == []
-    again.ran(Speculate(1), 0.1)
+    again.ran(Speculate(1, 1), 0.1)
     again.close()
     assert (told_of(tmp_path).generation, words(told_of(tmp_path))) == (HERE._replace(term=2), ["^1"])
 

@@ -49,11 +49,13 @@ def test_a_crossing_microbatch_runs_only_on_speculative_weights() -> None:
     trainer, batch = first_stage(m=2, staleness=1), classes(1, 0)[0]
     outputs = forwarded(trainer, 2)
     trainer.backward(0, [torch.ones_like(outputs[0])])
-    with pytest.raises(OurFault, match="off the speculative"):
+    with pytest.raises(OurFault, match="on weights with 0 updates"):
         trainer.forward(2, (), batch, 0, speculative=False)
     with pytest.raises(OurFault, match="before the speculative weights of batch 1 exist"):
         trainer.forward(2, (), batch, 0, speculative=True)
     trainer.speculate()
+    with pytest.raises(OurFault, match="off the speculative"):
+        trainer.forward(2, (), batch, 0, speculative=False)
     with pytest.raises(OurFault, match="2 is next"):
         trainer.forward(3, (), batch, 0, speculative=True)
     trainer.forward(2, (), batch, 0, speculative=True)

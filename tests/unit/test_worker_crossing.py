@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ravnest_p2p.core.compression import CODECS, LADDER, encoded_bytes
 from ravnest_p2p.core.errors import ChunkMismatchError, RemoteFault
+from ravnest_p2p.core.pipeline.window import Echo
 from ravnest_p2p.daemon.worker import neighbours
 from ravnest_p2p.daemon.worker.neighbours import Neighbours
 from ravnest_p2p.model import TensorSpec
@@ -24,6 +25,8 @@ SMALL = TensorSpec((4, 64), "float32", True)
 TOKENS = TensorSpec((4, 1024), "int64")
 SPECS = (SHARED, HIDDEN, SMALL, TOKENS)
 ERRORS = {"none": 0.0, "fp16": 3e-4, "bf16": 2e-3, "int8": 0.01, "int4": 0.12}
+
+ECHO = Echo(0.5, 0.25, 0.25, 1.0)
 
 
 class Pair:
@@ -37,7 +40,10 @@ class Pair:
     async def __aenter__(self) -> Pair:
         await self.before.dial(lambda peer: asyncio.sleep(0, "nonce"))
         self.after.expect()
-        arrived = self.came.put_nowait
+
+        def arrived(i: int, _: object) -> None:
+            self.came.put_nowait(i)
+
         self.tasks = [*self.before.start(arrived, arrived), *self.after.start(arrived, arrived)]
         return self
 
@@ -61,13 +67,13 @@ class Pair:
 
     async def ahead(self, i: int, tensors: list[Tensor]) -> list[Tensor]:
         self.before.take_activation(i)
-        self.before.send_activation(i, tensors)
+        self.before.send_activation(i, tensors, 0.5)
         assert await self.arrival() == i
         return self.after.take_activation(i)
 
     async def back(self, i: int, tensors: list[Tensor | None]) -> list[Tensor | None]:
         self.after.take_gradient(i)
-        self.after.send_gradient(i, tensors)
+        self.after.send_gradient(i, tensors, ECHO)
         assert await self.arrival() == i
         return self.before.take_gradient(i)
 

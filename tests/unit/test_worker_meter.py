@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pytest
@@ -96,3 +97,12 @@ def test_what_compiling_takes_is_not_the_stages(tmp_path: Path) -> None:
     assert plain - compiling > 0.9 * taken.nbytes
     for meter in meters:
         meter.close()
+
+
+def test_a_batchs_loss_is_the_mean_of_what_counts(tmp_path: Path) -> None:
+    meter = Meter(tmp_path, 0)
+    for batch, losses in enumerate([(1.0, math.nan, 4.0), (math.nan,) * 3, (2.0, 2.0, 5.0)]):
+        for loss in losses:
+            meter.loss(batch, loss, 3)
+    assert meter.report(0, 0).losses == ((0, 2.5), (2, 3.0))
+    meter.close()

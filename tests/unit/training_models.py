@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from ravnest_p2p.core.pipeline.notes import NO_NOTE, Note
 from ravnest_p2p.core.pipeline.schedule import (
     Backward,
     Forward,
@@ -109,6 +110,7 @@ def trainers_of(
             staleness=staleness[s],
             is_last=s == last,
             matrices=matrices_of(module),
+            stage=s,
             **options,
         )
         for s, module in enumerate(stages)
@@ -135,8 +137,8 @@ class Pipeline:
         self.schedules = [
             StageSchedule(s, count, self.staleness[s], self.m, len(self.batches)) for s in range(count)
         ]
-        self._activations: list[dict[int, tuple[Tensor, ...]]] = [{} for _ in range(count)]
-        self._gradients: list[dict[int, tuple[Tensor | None, ...]]] = [{} for _ in range(count)]
+        self._activations: list[dict[int, tuple[Any, Note]]] = [{} for _ in range(count)]
+        self._gradients: list[dict[int, tuple[Any, Note]]] = [{} for _ in range(count)]
         given: list[Op | None] = [None] * count
         while not all(schedule.done for schedule in self.schedules):
             given = [op or schedule.next() for op, schedule in zip(given, self.schedules, strict=True)]
@@ -150,21 +152,21 @@ class Pipeline:
         trainer, schedule = self.trainers[s], self.schedules[s]
         match op:
             case Forward(i, version, speculative):
-                received = self._activations[s].pop(i, ())
-                result = trainer.forward(i, received, self.batches[i], i, speculative=speculative)
+                received, note = self._activations[s].pop(i, ((), NO_NOTE))
+                result = trainer.forward(i, received, self.batches[i], i, speculative=speculative, note=note)
                 assert result.version == version == closed_form(i, self.staleness[s], self.m).forward
                 schedule.finished(op)
                 if result.loss is None:
-                    self._activations[s + 1][i] = result.outputs
+                    self._activations[s + 1][i] = result.outputs, result.note
                     self.schedules[s + 1].activation_arrived(i)
                 else:
                     self.losses.append(result.loss)
             case Backward(i, version):
                 assert trainer.version == version
-                gradients = trainer.backward(i, self._gradients[s].pop(i, ()))
+                gradients = trainer.backward(i, *self._gradients[s].pop(i, ((), NO_NOTE)))
                 schedule.finished(op)
                 if s > 0:
-                    self._gradients[s - 1][i] = gradients
+                    self._gradients[s - 1][i] = gradients, trainer.gradient_note
                     self.schedules[s - 1].gradient_arrived(i)
             case Speculate():
                 trainer.speculate()

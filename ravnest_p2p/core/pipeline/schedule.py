@@ -23,6 +23,10 @@ right, one column for one micro-batch's forward or backward (digits: its index):
 In steady state no stage is ever idle. ŵ of batch u serves micro-batches um … um+τ-1 until their backwards are
 done; with m ≥ 2τ that is before the next ŵ is built, with m < 2τ two of them live at once.
 
+Links do not stay as they were planned, so τ may be another for each batch, up to a bound
+(`core.pipeline.window` measures what it should be). A batch's τ is fixed at the last moment, when no more
+than τ micro-batches of the batch before are missing; the rules above hold with the batch's own τ.
+
 The stage's whole state is how many ops of each kind are done and how many messages have arrived, all only
 growing; the policy is one ordered expression over these counters (`StageSchedule.next`).
 
@@ -64,9 +68,10 @@ class Backward:
 
 @dataclass(frozen=True, slots=True)
 class Speculate:
-    """Build ŵ for batch u, exactly m-τ micro-batches of batch u-1 being accumulated."""
+    """Build ŵ for the first `crossing` micro-batches of batch u, the same number of batch u-1 missing."""
 
     u: int
+    crossing: int
 
     def __str__(self) -> str:
         return f"^{self.u}"
@@ -103,7 +108,7 @@ class Versions(NamedTuple):
 
 
 def closed_form(i: int, staleness: int, microbatches_per_update: int) -> Versions:
-    """Versions of micro-batch `i` at a stage of this staleness: what any run's trace must equal."""
+    """Versions of micro-batch `i`, of a batch with this staleness: what any run's trace must equal."""
     m = microbatches_per_update
     return Versions(max(0, i - staleness) // m, i // m)
 
@@ -133,13 +138,16 @@ class StageSchedule:
 
     Args:
         stage, stages: s and P; stage 0 reads its inputs itself, stage P-1 computes the loss.
-        staleness: τ of this stage.
+        staleness: the bound on τ of this stage.
         microbatches_per_update: m.
         microbatches: local ones in this generation, a multiple of m.
         updates_per_round: κ of this cluster; 0 never averages.
         rounds: averagings in this generation where that is more than this cluster's own updates need, because
             other clusters train on in the last round.
-        upstream_staleness: τ of the stage before; an activation ahead of that window is refused.
+        upstream_staleness: that of the stage before; an activation ahead of its widest window is refused.
+
+    Attributes:
+        wanted: τ of batches that are not fixed yet, 0 to `staleness`; the owner may change it at any time.
     Raises:
         OurFault: numbers that make no pipeline; `finished` of an op that was not handed out.
     """
@@ -152,9 +160,12 @@ class StageSchedule:
     updates_per_round: int = 0
     rounds: int | None = None
     upstream_staleness: int | None = None
+    wanted: int = field(init=False)
+    _of_batch: dict[int, int] = field(init=False, repr=False)
     _done: dict[type[Op], int] = field(init=False, repr=False)
     _activations: int = field(default=0, init=False, repr=False)
     _gradients: int = field(default=0, init=False, repr=False)
+    _speculated: int = field(default=0, init=False, repr=False)
     _running: Op | None = field(default=None, init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -175,6 +186,8 @@ class StageSchedule:
             or (self.rounds and not self.updates_per_round)
         ):
             raise OurFault(f"{self.rounds} rounds of {self.updates_per_round} for {self.updates} updates")
+        self.wanted = self.staleness
+        self._of_batch = {}
         self._done = dict.fromkeys((Forward, Backward, Speculate, Step, Average), 0)
         if self.stage == 0:
             self._activations = self.microbatches
@@ -235,15 +248,30 @@ class StageSchedule:
         self._done[type(op)] += 1
         if self._is_last and isinstance(op, Forward):
             self._gradients += 1
+        if isinstance(op, Speculate):
+            self._speculated = op.u
 
     def next(self) -> Op | None:
         """The op to start now; None while one is running or nothing can be done before the next event."""
         if self._running is not None:
             return None
+        self._fix_staleness()
         self._running = (
             self._step() or self._average() or self._speculate() or self._backward() or self._forward()
         )
         return self._running
+
+    def staleness_of(self, batch: int) -> int:
+        """τ of the batch that is being trained, or of the next; until it is fixed, what it would be now."""
+        return self._of_batch.get(batch, self.wanted)
+
+    def _fix_staleness(self) -> None:
+        """Fix τ of the next batch once its ŵ is due. No version depends on that of the first batch."""
+        u = self.version + 1
+        missing = u * self.microbatches_per_update - self.completed
+        if self.wanted >= missing:
+            self._of_batch.setdefault(u, missing)
+        self._of_batch.pop(u - 2, None)
 
     def _step(self) -> Step | None:
         u = self._done[Step]
@@ -257,9 +285,10 @@ class StageSchedule:
         return Average(self._done[Average]) if self._done[Average] < due else None
 
     def _speculate(self) -> Speculate | None:
-        u = self._done[Speculate] + 1
-        reached = self.completed == u * self.microbatches_per_update - self.staleness
-        return Speculate(u) if reached and self.staleness and u < self.updates else None
+        u = self.version + 1
+        crossing = self._of_batch.get(u, 0)
+        due = self.completed == u * self.microbatches_per_update - crossing
+        return Speculate(u, crossing) if due and crossing and self._speculated < u < self.updates else None
 
     def _backward(self) -> Backward | None:
         i = self._done[Backward]
@@ -271,9 +300,10 @@ class StageSchedule:
         i ≤ completed+τ means that ŵ is built for a crossing micro-batch, and its update applied for another.
         """
         i = self._done[Forward]
-        if i >= self._activations or i > self.completed + self.staleness:
+        staleness = self.staleness_of(i // self.microbatches_per_update)
+        if i >= self._activations or i > self.completed + staleness:
             return None
-        versions = closed_form(i, self.staleness, self.microbatches_per_update)
+        versions = closed_form(i, staleness, self.microbatches_per_update)
         return Forward(i, versions.forward, speculative=versions.forward < versions.backward)
 
     @property

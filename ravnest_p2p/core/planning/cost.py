@@ -9,6 +9,7 @@ latency of a hop in units of half a stage's time, and is lowered where a peer's 
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -17,6 +18,7 @@ from ravnest_p2p.core.compression import least_share
 from ravnest_p2p.core.coordinates import predicted_rtt_s
 from ravnest_p2p.core.pipeline.correction import NONE
 from ravnest_p2p.core.pipeline.schedule import staleness_for
+from ravnest_p2p.core.pipeline.window import FIXED
 from ravnest_p2p.core.planning.cuts import (
     RECOMPUTE_WORK,
     LayerTable,
@@ -233,6 +235,23 @@ def draft_with_ranges(
         loop_s = sum(work_s[stage:]) + 2.0 * sum(hops_s[stage:])
         interval_s = max(interval_s, loop_s / (staleness[stage] + 1))
     return Draft(tuple(peers), tuple(ranges), tuple(staleness), max(interval_s, 1e-9), tuple(recompute))
+
+
+def staleness_bounds(spec: JobSpec, table: LayerTable, draft: Draft) -> tuple[int, ...]:
+    """Bound on each stage's τ: as predicted where that is fixed, else what job and memory allow."""
+    if spec.staleness == FIXED:
+        return draft.staleness
+    stages, limit = len(draft.peers), staleness_limit(spec)
+    bounds: list[int] = []
+    for stage, (peer, (lo, hi)) in enumerate(zip(draft.peers, draft.ranges, strict=True)):
+
+        def need(tau: int, at: tuple[int, int, int] = (stage, lo, hi)) -> int:
+            return stage_need_bytes(spec, table, at[0], stages, *at[1:], tau, draft.recompute[at[0]])
+
+        least, most = draft.staleness[stage], bounds[-1] if bounds else limit
+        wider = bisect_right(range(least + 1, most + 1), peer.memory_bytes, key=need)
+        bounds.append(least + wider if stage + 1 < stages else 0)
+    return tuple(bounds)
 
 
 def hop_s(table: LayerTable, a: Capability, b: Capability, at: int) -> float:

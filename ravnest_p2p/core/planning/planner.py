@@ -25,7 +25,13 @@ from ravnest_p2p.core.canonical import canonical_json
 from ravnest_p2p.core.capability import snapshot_hash
 from ravnest_p2p.core.planning import waiting
 from ravnest_p2p.core.planning.clusters import ClusterSearch
-from ravnest_p2p.core.planning.cost import Draft, round_updates, takes_part
+from ravnest_p2p.core.planning.cost import (
+    Draft,
+    planning_table,
+    round_updates,
+    staleness_bounds,
+    takes_part,
+)
 from ravnest_p2p.core.planning.identity import plan_hash, tagged
 from ravnest_p2p.core.planning.repair import repaired
 from ravnest_p2p.core.planning.resume import ever_saved, resume_point
@@ -211,7 +217,7 @@ def _formed(
     return JobPlan(
         job=job,
         generation=_NO_GENERATION,
-        clusters=tuple(_cluster_plan(draft, k) for draft, k in zip(drafts, kappas, strict=True)),
+        clusters=tuple(_cluster_plan(it, draft, k) for draft, k in zip(drafts, kappas, strict=True)),
         batches_done=batches_done,
         version=version,
         pieces=pieces,
@@ -241,11 +247,10 @@ def _clusters(it: _Asked, free: Mapping[PeerId, Capability], jobs_left: int) -> 
     return ()
 
 
-def _cluster_plan(draft: Draft, updates_per_round: int) -> ClusterPlan:
+def _cluster_plan(it: _Asked, draft: Draft, updates_per_round: int) -> ClusterPlan:
+    bounds = staleness_bounds(it.spec, planning_table(it.spec, it.memory_scale), draft)
     stages = tuple(
         StageAssignment(peer.peer, lo, hi, tau, again)
-        for peer, (lo, hi), tau, again in zip(
-            draft.peers, draft.ranges, draft.staleness, draft.recompute, strict=True
-        )
+        for peer, (lo, hi), tau, again in zip(draft.peers, draft.ranges, bounds, draft.recompute, strict=True)
     )
     return ClusterPlan(stages, updates_per_round)

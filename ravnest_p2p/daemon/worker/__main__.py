@@ -20,7 +20,7 @@ from ravnest_p2p.daemon.worker import guard, sandbox
 from ravnest_p2p.daemon.worker.loading import Lent
 from ravnest_p2p.daemon.worker.sandbox_door import Door, DoorLoop
 from ravnest_p2p.daemon.worker.service import WorkerService
-from ravnest_p2p.training import choose_device
+from ravnest_p2p.training import choose_device, start_device
 
 
 async def serve(channel_fd: int, lent: Lent) -> None:
@@ -52,8 +52,10 @@ def main() -> None:
     )
     device = choose_device(options.device)
     lent = Lent(device, options.microbatch_flops, options.memory, bool(options.compiler))
-    guard.limit_resources(options.memory if lent.device.type == "cpu" else None, options.disk)
-    calls = sandbox.confine_calls(bool(options.compiler))
+    on_gpu = lent.device.type != "cpu"
+    guard.limit_resources(None if on_gpu else options.memory, options.disk)
+    start_device(lent.device, options.memory)
+    calls = sandbox.confine_calls(bool(options.compiler), driving=on_gpu)
     print(f"worker {os.getpid()}: {files}; {calls}", file=sys.stderr)
     if lent.compiling:
         logging.basicConfig(stream=sys.stderr)

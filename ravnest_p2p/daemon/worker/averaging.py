@@ -85,7 +85,7 @@ class RingExchange:
         for segment in segments(plan.clusters):
             if (cluster, stage) in segment.members:
                 names = names_of(segment.lo, segment.hi)
-                elements = averaging.gather(params, buffers, names).numel()
+                elements = averaging.elements(params, buffers, names)
                 if not elements:
                     continue  # layers that only use parameters of others
                 self._rings.append(Ring(segment, segment.members.index((cluster, stage)), names, elements))

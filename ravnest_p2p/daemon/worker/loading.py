@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
 
 from ravnest_p2p.core.errors import PackageError
+from ravnest_p2p.core.pipeline.nonfinite import Skipped
 from ravnest_p2p.core.planning.cost import remakes, stretches_of
 from ravnest_p2p.core.planning.cuts import LayerTable
 from ravnest_p2p.daemon.messages import StartRun
@@ -21,6 +23,7 @@ from ravnest_p2p.model import (
 )
 from ravnest_p2p.model.matrices import hidden_matrices
 from ravnest_p2p.model.mixed import MixedComputation
+from ravnest_p2p.model.origin import origin
 from ravnest_p2p.training import StageTrainer, TensorSpec, load_pieces
 
 
@@ -107,6 +110,10 @@ def load_stage(start: StartRun, lent: Lent) -> LoadedStage:
         matrices=hidden_matrices(whole) if start.spec.optimizer.name == "muon" else (),
         device=device,
         correction=start.spec.staleness_correction,
+        stage=start.stage,
+        changing=stage.mutable_buffers,
+        locate=partial(origin, computation),
+        skipped=Skipped(start.spec.nonfinite),
     )
     return LoadedStage(stage, trainer, compiling)
 

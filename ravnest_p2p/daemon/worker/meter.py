@@ -4,12 +4,16 @@ The trace holds, for every micro-batch, the number of updates that the weights h
 at the moment its gradient was applied. It is written as it happened, from the trainer's own counters, so
 that it can be held against the closed form of `core.pipeline`.
 
+A GPU is given its work and computes on while the thread goes on; an operation has ended when the GPU is done
+with it, so each is waited for. What it is followed by is queued some ten microseconds later.
+
 Tensors are counted one by one in the first two updates only, which bring everything that later ones hold (the
 optimizer's state, ŵ, a full window): counting costs time with every operation.
 """
 
 from __future__ import annotations
 
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -23,10 +27,11 @@ from torch import Tensor
 from ravnest_p2p.daemon.messages import Report
 from ravnest_p2p.daemon.worker.resident import ResidentPeak
 from ravnest_p2p.model.footprint import StorageMeter
-from ravnest_p2p.training import DevicePeak
+from ravnest_p2p.training import DevicePeak, synchronize
 
 UPDATES_COUNTED = 2
 MAX_LOSSES = 4096
+CPU = torch.device("cpu")
 
 Result = TypeVar("Result")
 
@@ -35,15 +40,21 @@ class Meter:
     """Counters of one run; the compute thread counts, the event loop reports and averages.
 
     Args:
-        folder: where `trace.csv` is written: micro-batch, forward version, backward version.
+        folder: where `trace.csv` is written: micro-batch, forward version, backward version, τ of its batch.
         first_version: the trainer's version when the run began; the trace counts from it.
-        held: parameters and buffers, from the beginning; all on the device that is computed on.
+        held: parameters and buffers, from the beginning.
         compiling: after the updates in which tensors are counted, memory goes to a compiler as well; it is
             this peer's alone, and no measure of the stage.
+        device: that is computed on; the memory of tensors is counted there.
     """
 
     def __init__(
-        self, folder: Path, first_version: int, held: Sequence[Tensor] = (), compiling: bool = False
+        self,
+        folder: Path,
+        first_version: int,
+        held: Sequence[Tensor] = (),
+        compiling: bool = False,
+        device: torch.device = CPU,
     ) -> None:
         self._trace: TextIO = (folder / "trace.csv").open("w", buffering=1 << 16)
         self._first_version = first_version
@@ -55,20 +66,22 @@ class Meter:
         self._staleness = 0
         self._samples = 0
         self._batches_done = 0
-        self._sums: dict[int, tuple[float, int]] = {}
+        self._found: dict[int, list[float]] = {}
         self._losses: deque[tuple[int, float]] = deque()
         self._resident = ResidentPeak()
         self._compiling = compiling
         self._resident_before = 0
         self._held_bytes = sum(tensor.nbytes for tensor in held)
-        self._storages = StorageMeter(held)
-        self._device_peak = DevicePeak(held[0].device if held else torch.device("cpu"))
+        self._device = device
+        self._storages = StorageMeter(held, device)
+        self._device_peak = DevicePeak(device)
 
     def timed(self, work: Callable[[], Result]) -> tuple[Result, float]:
         """The work's result and its seconds."""
         started = time.perf_counter()
         with self._storages if self._counting else nullcontext():
             result = work()
+            synchronize(self._device)
         seconds = time.perf_counter() - started
         self._busy_s += seconds
         return result, seconds
@@ -80,11 +93,12 @@ class Meter:
     def forwarded(self, microbatch: int, version: int) -> None:
         self._forward_versions[microbatch] = version
 
-    def backed(self, microbatch: int, version: int, samples: int) -> None:
+    def backed(self, microbatch: int, version: int, samples: int, staleness: int) -> None:
         forward = self._forward_versions.pop(microbatch)
         self._staleness = max(self._staleness, version - forward)
         self._samples += samples
-        self._trace.write(f"{microbatch},{forward - self._first_version},{version - self._first_version}\n")
+        versions = f"{forward - self._first_version},{version - self._first_version}"
+        self._trace.write(f"{microbatch},{versions},{staleness}\n")
 
     def stepped(self, version: int) -> None:
         counted = self._counting
@@ -97,12 +111,18 @@ class Meter:
         self._batches_done = batches_done
 
     def loss(self, batch: int, value: float, microbatches: int) -> None:
-        """Collect one micro-batch's mean loss; a batch is reported once all its micro-batches are in."""
-        total, count = self._sums.pop(batch, (0.0, 0))
-        if count + 1 == microbatches:
-            self._losses.append((batch, (total + value) / microbatches))
-        else:
-            self._sums[batch] = (total + value, count + 1)
+        """Collect one micro-batch's mean loss; a batch is reported once all its micro-batches are in.
+
+        Args:
+            value: NaN of one that is left out; the mean is that of the others.
+        """
+        found = [*self._found.pop(batch, ()), value]
+        if len(found) < microbatches:
+            self._found[batch] = found
+            return
+        counted = [loss for loss in found if not math.isnan(loss)]
+        if counted:
+            self._losses.append((batch, sum(counted) / len(counted)))
 
     def report(self, bytes_sent: int, bytes_received: int) -> Report:
         """Everything so far; losses only once."""

@@ -11,7 +11,7 @@ the event loop and the compute thread go on.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple, TypeVar
 
@@ -20,8 +20,18 @@ from torch import Tensor
 
 from ravnest_p2p.core.compression import AUTO, NONE, allowed, choose
 from ravnest_p2p.core.errors import ChunkMismatchError
+from ravnest_p2p.core.pipeline.notes import NO_NOTE, Note, header_of, note_in
+from ravnest_p2p.core.pipeline.window import Echo
 from ravnest_p2p.core.types import ClusterPlan, PeerId
 from ravnest_p2p.daemon.worker.crossing import CODEC, Crossing
+from ravnest_p2p.daemon.worker.headers import (
+    MICROBATCH,
+    echo_from,
+    echo_header,
+    microbatch_from,
+    slowest_from,
+    slowest_header,
+)
 from ravnest_p2p.daemon.worker.pace import ComputeTime, LinkRate
 from ravnest_p2p.daemon.worker.wires import link_limits, lost
 from ravnest_p2p.model import StageProgram
@@ -31,14 +41,17 @@ from ravnest_p2p.network.p2pd_waits import bounded
 
 FLUSH_TIMEOUT_S = 10.0
 
+Sent = Callable[[str, int, int, float], None]
+
 Result = TypeVar("Result")
 
 
 class Outgoing(NamedTuple):
-    """A frame that waits to be packed: the tensors of these places, or of all."""
+    """A frame that waits to be packed: the tensors of these places, or of all; none where it is left out."""
 
     microbatch: int
     tensors: Sequence[Tensor]
+    header: Mapping[str, Any]
     places: Sequence[int] | None = None
 
 
@@ -93,6 +106,8 @@ class Neighbours:
         self._after: Link | None = None
         self._activations: dict[int, list[Tensor]] = {}
         self._gradients: dict[int, list[Tensor | None]] = {}
+        self._activation_notes: dict[int, Note] = {}
+        self._gradient_notes: dict[int, Note] = {}
         self._outgoing: dict[Link, asyncio.Queue[Outgoing]] = {}
         self._last_sent: list[Tensor] = []
         self._kept: list[Tensor] = []
@@ -118,14 +133,17 @@ class Neighbours:
 
     def start(
         self,
-        activation_arrived: Callable[[int], None],
-        gradient_arrived: Callable[[int], None],
-        sent: Callable[[str, int, int], None] = lambda what, microbatch, size_bytes: None,
+        activation_arrived: Callable[[int, float], None],
+        gradient_arrived: Callable[[int, Echo], None],
+        sent: Sent = lambda what, microbatch, size_bytes, busy_s: None,
     ) -> list[asyncio.Task[Any]]:
         """Begin to receive and send; the tasks fail with what breaks a link.
 
         Args:
-            sent: told of each activation ("a") and gradient ("g") that a link took, and its bytes.
+            activation_arrived, gradient_arrived: told of each micro-batch, and what the sender says of the
+                time that the pipeline takes (`core.pipeline.window`).
+            sent: told of each activation ("a") and gradient ("g") that a link took, its bytes, and the
+                seconds for which it kept the link busy.
         """
         tasks: list[Any] = []
         if self._before is not None:
@@ -149,29 +167,49 @@ class Neighbours:
     def take_gradient(self, microbatch: int) -> list[Tensor | None]:
         return self._gradients.pop(microbatch) if self._after is not None else []
 
-    def send_activation(self, microbatch: int, outputs: Sequence[Tensor]) -> None:
+    def activation_note(self, microbatch: int) -> Note:
+        """What came along with an activation."""
+        return self._activation_notes.pop(microbatch, NO_NOTE)
+
+    def gradient_note(self, microbatch: int) -> Note:
+        """What came along with a gradient."""
+        return self._gradient_notes.pop(microbatch, NO_NOTE)
+
+    def send_activation(
+        self, microbatch: int, outputs: Sequence[Tensor], slowest_s: float, note: Note = NO_NOTE
+    ) -> None:
         assert self._after is not None, "only the last stage has no stage after it, and it sends none"
+        header = {**header_of(note), **slowest_header(slowest_s)}
+        if note.left_out is not None:
+            self._outgoing[self._after].put_nowait(Outgoing(microbatch, (), header))
+            return
         params = [outputs[place] for place in self._sent_params]
         known = [tensor.data_ptr() for tensor in self._last_sent]
         # What was sent last is still held, so nothing else can lie where it lies, and it never changes.
         if params and known == [tensor.data_ptr() for tensor in params]:
             rest = _others(len(outputs), self._sent_params)
             self._outgoing[self._after].put_nowait(
-                Outgoing(microbatch, [outputs[place] for place in rest], rest)
+                Outgoing(microbatch, [outputs[place] for place in rest], header, rest)
             )
         else:
             self._last_sent = params
-            self._outgoing[self._after].put_nowait(Outgoing(microbatch, outputs))
+            self._outgoing[self._after].put_nowait(Outgoing(microbatch, outputs, header))
 
-    def send_gradient(self, microbatch: int, gradients: Sequence[Tensor | None]) -> None:
+    def send_gradient(
+        self, microbatch: int, gradients: Sequence[Tensor | None], echo: Echo, note: Note = NO_NOTE
+    ) -> None:
         if self._before is None:
+            return
+        header = {**header_of(note), **echo_header(echo)}
+        if note.left_out is not None:
+            self._outgoing[self._before].put_nowait(Outgoing(microbatch, (), header))
             return
         wanted = [g for g, spec in zip(gradients, self._receives, strict=True) if spec.differentiable]
         filled = [
             torch.zeros(spec.shape, dtype=spec.torch_dtype) if g is None else g
             for g, spec in zip(wanted, self._sends_gradients, strict=True)
         ]
-        self._outgoing[self._before].put_nowait(Outgoing(microbatch, filled))
+        self._outgoing[self._before].put_nowait(Outgoing(microbatch, filled, header))
 
     async def flush(self) -> None:
         """Wait until everything queued has been handed to the links."""
@@ -182,7 +220,7 @@ class Neighbours:
         link: Link,
         queue: asyncio.Queue[Outgoing],
         crossing: Crossing,
-        sent: Callable[[str, int, int], None],
+        sent: Sent,
     ) -> None:
         what = "a" if crossing is self._ahead else "g"
         rate = LinkRate(link)
@@ -190,31 +228,37 @@ class Neighbours:
         sizes = [crossing.nbytes(name, usual) for name in crossing.codecs]
         while True:
             frame = await queue.get()
-            name = crossing.codecs[-1]
-            if self._compression == AUTO:
+            name = crossing.codecs[-1] if frame.tensors else NONE
+            if self._compression == AUTO and name != NONE:
                 name = choose(crossing.codecs, sizes, rate.bps, self.compute_time.seconds)
             used, buffers = await self._aside(
                 name,
                 lambda: crossing.pack(name, frame.tensors, frame.places),  # noqa: B023 (awaited here)
             )
             keep = {} if frame.places is None else {"keep": True}
+            header = {MICROBATCH: frame.microbatch, CODEC: used, **keep, **frame.header}
             with lost(link):
-                await link.send({"i": frame.microbatch, CODEC: used, **keep}, buffers)
-            sent(what, frame.microbatch, sum(memoryview(buffer).nbytes for buffer in buffers))
+                await link.send(header, buffers)
+            size_bytes = sum(memoryview(buffer).nbytes for buffer in buffers)
+            sent(what, frame.microbatch, size_bytes, 8 * size_bytes / rate.bps)
             queue.task_done()
 
-    async def _receive_activations(self, link: Link, arrived: Callable[[int], None]) -> None:
+    async def _receive_activations(self, link: Link, arrived: Callable[[int, float], None]) -> None:
         while True:
             with lost(link):
                 frame = await link.receive()
-            i = _microbatch(frame.header)
+            i = microbatch_from(frame.header)
             name, keep = self._from_before.named(frame.header), frame.header.get("keep") is True
-            payload = frame.payload
-            self._activations[i] = await self._aside(
-                name,
-                lambda: self._unpack(i, name, payload, keep=keep),  # noqa: B023 (awaited here)
-            )
-            arrived(i)
+            note, payload = note_in(frame.header, len(self._cluster.stages)), frame.payload
+            if note.left_out is None:
+                self._activations[i] = await self._aside(
+                    name,
+                    lambda: self._unpack(i, name, payload, keep=keep),  # noqa: B023 (awaited here)
+                )
+            else:
+                self._activations[i] = _nothing(payload, f"activation {i}")
+            self._activation_notes[i] = note
+            arrived(i, slowest_from(frame.header))
 
     def _unpack(self, i: int, name: str, payload: bytearray, *, keep: bool) -> list[Tensor]:
         """What came with micro-batch i, and where it says to keep them, the parameters that came before."""
@@ -230,20 +274,25 @@ class Neighbours:
         found |= zip(places, self._kept, strict=True)
         return [found[place] for place in range(len(self._receives))]
 
-    async def _receive_gradients(self, link: Link, arrived: Callable[[int], None]) -> None:
+    async def _receive_gradients(self, link: Link, arrived: Callable[[int, Echo], None]) -> None:
         while True:
             with lost(link):
                 frame = await link.receive()
-            i = _microbatch(frame.header)
+            i = microbatch_from(frame.header)
             name, payload = self._from_after.named(frame.header), frame.payload
-            values = iter(
-                await self._aside(
-                    name,
-                    lambda: self._from_after.unpack(name, payload, what=f"gradient {i}"),  # noqa: B023
+            note = note_in(frame.header, len(self._cluster.stages))
+            if note.left_out is None:
+                values = iter(
+                    await self._aside(
+                        name,
+                        lambda: self._from_after.unpack(name, payload, what=f"gradient {i}"),  # noqa: B023
+                    )
                 )
-            )
-            self._gradients[i] = [next(values) if spec.differentiable else None for spec in self._sends]
-            arrived(i)
+                self._gradients[i] = [next(values) if spec.differentiable else None for spec in self._sends]
+            else:
+                self._gradients[i] = _nothing(payload, f"gradient {i}")
+            self._gradient_notes[i] = note
+            arrived(i, echo_from(frame.header))
 
     async def _aside(self, codec: str, work: Callable[[], Result]) -> Result:
         """Run what takes time in the codecs' thread; what is exact is only looked at, here."""
@@ -254,6 +303,12 @@ class Neighbours:
 
 def _others(count: int, places: Sequence[int]) -> list[int]:
     return [place for place in range(count) if place not in places]
+
+
+def _nothing(payload: bytearray, what: str) -> list[Any]:
+    if payload:
+        raise ChunkMismatchError(f"{what} is left out and has {len(payload)} bytes")
+    return []
 
 
 def _own_thread() -> ThreadPoolExecutor:
@@ -267,10 +322,3 @@ def _own_thread() -> ThreadPoolExecutor:
     helper.submit(torch.set_num_threads, 1).result()
     torch.set_num_threads(threads)
     return helper
-
-
-def _microbatch(header: dict[str, Any]) -> int:
-    i = header.get("i")
-    if not isinstance(i, int) or isinstance(i, bool) or i < 0:
-        raise ChunkMismatchError(f"a frame names micro-batch {i!r}")
-    return i

@@ -9,8 +9,8 @@ says it all as data.
 
 A wall that the system does not have is missing with a word in the worker's log: macOS has neither, linux
 before 5.13 no Landlock. Threads that ran before `confine_files` stay outside on kernels before 7.0. Device
-files of GPUs are left open, and drivers may start before `confine_calls`; no GPU's driver has been tried
-behind these walls yet.
+files of GPUs are left open, and their driver starts before `confine_calls`, for at its start it makes calls
+that it does without later.
 """
 
 from __future__ import annotations
@@ -46,15 +46,17 @@ def confine_files(rooms: Rooms, programs: Sequence[Path] = ()) -> str:
     return done
 
 
-def confine_calls(compiling: bool = False) -> str:
+def confine_calls(compiling: bool = False, driving: bool = False) -> str:
     """Give up the system calls that lead out of the process; returns what was done, in words.
 
+    Args:
+        compiling, driving: as of `sandbox_rules.refused`.
     Raises:
         OSError: the kernel has the wall and does not put it up.
     """
     try:
         conditions = sandbox_rules.conditions(os.getpid(), compiling)
-        sandbox_seccomp.install(sandbox_rules.refused(compiling), conditions)
+        sandbox_seccomp.install(sandbox_rules.refused(compiling, driving), conditions)
     except UnavailableError as error:
         return f"system calls open ({error})"
     return "system calls by seccomp" + (", less those to start a compiler" if compiling else "")

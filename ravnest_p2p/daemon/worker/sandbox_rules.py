@@ -50,14 +50,18 @@ SERVE = Access.MAKE_SOCK | Access.REMOVE_FILE
 DRIVE = READ | Access.WRITE_FILE | Access.IOCTL_DEV
 
 LIBRARIES = (
-    "/lib /lib32 /lib64 /usr/lib /usr/lib32 /usr/lib64 /usr/local/lib /usr/local/cuda /opt/rocm /nix/store "
-    "/gnu/store /etc/ld.so.cache /etc/localtime /usr/share/zoneinfo"
+    "/lib /lib32 /lib64 /usr/lib /usr/lib32 /usr/lib64 /usr/local/lib /usr/local/cuda /usr/local/nvidia "
+    "/usr/lib64-nvidia /run/opengl-driver /opt/rocm /nix/store /gnu/store /etc/ld.so.cache /etc/localtime "
+    "/usr/share/zoneinfo"
 )
 ABOUT_THE_COMPUTER = "/proc/self /proc/cpuinfo /proc/meminfo /proc/stat /sys/devices/system"
 HEADERS = "/usr/include /usr/local/include"
 RANDOM_AND_ZERO = "/dev/urandom /dev/random /dev/zero"
-GPU_DEVICES = "/dev/nvidia* /dev/dri /dev/kfd"
+GPU_DEVICES = "/dev/nvidia* /dev/dxg /dev/dri /dev/kfd"
 ABOUT_GPUS = "/sys /proc/driver /proc/devices"
+OWN_THREADS = "/proc/self/task"
+"""NVIDIA's driver writes its threads' names there, and from 570 on does not start where it may not. What else
+can be written there is of this process alone."""
 
 ENVIRONMENT = (
     "PATH HOME USER LOGNAME LANG LC_ TZ PYTHON VIRTUAL_ENV CONDA_PREFIX LD_ DYLD_ OMP_ MKL_ KMP_ GOMP_ "
@@ -85,6 +89,7 @@ def grants(rooms: Rooms, programs: Sequence[Path] = ()) -> tuple[Grant, ...]:
         Grant(Access.READ_FILE | Access.WRITE_FILE, _paths("/dev/null")),
         Grant(DRIVE, tuple(map(Path, gpus))),
         Grant(READ, _paths(ABOUT_GPUS) if gpus else ()),
+        Grant(Access.WRITE_FILE | Access.TRUNCATE, _paths(OWN_THREADS) if gpus else ()),
         Grant(READ, (rooms.blobs,)),
         Grant(WRITE, (rooms.job,)),
         Grant(SERVE, (rooms.sockets,)),
@@ -150,6 +155,9 @@ UNKNOWN_CALLS = ("clone3",)
 FOR_COMPILERS = frozenset(("execve", "fork", "vfork"))
 """Refusals that a worker which compiles is spared; files decide which programs it can start."""
 
+FOR_DRIVERS = frozenset(("memfd_create",))
+"""Refusals that a worker on a GPU is spared: NVIDIA's driver needs it, and no limit counts memory there."""
+
 NEW_THREAD = 0x00010000
 NEW_SPACES_OR_SIBLINGS = 0x7E028000
 """Flags of `clone` for namespaces, and for a process that counts as started by the parent."""
@@ -158,12 +166,16 @@ SET_OWNER, SET_SIGNAL, SET_OWNER_EX = 8, 10, 15
 TERMINAL_INPUT, TERMINAL_SELECTION, SOCKET_OWNER, SOCKET_GROUP = 0x5412, 0x541C, 0x8901, 0x8902
 
 
-def refused(compiling: bool = False) -> dict[str, int]:
-    """Error number by system call."""
-    calls = {call: errno.EPERM for names in WAYS_OUT.values() for call in names.split()}
-    if compiling:
-        calls = {call: error for call, error in calls.items() if call not in FOR_COMPILERS}
-    return calls | dict.fromkeys(UNKNOWN_CALLS, errno.ENOSYS)
+def refused(compiling: bool = False, driving: bool = False) -> dict[str, int]:
+    """Error number by system call.
+
+    Args:
+        compiling: the worker may start a compiler.
+        driving: it computes on a GPU.
+    """
+    spared = (FOR_COMPILERS if compiling else frozenset()) | (FOR_DRIVERS if driving else frozenset())
+    names = {call for calls in WAYS_OUT.values() for call in calls.split()} - spared
+    return dict.fromkeys(sorted(names), errno.EPERM) | dict.fromkeys(UNKNOWN_CALLS, errno.ENOSYS)
 
 
 def conditions(pid: int, compiling: bool = False) -> tuple[Condition, ...]:
@@ -192,11 +204,13 @@ def conditions(pid: int, compiling: bool = False) -> tuple[Condition, ...]:
 def environment(of: Mapping[str, str], rooms: Rooms, programs: Sequence[Path] = ()) -> dict[str, str]:
     """The variables that a worker gets of those of ravnestd.
 
-    Temporary files go into the job's folder. numpy's BLAS starts no threads: it would when it is loaded,
-    before files are confined, which older kernels do for the calling thread only; torch has its own.
+    Temporary files go into the job's folder, and so does torch's cache, for whose place older torch (2.11)
+    looks up the user's name, which a worker may not. numpy's BLAS starts no threads: it would when it is
+    loaded, before files are confined, which older kernels do for the calling thread only; torch has its own.
     """
     beginnings = tuple(ENVIRONMENT.split())
     kept = {name: value for name, value in of.items() if name.startswith(beginnings)}
     if programs:
-        kept |= {"CXX": str(programs[0]), "TORCHINDUCTOR_CACHE_DIR": str(rooms.compiled), **COMPILE_ALONE}
+        kept |= {"CXX": str(programs[0]), **COMPILE_ALONE}
+    kept |= {"TORCHINDUCTOR_CACHE_DIR": str(rooms.compiled)}
     return kept | {"TMPDIR": str(rooms.job), "OPENBLAS_NUM_THREADS": "1"}

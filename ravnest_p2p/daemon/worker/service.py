@@ -2,13 +2,14 @@
 
 One worker serves one job; between two generations of it the process stays, so that a re-formed pipeline
 does not wait for torch to be imported again. A run that fails is reported and leaves the process idle;
-a run that is told to stop ends within one operation.
+a run that is told to stop ends within one operation. Where a run left the device unusable, the process ends.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 
 from ravnest_p2p.core.errors import RavnestError
 from ravnest_p2p.daemon.channel import Channel
@@ -25,6 +26,7 @@ from ravnest_p2p.daemon.messages import (
 )
 from ravnest_p2p.daemon.worker.loading import Lent
 from ravnest_p2p.daemon.worker.stage_run import StageRun
+from ravnest_p2p.training import works
 
 MAX_TEXT = 4000
 
@@ -65,6 +67,9 @@ class WorkerService:
             await self._channel.send(
                 RunFailed(error=type(error).__name__, message=text[:MAX_TEXT], suspect=suspect)
             )
+            if not works(self._lent.device):
+                # Not in good order, which would need the device; ravnestd starts another worker.
+                os._exit(1)
         else:
             await self._channel.send(RunDone())
             # Other stages may still wait for what our links have to re-send: they stay open until `StopRun`.

@@ -15,10 +15,11 @@ import asyncio
 import threading
 import time
 from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ravnest_p2p.core.ledger import DataOrder, Shares, sample_of
+from ravnest_p2p.core.ledger import DataOrder, Sample, Shares, sample_of
 from ravnest_p2p.core.pipeline.schedule import (
     Average,
     Backward,
@@ -28,6 +29,7 @@ from ravnest_p2p.core.pipeline.schedule import (
     StageSchedule,
     Step,
 )
+from ravnest_p2p.core.pipeline.window import Echo, Window
 from ravnest_p2p.daemon.messages import Message, PieceSaved, Report, StartRun
 from ravnest_p2p.daemon.worker.averaging import RingExchange
 from ravnest_p2p.daemon.worker.loading import LoadedStage
@@ -35,6 +37,8 @@ from ravnest_p2p.daemon.worker.meter import Meter
 from ravnest_p2p.daemon.worker.neighbours import Neighbours
 from ravnest_p2p.daemon.worker.timeline import ACTIVATION, GRADIENT, Timeline
 from ravnest_p2p.training import FieldReader, Forwarded, save_piece
+
+SAMPLES_NAMED = 8
 
 Compute = Callable[[Callable[[], Any]], Awaitable[Any]]
 Post = Callable[..., object]
@@ -70,28 +74,41 @@ class StageLoop:
         self._order = DataOrder(start.spec.samples, start.spec.microbatch_size, self._m, seed=start.spec.seed)
         self._place = start.plan.clusters[start.cluster].stages[start.stage]
         self._schedule = self._make_schedule()
+        after = len(start.plan.clusters[start.cluster].stages) - 1 - start.stage
+        version = stage.trainer.version
+        self._window = Window(after, self._place.staleness, start.spec.staleness, version)
+        self._schedule.wanted = self._window.chosen
         held = [*stage.trainer.params.values(), *stage.trainer.buffers.values()]
-        self._meter = Meter(Path(start.folder), stage.trainer.version, held, stage.compiling)
+        stage.trainer.skipped.named = self._named
+        self._meter = Meter(Path(start.folder), version, held, stage.compiling, stage.trainer.device)
         self.timeline = Timeline(Path(start.folder), start.plan.generation, start.cluster, start.stage)
 
-    def activation_arrived(self, microbatch: int) -> None:
+    def activation_arrived(self, microbatch: int, slowest_s: float) -> None:
         self.timeline.arrived(ACTIVATION, microbatch)
         with self._news:
             self._schedule.activation_arrived(microbatch)
+            self._window.activation_arrived(microbatch, time.monotonic(), slowest_s)
             self._news.notify()
 
-    def gradient_arrived(self, microbatch: int) -> None:
+    def gradient_arrived(self, microbatch: int, echo: Echo) -> None:
         self.timeline.arrived(GRADIENT, microbatch)
         with self._news:
             self._schedule.gradient_arrived(microbatch)
+            self._window.gradient_arrived(microbatch, time.monotonic(), echo)
             self._news.notify()
+
+    def frame_sent(self, what: str, microbatch: int, size_bytes: int, busy_s: float) -> None:
+        """A link took a frame of activations or gradients, which kept it busy for so long."""
+        self.timeline.sent(what, microbatch, size_bytes)
+        with self._news:
+            self._window.link_took(what, busy_s)
 
     async def run(self, neighbours: Neighbours, rings: RingExchange) -> None:
         """Until every update is applied and every round averaged."""
         post = asyncio.get_running_loop().call_soon_threadsafe
         while (average := await self._compute(lambda: self._train(neighbours, post))) is not None:
             await self._average(average, rings)
-            self._finished(average)
+            self._finished(average, _nothing)
         await neighbours.flush()
 
     def progress(self, bytes_sent: int, bytes_received: int) -> Report:
@@ -102,7 +119,13 @@ class StageLoop:
             "lo": place.lo,
             "hi": place.hi,
             "staleness_bound": place.staleness,
+            "staleness_limit": self._window.limit(self._trainer.version),
+            "window": self._window.chosen + 1,
+            "window_wanted": self._window.wanted + 1.0,
             "recompute": place.recompute,
+            "skipped": self._trainer.skipped.microbatches,
+            "skipped_updates": self._trainer.skipped.updates,
+            "skipped_why": self._trainer.skipped.why,
             "last": self._start.stage + 1 == len(self._start.plan.clusters[self._start.cluster].stages),
         }
         return self._meter.report(bytes_sent, bytes_received).model_copy(update=about)
@@ -137,8 +160,8 @@ class StageLoop:
                 case Backward():
                     self._backward(op, neighbours, post)
                 case Speculate():
-                    self._timed(op, neighbours, self._trainer.speculate)
-                    self._finished(op)
+                    self._timed(op, neighbours, partial(self._trainer.speculate, op.crossing))
+                    self._finished(op, _nothing)
                 case Step():
                     self._timed(op, neighbours, self._trainer.step)
                     self._finished(op, lambda: self._meter.stepped(self._trainer.version))
@@ -156,54 +179,67 @@ class StageLoop:
                 self._news.wait()
         return None
 
-    def _finished(self, op: Op, note: Callable[[], None] = lambda: None) -> bool:
-        """Tell the schedule; False where the run was closed meanwhile, and nobody wants the result.
+    def _finished(self, op: Op, note: Callable[[], Result]) -> Result | None:
+        """Tell the schedule; returns what `note` gives, None where the run was closed meanwhile.
 
         Called before anything that the operation produced is posted, so that no answer overtakes it.
 
         Args:
-            note: what is to be counted.
+            note: counts what is to be counted, under the lock.
         """
         with self._news:
             if self._closed:
-                return False
-            note()
+                return None
             self._schedule.finished(op)
-            return True
+            return note()
 
     def _timed(self, op: Op, neighbours: Neighbours, work: Callable[[], Result]) -> Result:
         result, seconds = self._meter.timed(work)
         self.timeline.ran(op, seconds)
         neighbours.compute_time.took(op, seconds)
+        self._window.took(op, seconds)
         return result
 
     def _forward(self, op: Forward, neighbours: Neighbours, post: Post) -> None:
-        sample = sample_of(self._order, self._shares, self._start.cluster, op.i)
-        received = neighbours.take_activation(op.i)
+        sample = self._sample(op.i)
+        received, note = neighbours.take_activation(op.i), neighbours.activation_note(op.i)
 
         def work() -> Forwarded:
             data = {name: reader.rows(sample.indices) for name, reader in self._readers.items()}
-            return self._trainer.forward(op.i, received, data, sample.seed, speculative=op.speculative)
+            return self._trainer.forward(
+                op.i, received, data, sample.seed, speculative=op.speculative, note=note
+            )
 
         result = self._timed(op, neighbours, work)
 
-        def note() -> None:
+        def count() -> float:
             self._meter.forwarded(op.i, result.version)
             if result.loss is not None:
                 self._meter.loss(sample.batch, result.loss, self._m)
+            return self._window.activation_left(op.i, time.monotonic())
 
-        if self._finished(op, note) and result.loss is None:
+        slowest_s = self._finished(op, count)
+        if slowest_s is not None and result.loss is None:
             self.timeline.queued(ACTIVATION, op.i)
-            post(neighbours.send_activation, op.i, result.outputs)
+            post(neighbours.send_activation, op.i, result.outputs, slowest_s, result.note)
 
     def _backward(self, op: Backward, neighbours: Neighbours, post: Post) -> None:
-        gradients = neighbours.take_gradient(op.i)
-        received_gradients = self._timed(op, neighbours, lambda: self._trainer.backward(op.i, gradients))
-        samples = self._start.spec.microbatch_size
-        done = self._finished(op, lambda: self._meter.backed(op.i, self._trainer.version, samples))
-        if done and self._start.stage:
+        gradients, note = neighbours.take_gradient(op.i), neighbours.gradient_note(op.i)
+        received_gradients = self._timed(
+            op, neighbours, lambda: self._trainer.backward(op.i, gradients, note)
+        )
+
+        def count() -> Echo:
+            staleness = self._schedule.staleness_of(op.version)
+            samples = self._start.spec.microbatch_size
+            self._meter.backed(op.i, self._trainer.version, samples, staleness)
+            self._schedule.wanted = self._window.choose(self._trainer.version)
+            return self._window.gradient_left(op.i, time.monotonic())
+
+        echo = self._finished(op, count)
+        if echo is not None and self._start.stage:
             self.timeline.queued(GRADIENT, op.i)
-            post(neighbours.send_gradient, op.i, received_gradients)
+            post(neighbours.send_gradient, op.i, received_gradients, echo, self._trainer.gradient_note)
 
     async def _average(self, op: Average, rings: RingExchange) -> None:
         """One round: the mean over clusters of what this stage holds, then its saved piece."""
@@ -232,3 +268,18 @@ class StageLoop:
             version=trainer.version,
         )
         await self._report(saved)
+
+    def _named(self, i: int) -> str:
+        """Micro-batch i as its requester can find it."""
+        sample = self._sample(i)
+        shown = ", ".join(map(str, sample.indices[:SAMPLES_NAMED]))
+        more = ", …" if len(sample.indices) > SAMPLES_NAMED else ""
+        return f"batch {sample.batch}, micro-batch {i % self._m} of it (samples {shown}{more})"
+
+    def _sample(self, i: int) -> Sample:
+        """What local micro-batch i is made of."""
+        return sample_of(self._order, self._shares, self._start.cluster, i)
+
+
+def _nothing() -> None:
+    """Counts nothing."""

@@ -64,7 +64,7 @@ class StageRun:
         loop = StageLoop(start, stage, readers, self._compute, self._report)
         try:
             neighbours, rings = await self._connect(stage)
-            receiving = neighbours.start(loop.activation_arrived, loop.gradient_arrived, loop.timeline.sent)
+            receiving = neighbours.start(loop.activation_arrived, loop.gradient_arrived, loop.frame_sent)
 
             def progress() -> Report:
                 links = [*neighbours.links, *rings.links]
