@@ -284,7 +284,7 @@ def test_of_windows_that_are_too_narrow_the_one_that_costs_most_is_advised_on() 
     found[PEERS[1]] = found[PEERS[1]].model_copy(update={"report": Report(way_s=2.0, rtt_s=0.1, pace_s=1.0)})
     (line,) = job_status(JOB, JobEntry(spec=SPEC), PLAN, overviews(found), PEERS)["advice"]
     assert "stage 0 may have 2 micro-batches in flight and needs 4: it idles about 50 % of the time" in line
-    assert line.endswith("shorten it"), "the link after stage 1 is as much in its way"
+    assert line.endswith("compression of large frames"), "the link after stage 1 is as much in its way"
 
 
 def test_once_windows_are_measured_a_batch_too_small_for_them_is_advised_on() -> None:

@@ -93,7 +93,7 @@ def test_memory_may_be_that_of_a_stage_before() -> None:
 
 def test_where_frames_take_the_way_they_may_be_smaller_or_fewer() -> None:
     text = advice(job(), cluster(4, 0), 0, Seen(8.0, 5, 9, carried=True))
-    assert text.endswith("compression or larger micro-batches shorten it")
+    assert text.endswith("larger micro-batches help, and compression of large frames")
 
 
 def test_a_way_is_long_for_what_is_sent_or_for_its_length() -> None:

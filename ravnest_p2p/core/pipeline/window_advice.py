@@ -24,7 +24,9 @@ SLACK = 1.1
 LASTING = 8
 """Updates in a row after which it is no passing trouble of the line, nor over."""
 
-_SHORTER_WAY = "Sending takes most of the way: compression or larger micro-batches shorten it"
+_SHORTER_WAY = (
+    "Frames take most of the way, not distance: larger micro-batches help, and compression of large frames"
+)
 
 
 class Cause(Enum):
