@@ -35,6 +35,19 @@ def test_only_what_lasts_and_counts_is_a_shortage() -> None:
     assert not any(told(*[9.0, 9.0, 9.0, 5.0] * LASTING)), "it passes"
 
 
+def test_what_was_wanted_is_told_of_the_updates_in_which_it_was_too_much() -> None:
+    shortage = Shortage()
+    for wanted in [9.0] * (LASTING - 1):
+        shortage.told(wanted, 5)
+    assert shortage.wanted == 0.0
+    for wanted in (9.0, 5.0, *[7.0] * (LASTING - 2)):
+        shortage.told(wanted, 5)
+    assert shortage.wanted == pytest.approx((9.0 + 7.0 * (LASTING - 2)) / (LASTING - 1))
+    for _ in range(LASTING):
+        shortage.told(5.1, 5)
+    assert shortage.wanted == 0.0
+
+
 def test_a_shortage_is_over_when_it_was_for_some_time() -> None:
     found = told(*[9.0] * LASTING, 5.0, 9.0, *[5.0] * LASTING)
     assert found[LASTING - 1 : -1] == [True] * (LASTING + 2)
