@@ -30,7 +30,8 @@ class StageProgress(_View):
         ahead: how stale what is computed is, in micro-batches: at the forward of so many of them, 0, 1, 2, …
             were in flight before, since the generation began. `crossed` of all these ran on the early step,
             as the update before theirs was not complete.
-        narrow: `window_wanted` is more than may be, for some time; the job's `advice` says what to do.
+        window_needed: how many it has wanted for some time, where it may not have so many; else None. The
+            job's `advice` says what to do.
         way_s: mean of both ways of a micro-batch to the stage after and back, of which an empty message takes
             `rtt_s`; `pace_s` is the least time between two micro-batches in this pipeline.
         in_flight: micro-batches forwarded whose gradients are not back yet.
@@ -56,7 +57,7 @@ class StageProgress(_View):
     staleness_bound: int | None = None
     ahead: tuple[int, ...] = ()
     crossed: int = 0
-    narrow: bool = False
+    window_needed: float | None = None
     way_s: float = 0.0
     rtt_s: float = 0.0
     pace_s: float = 0.0

@@ -101,7 +101,8 @@ class Report(Message):
         staleness_limit: bound on τ now, where it grows with the updates.
         window: micro-batches that may be in flight now.
         window_wanted: how many would keep the stage busy, by what was measured, whatever the bound.
-        narrow: so many more than are allowed, for some time, that something should be done.
+        window_needed: the same over the newest updates, where for some time so many more were wanted than
+            allowed that something should be done; else 0.
         way_s: mean of both ways of a micro-batch to the stage after and back, without what it did meanwhile.
         rtt_s: round trip of an empty message on that link; 0 where it is not known.
         pace_s: slowest computation or carriage of a micro-batch in the pipeline.
@@ -131,7 +132,7 @@ class Report(Message):
     staleness_limit: Annotated[int, Field(ge=0)] = 0
     window: Annotated[int, Field(ge=0)] = 0
     window_wanted: Annotated[float, Field(ge=0, le=MAX_WINDOW)] = 0.0
-    narrow: bool = False
+    window_needed: Annotated[float, Field(ge=0, le=MAX_WINDOW)] = 0.0
     way_s: Seconds = 0.0
     rtt_s: Seconds = 0.0
     pace_s: Seconds = 0.0

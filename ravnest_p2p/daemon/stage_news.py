@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping
 
 from ravnest_p2p.core.pipeline.batch_advice import batch_advice
-from ravnest_p2p.core.pipeline.window_advice import LASTING, Seen, advice, carries
+from ravnest_p2p.core.pipeline.window_advice import LASTING, Seen, advice, carries, too_narrow
 from ravnest_p2p.core.types import ClusterPlan, JobId, JobPlan, JobSpec
 from ravnest_p2p.daemon.messages import Report
 
@@ -28,25 +28,26 @@ class StageNews:
         if report.skipped_why and not self._left_out:
             self._left_out = True
             log.warning("job %s: left out as not finite: %s", self._job[:8], report.skipped_why)
-        if report.narrow and not self._narrow and spec is not None and plan is not None:
-            self._narrow = True
-            (number, stage), carried = place, _carries(report)
-            cluster = plan.clusters[number]
-            text = advice(spec, cluster, stage, _seen(report, cluster, stage, carried=carried))
-            log.warning("job %s: cluster %d, %s", self._job[:8], number, text)
+        if spec is not None and plan is not None and not self._narrow:
+            number, stage = place
+            text = narrowest(spec, plan.clusters[number], {stage: report})
+            if text:
+                self._narrow = True
+                log.warning("job %s: cluster %d, %s", self._job[:8], number, text)
 
 
-def narrowest(spec: JobSpec, cluster: ClusterPlan, reports: Sequence[Report]) -> str:
+def narrowest(spec: JobSpec, cluster: ClusterPlan, reports: Mapping[int, Report]) -> str:
     """What to do about the stage whose window costs most, all others waiting for it; empty where none does.
 
     Args:
-        reports: of the cluster's stages, in order.
+        reports: of some of the cluster's stages, by their numbers.
     """
-    found = [
-        (stage, _seen(report, cluster, stage, carried=any(map(_carries, reports[stage:]))))
-        for stage, report in enumerate(reports)
-        if report.narrow
-    ]
+    found = []
+    for stage, report in reports.items():
+        carried = any(carries(r.way_s, r.rtt_s, r.pace_s) for s, r in reports.items() if s >= stage)
+        allowed = min(report.staleness_limit, cluster.stages[stage].staleness) + 1
+        if too_narrow(report.window_needed, allowed):
+            found.append((stage, Seen(report.window_needed, allowed, report.version, carried)))
     if not found:
         return ""
     stage, seen = min(found, key=lambda each: each[1].busy)
@@ -59,13 +60,3 @@ def batch_too_small(spec: JobSpec, first: Report) -> str:
         return ""
     tau = min(max(0, first.window - 1), spec.staleness_bound)
     return "".join(batch_advice(spec.microbatches_per_update, spec.staleness_bound, tau, "stage 0"))
-
-
-def _seen(report: Report, cluster: ClusterPlan, stage: int, *, carried: bool) -> Seen:
-    """The report's numbers, as far as the plan lets them be true."""
-    allowed = min(report.staleness_limit, cluster.stages[stage].staleness) + 1
-    return Seen(max(report.window_wanted, float(allowed)), allowed, report.version, carried)
-
-
-def _carries(report: Report) -> bool:
-    return carries(report.way_s, report.rtt_s, report.pace_s)

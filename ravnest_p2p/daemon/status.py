@@ -121,7 +121,7 @@ def _cluster(
                 "window_wanted": report.window_wanted if report.window else None,
                 "ahead": list(report.ahead),
                 "crossed": report.crossed,
-                "narrow": report.narrow,
+                "window_needed": report.window_needed or None,
                 "way_s": report.way_s,
                 "rtt_s": report.rtt_s,
                 "pace_s": report.pace_s,
@@ -169,7 +169,7 @@ def _advice(spec: JobSpec | None, plan: JobPlan | None, views: Mapping[PeerId, S
         told = [current.get(stage.peer) for stage in cluster.stages]
         at_work = [view if view is not None and view.phase is JobPhase.RUNNING else None for view in told]
         reports = [_report(view) for view in at_work]
-        found = (narrowest(spec, cluster, reports), batch_too_small(spec, reports[0]))
+        found = (narrowest(spec, cluster, dict(enumerate(reports))), batch_too_small(spec, reports[0]))
         lines += [f"cluster {number}, {line}" for line in found if line]
     return lines
 

@@ -112,8 +112,8 @@ def test_a_window_that_stays_too_narrow_is_logged_once(caplog: pytest.LogCapture
     part._plan = plan = JobPlan(part.job, Generation(1, 1, "tag"), (ClusterPlan(stages, 1),))
     part._spec = replace(spec(), microbatches_per_update=8, staleness_bound=1)
     part._monitor = RunMonitor(own=PeerId("own"), plan=plan, now_s=0.0)
-    for narrow in (False, True, True, False, True):
-        report = Report(narrow=narrow, staleness_limit=1, window=2, window_wanted=4.0)
+    for needed in (0.0, 2.1, 4.0, 8.0, 0.0, 4.0):
+        report = Report(window_needed=needed, staleness_limit=1, window=2)
         asyncio.run(part._heard(Any, report))
     assert [record.getMessage() for record in caplog.records] == [
         "job aaaaaaaa: cluster 0, stage 0 may have 2 micro-batches in flight and needs 4: it idles about "

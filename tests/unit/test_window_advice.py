@@ -35,6 +35,19 @@ def test_only_what_lasts_and_counts_is_a_shortage() -> None:
     assert not any(told(*[9.0, 9.0, 9.0, 5.0] * LASTING)), "it passes"
 
 
+def test_what_was_wanted_is_told_of_the_updates_in_which_it_was_too_much() -> None:
+    shortage = Shortage()
+    for wanted in [9.0] * (LASTING - 1):
+        shortage.told(wanted, 5)
+    assert shortage.wanted == 0.0
+    for wanted in (9.0, 5.0, *[7.0] * (LASTING - 2)):
+        shortage.told(wanted, 5)
+    assert shortage.wanted == pytest.approx((9.0 + 7.0 * (LASTING - 2)) / (LASTING - 1))
+    for _ in range(LASTING):
+        shortage.told(5.1, 5)
+    assert shortage.wanted == 0.0
+
+
 def test_a_shortage_is_over_when_it_was_for_some_time() -> None:
     found = told(*[9.0] * LASTING, 5.0, 9.0, *[5.0] * LASTING)
     assert found[LASTING - 1 : -1] == [True] * (LASTING + 2)
@@ -93,7 +106,7 @@ def test_memory_may_be_that_of_a_stage_before() -> None:
 
 def test_where_frames_take_the_way_they_may_be_smaller_or_fewer() -> None:
     text = advice(job(), cluster(4, 0), 0, Seen(8.0, 5, 9, carried=True))
-    assert text.endswith("compression or larger micro-batches shorten it")
+    assert text.endswith("larger micro-batches help, and compression of large frames")
 
 
 def test_a_way_is_long_for_what_is_sent_or_for_its_length() -> None:

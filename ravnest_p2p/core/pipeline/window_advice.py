@@ -12,8 +12,10 @@ computed in w such times: the stage is busy for W / w of the time.
 from __future__ import annotations
 
 import math
+from collections import deque
 from dataclasses import dataclass, field
 from enum import Enum
+from functools import partial
 
 from ravnest_p2p.core.pipeline.window import FIXED, TOLERANCE
 from ravnest_p2p.core.types import ClusterPlan, JobSpec
@@ -24,7 +26,9 @@ SLACK = 1.1
 LASTING = 8
 """Updates in a row after which it is no passing trouble of the line, nor over."""
 
-_SHORTER_WAY = "Sending takes most of the way: compression or larger micro-batches shorten it"
+_SHORTER_WAY = (
+    "Frames take most of the way, not distance: larger micro-batches help, and compression of large frames"
+)
 
 
 class Cause(Enum):
@@ -37,6 +41,11 @@ class Cause(Enum):
     JOB = "the job's bound"
 
 
+def too_narrow(wanted: float, allowed: int) -> bool:
+    """Whether so many more micro-batches in flight are wanted than allowed that it counts."""
+    return wanted > SLACK * allowed
+
+
 @dataclass(slots=True)
 class Shortage:
     """Whether a window has been too narrow for some time.
@@ -46,14 +55,19 @@ class Shortage:
     """
 
     lasting: bool = field(default=False, init=False)
-    _against: int = field(default=0, init=False, repr=False)
+    _newest: deque[float] = field(default_factory=partial(deque, maxlen=LASTING), init=False, repr=False)
 
     def told(self, wanted: float, allowed: int) -> None:
         """An update was made: so many micro-batches in flight were wanted, and so many allowed."""
-        short = wanted > SLACK * allowed
-        self._against = self._against + 1 if short != self.lasting else 0
-        if self._against == LASTING:
-            self.lasting, self._against = short, 0
+        self._newest.append(wanted if too_narrow(wanted, allowed) else 0.0)
+        short = sum(map(bool, self._newest))
+        self.lasting = short == LASTING or (self.lasting and short > 0)
+
+    @property
+    def wanted(self) -> float:
+        """Mean of what was wanted in the newest updates in which it was too much; 0 unless that lasts."""
+        short = [wanted for wanted in tuple(self._newest) if wanted]
+        return sum(short) / len(short) if self.lasting and short else 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +118,7 @@ def advice(spec: JobSpec, cluster: ClusterPlan, stage: int, seen: Seen) -> str:
     idle, why = 100 * (1 - seen.busy), _reason(spec, cluster, stage, seen, tau)
     text = (
         f"stage {stage} may have {seen.allowed} micro-batch{'es' * (seen.allowed > 1)} in flight and needs "
-        f"{tau + 1}: it idles about {idle:.0f} % of the time, since {why}"
+        f"{seen.wanted:.3g}: it idles about {idle:.0f} % of the time, since {why}"
     )
     return f"{text}. {_SHORTER_WAY}" if seen.carried else text
 

@@ -128,7 +128,7 @@ class StageLoop:
             "staleness_limit": self._window.limit(self._trainer.version),
             "window": self._window.chosen + 1,
             "window_wanted": min(self._window.wanted + 1.0, MAX_WINDOW),
-            "narrow": self._shortage.lasting,
+            "window_needed": min(self._shortage.wanted, MAX_WINDOW),
             "way_s": self._window.way_s,
             "rtt_s": rtt_s,
             "pace_s": self._window.pace_s,
