@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from ravnest_p2p.core.errors import OurFault
 from ravnest_p2p.core.failover import Break, RunMonitor, Stop
 from ravnest_p2p.core.types import (
     ClusterPlan,
@@ -21,6 +22,7 @@ from ravnest_p2p.core.types import (
     StageAssignment,
 )
 from ravnest_p2p.daemon import stage_host
+from ravnest_p2p.daemon.host_deps import HostDeps
 from ravnest_p2p.daemon.messages import Report, RunFailed
 from ravnest_p2p.daemon.stage_host import StageHost
 
@@ -102,3 +104,13 @@ def test_the_first_that_is_left_out_is_logged(caplog: pytest.LogCaptureFixture) 
     assert [record.getMessage() for record in caplog.records] == [
         "job aaaaaaaa: left out as not finite: stage 0, micro-batch 1: NaN"
     ]
+
+
+def test_a_peer_that_lends_nothing_starts_no_worker() -> None:
+    deps: Any = HostDeps.__new__(HostDeps)
+    deps.memory_bytes, deps.floor, deps.jobs_folder = lambda: 0, None, Path(tempfile.mkdtemp()) / "none yet"
+    part = StageHost(JobId("a" * 64), deps)
+    part.stand_by()
+    assert part._warming is None
+    with pytest.raises(OurFault, match="lends no memory"):
+        asyncio.run(part._ready_worker())
