@@ -47,9 +47,8 @@ def main() -> None:
     guard.exit_if_orphan(options.parent)
     guard.give_up_privileges()
     faulthandler.enable()
-    files = sandbox.confine_files(
-        sandbox.Rooms(options.blobs, options.job, options.sockets), options.compiler
-    )
+    rooms = sandbox.Rooms(options.blobs, options.job, options.sockets)
+    files = sandbox.confine_files(rooms, options.compiler, driving=options.device != "cpu")
     lent = Lent(choose_device(options.device), options.microbatch_flops, bool(options.compiler))
     on_gpu = lent.device.type != "cpu"
     guard.limit_resources(None if on_gpu else options.memory, options.disk)
