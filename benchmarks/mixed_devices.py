@@ -46,6 +46,7 @@ WARM = 5
 NEWEST = 20
 """Batches at the end whose losses are averaged."""
 POINTS = 20
+LAST_LINES = 6
 
 
 class Side(NamedTuple):
@@ -106,9 +107,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 found[name] = _trained(side, request, place, text[-HELD_OUT_LETTERS:])
             except (OurFault, RuntimeError, TimeoutError) as error:
                 print(f"  failed: {error}", file=sys.stderr, flush=True)
+                _print_last_words(place)
             else:
                 print(f"  {found[name]}", file=sys.stderr, flush=True)
     return report("mixed_devices", {"swarms": found}, _goals(found, sides), options.json)
+
+
+def _print_last_words(folder: Path) -> None:
+    """Of every daemon and worker of a swarm."""
+    for log in sorted((*folder.glob("*/ravnestd.log"), *folder.glob("*/jobs/worker-*.log"))):
+        print(f"  == {log.relative_to(folder)}", file=sys.stderr)
+        for line in log.read_text(errors="replace").splitlines()[-LAST_LINES:]:
+            print(f"  {line:.400}", file=sys.stderr, flush=True)
 
 
 def _goals(found: dict[str, Any], sides: Mapping[str, Side]) -> list[Goal]:

@@ -196,16 +196,18 @@ def run(config: DaemonConfig) -> NoReturn:
     """Serve until a signal; a second one ends at once. Ends the process.
 
     Raises:
-        ConfigError: the device to lend is not there.
+        ConfigError: the device to lend is not there, or too little of it is lent.
     """
     # Imported late: hivemind brings torch along, and `--help` should not wait for it.
     import uvloop
 
     from ravnest_p2p.daemon.peer import Peer
-    from ravnest_p2p.training import choose_device
+    from ravnest_p2p.training import check_memory, choose_device
 
     if config.lend:
-        choose_device(config.device)
+        device = choose_device(config.device)
+        if config.memory_bytes:
+            check_memory(device.type, config.memory_bytes)
 
     async def serve() -> None:
         peer = Peer(config)

@@ -20,12 +20,13 @@ import psutil
 
 from ravnest_p2p import __version__
 from ravnest_p2p.core import coordinates
-from ravnest_p2p.core.errors import OurFault
+from ravnest_p2p.core.errors import OurFault, RavnestError
 from ravnest_p2p.core.types import Capability, Device, PeerId, Reachability
 from ravnest_p2p.daemon.config import DaemonConfig
 from ravnest_p2p.daemon.environment import thread_environment
 from ravnest_p2p.network.p2pd_waits import bounded
 from ravnest_p2p.network.probes import Prober
+from ravnest_p2p.training import check_memory
 
 log = logging.getLogger(__name__)
 
@@ -75,6 +76,7 @@ class Offer:
         self._config = config
         self._started_s = time.monotonic()
         self._device: Device | None = None
+        self._lends = config.lend
         self._up: deque[float] = deque(maxlen=KEPT_MEASUREMENTS)
         self._down: deque[float] = deque(maxlen=KEPT_MEASUREMENTS)
         self._coordinate = coordinates.initial()
@@ -82,8 +84,10 @@ class Offer:
 
     @property
     def memory_bytes(self) -> int:
-        """What workers may use."""
-        return self._device.memory_bytes if self._device is not None else self._config.memory_bytes
+        """What workers may use; 0 for a peer that lends nothing, or does not know yet how much."""
+        if self._device is not None:
+            return self._device.memory_bytes
+        return self._config.memory_bytes if self._lends else 0
 
     @property
     def device(self) -> str:
@@ -93,9 +97,20 @@ class Offer:
         return self._device.kind
 
     async def measure(self) -> None:
-        """Time the device; a peer that lends nothing has none."""
-        if not self._config.lend:
+        """Time the device; a peer that lends nothing has none.
+
+        Raises:
+            OurFault, ConfigError: it cannot be measured, or too little of it is lent; then nothing is.
+        """
+        if not self._lends:
             return
+        try:
+            self._device = await self._measured()
+        except RavnestError:
+            self._lends = False
+            raise
+
+    async def _measured(self) -> Device:
         device = await measure_device(self._config.threads, self._config.device)
         free_bytes = (
             int(FREE_SHARE * psutil.virtual_memory().available)
@@ -103,10 +118,11 @@ class Offer:
             else device.memory_bytes
         )
         lent_bytes = self._config.memory_bytes or free_bytes
-        self._device = Device(device.kind, lent_bytes, device.flops)
+        check_memory(device.kind, lent_bytes)
         log.info(
             "this peer lends %s: %.1f GFLOP/s, %.1f GB", device.kind, device.flops / 1e9, lent_bytes / 1e9
         )
+        return Device(device.kind, lent_bytes, device.flops)
 
     def capability(self, *, online: bool = True) -> Capability:
         """The offer as it stands."""

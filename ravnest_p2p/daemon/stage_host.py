@@ -160,8 +160,12 @@ class StageHost:
         return self._monitor is not None and self._monitor.outcome is None and not explaining
 
     def stand_by(self) -> None:
-        """Have a worker ready, so that taking over a stage does not wait for torch to be imported."""
-        if self._plan is None and (self._warming is None or self._warming.done()):
+        """Have a worker ready, so that taking over a stage does not wait for torch to be imported.
+
+        A peer that lends no memory may be asked too: it keeps copies of pieces, and gets no stage.
+        """
+        idle = self._plan is None and (self._warming is None or self._warming.done())
+        if idle and self._deps.memory_bytes():
             self._warming = asyncio.create_task(self._warm())
 
     def interrupt(self, reason: str) -> None:
@@ -271,21 +275,7 @@ class StageHost:
 
     async def _living_worker(self) -> WorkerProcess:
         if self._worker is None or not self._worker.alive:
-            self._deps.jobs_folder.mkdir(parents=True, exist_ok=True)
-            store = self._deps.files.store
-            worker = self._worker = await WorkerProcess.spawn(
-                memory_bytes=self._deps.memory_bytes(),
-                disk_bytes=store.capacity_bytes,
-                threads=self._deps.threads,
-                device=self._deps.device(),
-                microbatch_flops=self._deps.microbatch_flops,
-                compiler=self._deps.compiler,
-                blobs_folder=store.folder,
-                job_folder=self._folder,
-                runtime_folder=self._deps.runtime_folder,
-                control_socket=self._deps.control_socket,
-                log_path=self._deps.jobs_folder / f"worker-{self.job[:16]}.log",
-            )
+            worker = self._worker = await self._deps.spawn_worker(self.job)
             self._deps.janitor.watch(worker.pid)
             self._worker_task = asyncio.create_task(self._follow(worker))
         await self._worker.wait_idle()

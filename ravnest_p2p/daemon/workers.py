@@ -131,7 +131,7 @@ class WorkerProcess:
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
-                env=environment(thread_environment(threads), rooms, compiler),
+                env=environment(thread_environment(threads), rooms, compiler, driving=device != "cpu"),
                 start_new_session=bool(compiler),
             )
         worker = cls(process, await Channel.over(ours, REPORTS), doorkeeper, rooms)
@@ -169,7 +169,7 @@ class WorkerProcess:
         await self.end(STOP_TIMEOUT_S)
 
     async def _hold(self, memory_bytes: int) -> None:
-        """Kill the process if it takes more than that, for its address space says little of what it uses."""
+        """Kill the process if it takes more than that; its own limit is higher, and on what it reserves."""
         with contextlib.suppress(psutil.NoSuchProcess):
             process = psutil.Process(self.pid)
             while True:

@@ -68,6 +68,7 @@ class Directory:
         self._storage: BoundedStorage = node.protocol.storage
         self._bootstrap: dict[str, None] = {}
         self._keeper: asyncio.Task[None] | None = None
+        self._searches: set[asyncio.Task[Any]] = set()
         self._last_expiry: dict[tuple[str, str], float] = {}
         self._shards = 1
         self.clock_problem = ""
@@ -249,10 +250,7 @@ class Directory:
         value = BoundedSerializer.dumps(sealed.data)
         client = self._node.protocol.client_mode
         try:
-            nearest = await bounded(
-                self._node.find_nearest_nodes([key_id], k_nearest=2 * REPLICAS, exclude_self=client),
-                _OPERATION_TIMEOUT_S,
-            )
+            nearest = await self._nearest(key_id, k_nearest=2 * REPLICAS, exclude_self=client)
         except asyncio.TimeoutError:
             nearest = {key_id: {}}
         candidates = list(nearest[key_id].values())
@@ -299,7 +297,21 @@ class Directory:
 
     async def _refresh(self) -> None:
         with contextlib.suppress(asyncio.TimeoutError):
-            await bounded(self._node.find_nearest_nodes([self._node.node_id]), _OPERATION_TIMEOUT_S)
+            await self._nearest(self._node.node_id)
+
+    async def _nearest(self, key_id: DHTID, **options: Any) -> dict[DHTID, dict[DHTID, PeerID]]:
+        """The peers nearest to a key.
+
+        A caller that is cancelled leaves the search to end by itself: hivemind's, cancelled, forgets tasks.
+
+        Raises:
+            asyncio.TimeoutError: it took too long.
+        """
+        work = bounded(self._node.find_nearest_nodes([key_id], **options), _OPERATION_TIMEOUT_S)
+        search = asyncio.create_task(work)
+        self._searches.add(search)
+        search.add_done_callback(self._searches.discard)
+        return await asyncio.shield(search)
 
     async def _meet(self, address: str) -> PeerId | None:
         peer = peer_of(address)

@@ -5,6 +5,7 @@ from ravnest_p2p.training.computation import Computation, Forwarded
 from ravnest_p2p.training.data import FieldReader, write_shards
 from ravnest_p2p.training.device import (
     DevicePeak,
+    check_memory,
     choose_device,
     measure_flops,
     start_device,
@@ -23,6 +24,7 @@ __all__ = [
     "StageState",
     "StageTrainer",
     "TensorSpec",
+    "check_memory",
     "choose_device",
     "learning_rate",
     "load_pieces",

@@ -15,6 +15,7 @@ import psutil
 import torch
 
 from ravnest_p2p.core.errors import ConfigError
+from ravnest_p2p.core.planning.memory import PROCESS_OVERHEAD_BYTES
 
 AUTO = "auto"
 
@@ -40,11 +41,13 @@ def choose_device(name: str = AUTO) -> torch.device:
 
 
 def _named(name: str) -> torch.device:
+    if name == "cpu":
+        # Without a look at what else there is, which would start a GPU's driver in this process.
+        return torch.device(name)
     kind, _, number = name.partition(":")
-    if re.fullmatch(r"cpu|mps|cuda(:[0-9]{1,3})?", name) is None:
+    if re.fullmatch(r"mps|cuda(:[0-9]{1,3})?", name) is None:
         raise ConfigError(f"{name!r:.40} is no device: use auto, cpu, cuda, cuda:1 or mps")
     there = {
-        "cpu": 1,
         "cuda": torch.cuda.device_count() if torch.cuda.is_available() else 0,
         "mps": int(torch.backends.mps.is_available()),
     }[kind]
@@ -68,12 +71,26 @@ class DevicePeak:
         return 0 if self._device is None else int(torch.cuda.max_memory_reserved(self._device))
 
 
+def check_memory(kind: str, memory_bytes: int) -> None:
+    """That a stage can have its place in what is lent of such a device.
+
+    Raises:
+        ConfigError: not one of a GPU, of which torch gives no operation more than that.
+    """
+    if kind == "cuda" and memory_bytes < PROCESS_OVERHEAD_BYTES:
+        least, lent = PROCESS_OVERHEAD_BYTES >> 20, memory_bytes >> 20
+        raise ConfigError(f"lend at least {least} MiB of {kind}, by --memory: {lent} MiB hold no stage")
+
+
 def start_device(device: torch.device, memory_bytes: int) -> None:
     """Have a GPU's driver make now what it makes at its first use, and take no more memory than that.
 
     Args:
         memory_bytes: of tensors; what the driver itself takes beside them, some 500 MB, does not count.
+    Raises:
+        ConfigError: as `check_memory`.
     """
+    check_memory(device.type, memory_bytes)
     if device.type == "cuda":
         total = torch.cuda.get_device_properties(device).total_memory
         # This function takes no device without a number.

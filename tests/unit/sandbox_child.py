@@ -12,6 +12,7 @@ import ctypes
 import errno
 import fcntl
 import json
+import mmap
 import os
 import resource
 import signal
@@ -119,6 +120,8 @@ def of_calls(home: Path) -> Attempts:
         "touch the key": lambda: os.utime(key),
         "watch a folder": lambda: call("inotify_init1", 0),
         "take memory aside": lambda: os.memfd_create("aside"),
+        "share memory with nobody": lambda: mmap.mmap(-1, 4096).close(),
+        "have memory grow by itself": lambda: mmap.mmap(-1, 4096, sandbox_rules.GROWING_DOWN | 0x22).close(),
         "unshare": lambda: call("unshare", 0x10000000),
         "set up a ring": lambda: call("io_uring_setup", 1, None),
     }
@@ -142,7 +145,7 @@ def of_use(job: Path) -> Attempts:
         "use a temporary file": lambda: tempfile.TemporaryFile().close(),
         "start a thread": lambda: in_thread(lambda: None),
         "signal oneself": lambda: signal.raise_signal(signal.SIGURG),
-        "know one's limits": lambda: resource.getrlimit(resource.RLIMIT_AS),
+        "know one's limits": lambda: resource.getrlimit(resource.RLIMIT_DATA),
         "read about oneself": Path("/proc/self/status").read_bytes,
         "draw random bytes": Path("/dev/urandom").open("rb").close,
         "import": lambda: __import__("wave"),
@@ -187,7 +190,6 @@ def of_drivers() -> Attempts:
     parent = os.getppid()
     return {
         "name a thread": lambda: in_thread(lambda: name_a_thread("self")),
-        "take memory aside": lambda: os.close(os.memfd_create("aside")),
         "name the parent's thread": lambda: Path(f"/proc/{parent}/comm").write_text("driver"),
         "protect oneself from the killer": lambda: Path("/proc/self/oom_score_adj").write_text("0"),
     }
@@ -238,8 +240,8 @@ def main() -> None:
     if options.driving:
         sandbox_rules.GPU_DEVICES = "/dev/zero"
     guard.give_up_privileges()
-    walls = [sandbox.confine_files(rooms)]
-    guard.limit_resources(None, 10**8)
+    walls = [sandbox.confine_files(rooms, driving=options.driving)]
+    guard.limit_resources(10**9, 10**8)
     by_files = outcomes(of_files(home, rooms.job))
     walls.append(sandbox.confine_calls(driving=options.driving))
     if options.crash == "raise":

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 
 from ravnest_p2p.cli import ravnestd
 from ravnest_p2p.core.errors import ConfigError
@@ -75,3 +76,10 @@ def test_help_teaches_how_to_join(capsys: pytest.CaptureFixture[str]) -> None:
     text = capsys.readouterr().out
     assert "--bootstrap /ip4/" in text
     assert "ravnest submit" in text
+
+
+def test_too_little_memory_of_a_gpu_is_an_error_at_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ravnest_p2p.training.choose_device", lambda name: torch.device("cuda"))
+    config = ravnestd.configured(ravnestd.parser().parse_args(["--memory", "100MB"]))
+    with pytest.raises(ConfigError, match="lend at least 300 MiB of cuda, by --memory: 95 MiB hold no"):
+        ravnestd.run(config)

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from ravnest_p2p.core.errors import OurFault
 from ravnest_p2p.core.failover import Break, RunMonitor, Stop
 from ravnest_p2p.core.types import (
     ClusterPlan,
@@ -22,6 +23,7 @@ from ravnest_p2p.core.types import (
     StageAssignment,
 )
 from ravnest_p2p.daemon import stage_host
+from ravnest_p2p.daemon.host_deps import HostDeps
 from ravnest_p2p.daemon.messages import Report, RunFailed
 from ravnest_p2p.daemon.stage_host import StageHost
 from tests.unit.planning_cases import spec
@@ -119,3 +121,13 @@ def test_a_window_that_stays_too_narrow_is_logged_once(caplog: pytest.LogCapture
         "job aaaaaaaa: cluster 0, stage 0 may have 2 micro-batches in flight and needs 4: it idles about "
         "50 % of the time, since staleness_bound=1 allows no more: submit with staleness_bound=3"
     ]
+
+
+def test_a_peer_that_lends_nothing_starts_no_worker() -> None:
+    deps: Any = HostDeps.__new__(HostDeps)
+    deps.memory_bytes, deps.floor, deps.jobs_folder = lambda: 0, None, Path(tempfile.mkdtemp()) / "none yet"
+    part = StageHost(JobId("a" * 64), deps)
+    part.stand_by()
+    assert part._warming is None
+    with pytest.raises(OurFault, match="lends no memory"):
+        asyncio.run(part._ready_worker())

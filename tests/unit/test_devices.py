@@ -13,10 +13,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from ravnest_p2p.core.errors import ConfigError
+from ravnest_p2p.core.planning.memory import PROCESS_OVERHEAD_BYTES
 from ravnest_p2p.daemon.worker.meter import Meter
 from ravnest_p2p.model import Package, StageComputation, TensorSpec, capture, stage_program
 from ravnest_p2p.model.footprint import StorageMeter
-from ravnest_p2p.training import averaging, start_device, synchronize, works
+from ravnest_p2p.training import averaging, check_memory, choose_device, start_device, synchronize, works
 from tests.unit import model_zoo
 
 OTHER, CPU = torch.device("meta"), torch.device("cpu")
@@ -79,6 +81,19 @@ def test_a_cpu_needs_no_start_and_never_fails() -> None:
     start_device(CPU, 0)
     synchronize(CPU)
     assert works(CPU)
+
+
+def test_a_worker_on_the_cpu_wakes_no_gpus_driver(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: pytest.fail("the driver was asked"))
+    assert choose_device("cpu") == CPU
+
+
+def test_too_little_of_a_gpu_is_refused_before_it_is_started() -> None:
+    for lent in (0, PROCESS_OVERHEAD_BYTES - 1):
+        with pytest.raises(ConfigError, match=r"lend at least 300 MiB of cuda, by --memory"):
+            start_device(torch.device("cuda"), lent)
+    check_memory("cuda", PROCESS_OVERHEAD_BYTES)
+    check_memory("cpu", 0)
 
 
 def test_a_device_that_has_failed_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:

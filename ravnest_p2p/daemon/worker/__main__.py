@@ -47,9 +47,8 @@ def main() -> None:
     guard.exit_if_orphan(options.parent)
     guard.give_up_privileges()
     faulthandler.enable()
-    files = sandbox.confine_files(
-        sandbox.Rooms(options.blobs, options.job, options.sockets), options.compiler
-    )
+    rooms = sandbox.Rooms(options.blobs, options.job, options.sockets)
+    files = sandbox.confine_files(rooms, options.compiler, driving=options.device != "cpu")
     device = choose_device(options.device)
     on_gpu = device.type != "cpu"
     lent = Lent(device, options.microbatch_flops, options.memory, bool(options.compiler))

@@ -8,9 +8,9 @@ no other process (`confine_calls`). Connections to p2pd come through a door (`sa
 says it all as data.
 
 A wall that the system does not have is missing with a word in the worker's log: macOS has neither, linux
-before 5.13 no Landlock. Threads that ran before `confine_files` stay outside on kernels before 7.0. Device
-files of GPUs are left open, and their driver starts before `confine_calls`, for at its start it makes calls
-that it does without later.
+before 5.13 no Landlock. Threads that ran before `confine_files` stay outside on kernels before 7.0. To a
+worker on a GPU the device files of GPUs are left open, and their driver starts before `confine_calls`, for at
+its start it makes calls that it does without later.
 """
 
 from __future__ import annotations
@@ -26,11 +26,12 @@ from ravnest_p2p.daemon.worker.sandbox_syscalls import UnavailableError
 __all__ = ["Rooms", "confine_calls", "confine_files"]
 
 
-def confine_files(rooms: Rooms, programs: Sequence[Path] = ()) -> str:
+def confine_files(rooms: Rooms, programs: Sequence[Path] = (), driving: bool = False) -> str:
     """Give up all files but the granted ones; returns what was done, in words.
 
     Args:
         programs: those of a compiler that may be started; the children stay behind the same walls.
+        driving: this process may compute on a GPU.
     Raises:
         OSError: the kernel has the wall and does not put it up.
     """
@@ -39,7 +40,7 @@ def confine_files(rooms: Rooms, programs: Sequence[Path] = ()) -> str:
     except UnavailableError as error:
         return f"files open ({error})"
     threads = len(os.listdir("/proc/self/task"))
-    sandbox_landlock.restrict(sandbox_rules.grants(rooms, programs), abi)
+    sandbox_landlock.restrict(sandbox_rules.grants(rooms, programs, driving), abi)
     done = f"files by Landlock {abi}"
     if threads > 1 and abi < sandbox_landlock.ABI_OF_ALL_THREADS:
         done += f", except for {threads - 1} threads that ran before"
@@ -50,13 +51,13 @@ def confine_calls(compiling: bool = False, driving: bool = False) -> str:
     """Give up the system calls that lead out of the process; returns what was done, in words.
 
     Args:
-        compiling, driving: as of `sandbox_rules.refused`.
+        compiling, driving: as of `sandbox_rules.conditions`.
     Raises:
         OSError: the kernel has the wall and does not put it up.
     """
     try:
-        conditions = sandbox_rules.conditions(os.getpid(), compiling)
-        sandbox_seccomp.install(sandbox_rules.refused(compiling, driving), conditions)
+        conditions = sandbox_rules.conditions(os.getpid(), compiling, driving)
+        sandbox_seccomp.install(sandbox_rules.refused(compiling), conditions)
     except UnavailableError as error:
         return f"system calls open ({error})"
     return "system calls by seccomp" + (", less those to start a compiler" if compiling else "")

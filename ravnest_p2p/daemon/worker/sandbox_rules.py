@@ -76,13 +76,14 @@ COMPILE_ALONE = {
 """Without a pool of processes, with few trials of the processor, and without `openssl`."""
 
 
-def grants(rooms: Rooms, programs: Sequence[Path] = ()) -> tuple[Grant, ...]:
+def grants(rooms: Rooms, programs: Sequence[Path] = (), driving: bool = False) -> tuple[Grant, ...]:
     """Everything of the file system that a worker gets.
 
     Args:
         programs: a compiler's, if it may compile: they are executable, and what they include is readable.
+        driving: it may compute on a GPU.
     """
-    gpus = [path for pattern in GPU_DEVICES.split() for path in glob(pattern)]
+    gpus = [path for pattern in GPU_DEVICES.split() for path in glob(pattern)] if driving else []
     return (
         Grant(READ, (*_code(rooms), *_paths(LIBRARIES), *_paths(ABOUT_THE_COMPUTER))),
         Grant(Access.READ_FILE, _paths(RANDOM_AND_ZERO)),
@@ -155,9 +156,8 @@ UNKNOWN_CALLS = ("clone3",)
 FOR_COMPILERS = frozenset(("execve", "fork", "vfork"))
 """Refusals that a worker which compiles is spared; files decide which programs it can start."""
 
-FOR_DRIVERS = frozenset(("memfd_create",))
-"""Refusals that a worker on a GPU is spared: NVIDIA's driver needs it, and no limit counts memory there."""
-
+SHARED_BY_NO_FILE, GROWING_DOWN = 0x21, 0x100
+"""Flags of `mmap` for memory that the limit does not count."""
 NEW_THREAD = 0x00010000
 NEW_SPACES_OR_SIBLINGS = 0x7E028000
 """Flags of `clone` for namespaces, and for a process that counts as started by the parent."""
@@ -166,24 +166,33 @@ SET_OWNER, SET_SIGNAL, SET_OWNER_EX = 8, 10, 15
 TERMINAL_INPUT, TERMINAL_SELECTION, SOCKET_OWNER, SOCKET_GROUP = 0x5412, 0x541C, 0x8901, 0x8902
 
 
-def refused(compiling: bool = False, driving: bool = False) -> dict[str, int]:
+def refused(compiling: bool = False) -> dict[str, int]:
     """Error number by system call.
 
     Args:
         compiling: the worker may start a compiler.
-        driving: it computes on a GPU.
     """
-    spared = (FOR_COMPILERS if compiling else frozenset()) | (FOR_DRIVERS if driving else frozenset())
-    names = {call for calls in WAYS_OUT.values() for call in calls.split()} - spared
+    names = {call for calls in WAYS_OUT.values() for call in calls.split()}
+    names -= FOR_COMPILERS if compiling else frozenset()
     return dict.fromkeys(sorted(names), errno.EPERM) | dict.fromkeys(UNKNOWN_CALLS, errno.ENOSYS)
 
 
-def conditions(pid: int, compiling: bool = False) -> tuple[Condition, ...]:
-    """Calls that are refused for some arguments; `pid` is this process, the only one it may signal."""
+def conditions(pid: int, compiling: bool = False, driving: bool = False) -> tuple[Condition, ...]:
+    """Calls that are refused for some arguments; `pid` is this process, the only one it may signal.
+
+    Args:
+        compiling: as of `refused`.
+        driving: the worker computes on a GPU, and its memory is not limited.
+    """
+    uncounted = (
+        Condition("mmap", 3, (SHARED_BY_NO_FILE,), mask=SHARED_BY_NO_FILE, refuse=True),
+        Condition("mmap", 3, (GROWING_DOWN,), mask=GROWING_DOWN, refuse=True),
+    )
     streams = (socket.SOCK_STREAM, socket.SOCK_SEQPACKET)
     only_threads = Condition("clone", 0, (NEW_THREAD,), mask=NEW_THREAD)
     in_its_place = Condition("clone", 0, (0,), mask=NEW_SPACES_OR_SIBLINGS)
     return (
+        *(() if driving else uncounted),
         in_its_place if compiling else only_threads,
         Condition("kill", 0, (pid,)),
         Condition("tgkill", 0, (pid,)),
@@ -201,16 +210,20 @@ def conditions(pid: int, compiling: bool = False) -> tuple[Condition, ...]:
     )
 
 
-def environment(of: Mapping[str, str], rooms: Rooms, programs: Sequence[Path] = ()) -> dict[str, str]:
+def environment(
+    of: Mapping[str, str], rooms: Rooms, programs: Sequence[Path] = (), driving: bool = False
+) -> dict[str, str]:
     """The variables that a worker gets of those of ravnestd.
 
     Temporary files go into the job's folder, and so does torch's cache, for whose place older torch (2.11)
     looks up the user's name, which a worker may not. numpy's BLAS starts no threads: it would when it is
     loaded, before files are confined, which older kernels do for the calling thread only; torch has its own.
+    One that does not compute on a GPU sees none, or torch starts the driver in its first backward pass.
     """
     beginnings = tuple(ENVIRONMENT.split())
     kept = {name: value for name, value in of.items() if name.startswith(beginnings)}
     if programs:
         kept |= {"CXX": str(programs[0]), **COMPILE_ALONE}
+    kept |= {"CUDA_CACHE_PATH": str(rooms.compiled)} if driving else {"CUDA_VISIBLE_DEVICES": ""}
     kept |= {"TORCHINDUCTOR_CACHE_DIR": str(rooms.compiled)}
     return kept | {"TMPDIR": str(rooms.job), "OPENBLAS_NUM_THREADS": "1"}

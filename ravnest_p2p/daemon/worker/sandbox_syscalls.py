@@ -73,6 +73,7 @@ TABLE = """
     migrate_pages           256     238
     mknod                   133       -
     mknodat                 259      33
+    mmap                      9     222
     modify_ldt              154       -
     mount                   165      40
     mount_setattr           442     442
