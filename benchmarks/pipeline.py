@@ -7,9 +7,10 @@ The same GPT, micro-batches, micro-batches an update, optimizer and cores on eve
 * the best synchronous schedules, of torch.distributed.pipelining over gloo.
 
 Sections: `loopback` (against all of these), `delay` (a link with a real delay between two network namespaces;
-needs linux, root and iproute2), `overhead` (what of a stage's time is neither computing nor waiting).
+needs linux, root and iproute2), `overhead` (what of a stage's time goes into our code: Python in its
+operations, between them, in the worker's other threads and in `ravnestd`; from the same runs as `loopback`).
 A round takes every side once; what is compared is the median of the rounds' ratios. Micro-batches a second
-are told without the first update. About an hour on two cores; nothing else should run.
+are told without the first updates. About an hour on two cores; nothing else should run.
 """
 
 from __future__ import annotations
@@ -50,17 +51,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--json", action="store_true", help="one JSON object for machines")
     parser.add_argument("--quick", action="store_true", help="one short round; never for a claim")
-    parser.add_argument("--section", choices=("loopback", "delay"), help="only this one (default: both)")
+    parser.add_argument("--section", choices=SECTIONS, help="only this one (default: all)")
     options = parser.parse_args(arguments)
     rounds, seconds = (QUICK_ROUNDS, QUICK_SECONDS) if options.quick else (ROUNDS, SECONDS)
     results: dict[str, Any] = {}
     goals: list[Goal] = []
-    if options.section != "delay":
-        results["loopback"], found = _loopback(rounds, seconds)
-        goals += found
-    if options.section != "loopback":
-        results["delay"], found = _delay(rounds, seconds)
-        goals += found
+    for name, section in SECTIONS.items():
+        if options.section in (None, name):
+            results[name], found = section(rounds, seconds)
+            goals += found
     return report("pipeline", results, goals, options.json)
 
 
@@ -99,6 +98,29 @@ def _delay(rounds: int, seconds: float) -> tuple[dict[str, Any], list[Goal]]:
             goals.append(Goal(f"ours / ours on loopback, {name}", own, "", ">= 0.97"))
     return rows, goals
 
+
+def _overhead(rounds: int, seconds: float) -> tuple[dict[str, Any], list[Goal]]:
+    """Shares of one stage's time; the mean of both stages, the median of the rounds."""
+    m, hosts = 16, (Host(), Host())
+    updates = str(max(1, round(seconds / (m * MICROBATCH_S) / 2)))
+    sides = {"ours": _ours(m, seconds, hosts), "kernels": lambda: _run(Host(), "kernels", str(m), updates)}
+    rows: dict[str, Any] = {}
+    for number, (ours, alone) in enumerate(zip(*_in_turns(sides, rounds).values(), strict=True), 1):
+        stages = len(ours["busy"])
+        busy, between = sum(ours["busy"]) / stages, sum(ours["between"]) / stages
+        rows[f"round {number}"] = {
+            "in operations, not in kernels": busy * (1 - sum(alone["kernels"]) / stages),
+            "between operations": between,
+            "worker's other threads": ours["cpu"]["worker's other threads"] / stages,
+            "ravnestd": ours["cpu"]["ravnestd"] / stages,
+        }
+    median = {key: statistics.median(row[key] for row in rows.values()) for key in rows["round 1"]}
+    return rows | {"median": median}, [
+        Goal("our code's share of a stage's time", sum(median.values()), "", "<= 0.05")
+    ]
+
+
+SECTIONS = {"loopback": _loopback, "delay": _delay, "overhead": _overhead}
 
 Side = Callable[[], dict[str, Any]]
 
@@ -151,7 +173,7 @@ def _in_turns(sides: Mapping[str, Side], rounds: int) -> dict[str, list[dict[str
 
 
 def _rate(measured: Mapping[str, Any]) -> float:
-    rate: float = measured["microbatches"] / measured["seconds"]
+    rate: float = measured.get("microbatches", 0) / measured.get("seconds", 1.0)
     return rate
 
 

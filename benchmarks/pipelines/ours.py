@@ -2,8 +2,9 @@
 
 `python -m benchmarks.pipelines.ours M UPDATES HOSTS [PICTURE]`: HOSTS is JSON, [[address, [command prefix…]],
 …] of the two peers; runs where the first of them does. PICTURE is an SVG file for the last seconds of the
-timeline. Measured from the first update's end to the last one's, as the other sides are.
-Prints {"microbatches", "seconds", …}.
+timeline. Measured from the end of the second update, until when a worker counts its tensors, to the last
+one's. Prints {"microbatches", "seconds", "busy", "cpu", …}: `cpu` is each part's processor time over wall
+time.
 """
 
 from __future__ import annotations
@@ -12,9 +13,11 @@ import json
 import sys
 import tempfile
 import time
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 from torch import Tensor, nn
 
@@ -27,6 +30,12 @@ MEMORY = "3GB"
 EPOCH_S = 900
 START_S = 120.0
 PICTURE_S = 3.5
+POLL_S = 2.0
+"""Asking takes processor time of all peers."""
+
+GAP_US = 1000
+SETTLING = 2
+"""Updates before the ones that are measured."""
 
 
 class Gpt(nn.Module):
@@ -46,13 +55,13 @@ def main() -> None:
     # More updates than are measured: what a job does at its end is no part of it.
     request = rn.JobRequest(
         model=Gpt(),
-        data=gpt.text(m * gpt.MICROBATCH * (updates + 3)),
+        data=gpt.text(m * gpt.MICROBATCH * (SETTLING + updates + 2)),
         loss=gpt.loss,
         optimizer=rn.AdamW(lr=gpt.LEARNING_RATE, weight_decay=gpt.WEIGHT_DECAY),
         passes=1,
         microbatch_size=gpt.MICROBATCH,
         microbatches_per_update=m,
-        updates_per_round=updates + 3,
+        updates_per_round=SETTLING + updates + 2,
         staleness_bound=m,
         stages=2,
         clusters=1,
@@ -63,39 +72,81 @@ def main() -> None:
             lending = lambda: sum(1 for peer in connection.peers() if peer["memory_bytes"]) == 2  # noqa: E731
             wait_until(lending, START_S, "both peers have measured themselves")
             job = connection.submit_request(request)
-            print(json.dumps(_measured(job, updates, *sys.argv[4:])))
+            print(json.dumps(_measured(swarm, job, m, updates, *sys.argv[4:])))
 
 
-def _measured(job: Any, updates: int, picture: str | None = None) -> dict[str, Any]:
+def _measured(
+    swarm: LocalSwarm, job: Any, m: int, updates: int, picture: str | None = None
+) -> dict[str, Any]:
     """Wait for one more update than is measured, and read the timeline."""
-    while True:
-        progress = job.status()
-        stages = progress.clusters[0].stages if progress.clusters else ()
-        if progress.over:
-            raise RuntimeError(f"the job ended as {progress.phase.value}: {progress.reason}")
-        if stages and min(stage.version for stage in stages) > updates:
-            break
-        time.sleep(0.5)
+    _wait_for(job, SETTLING)
+    begun_s, before = time.monotonic(), _cpu(swarm)
+    stages = _wait_for(job, SETTLING + updates + 1)
+    wall_s, after = time.monotonic() - begun_s, _cpu(swarm)
     timelines = job.trace(1e5).stages
     if picture is not None:
         Path(picture).write_text(job.trace(PICTURE_S).svg())
     job.cancel()
     first = timelines[0]
-    ends_us = [span.end_us for span in first.operations if span.kind == "|"][: updates + 1]
+    ends_us = [s.end_us for s in first.operations if s.kind == "|"][SETTLING - 1 : SETTLING + updates]
     inside = [s for s in first.operations if s.kind == "B" and ends_us[0] < s.end_us <= ends_us[-1]]
+    crossing = [s.number // m for s in first.operations if s.kind == "f"]
     return {
         "microbatches": len(inside),
         "seconds": (ends_us[-1] - ends_us[0]) / MICRO,
         "busy": [_busy(timeline, ends_us[0], ends_us[-1]) for timeline in timelines],
+        "between": [_between(timeline, ends_us[0], ends_us[-1]) for timeline in timelines],
+        "cpu": {name: (after[name] - before[name]) / wall_s for name in after},
         "layers": [[stage.lo, stage.hi] for stage in stages],
-        "staleness": stages[0].staleness_bound,
+        "staleness": crossing.count(SETTLING + updates - 1),
     }
+
+
+def _wait_for(job: Any, version: int) -> Any:
+    """The stages once all have made so many updates."""
+    while True:
+        progress = job.status()
+        stages = progress.clusters[0].stages if progress.clusters else ()
+        if progress.over:
+            raise RuntimeError(f"the job ended as {progress.phase.value}: {progress.reason}")
+        if stages and min(stage.version for stage in stages) >= version:
+            return stages
+        time.sleep(POLL_S)
+
+
+def _cpu(swarm: LocalSwarm) -> dict[str, float]:
+    """Processor time so far of both peers, seconds, by what they do; a worker's busiest thread computes."""
+    found = {"computing": 0.0, "worker's other threads": 0.0, "ravnestd": 0.0, "p2pd": 0.0}
+    for peer in swarm.peers:
+        for worker in peer.children("daemon.worker"):
+            threads = sorted(thread.user_time + thread.system_time for thread in worker.threads())
+            found["computing"] += threads[-1]
+            found["worker's other threads"] += sum(threads[:-1])
+        assert peer.process is not None, "it was started"
+        found["ravnestd"] += _of(psutil.Process(peer.process.pid))
+        found["p2pd"] += sum(_of(process) for process in peer.children("p2pd -"))
+    return found
+
+
+def _of(process: psutil.Process) -> float:
+    times = process.cpu_times()
+    return float(times.user + times.system)
 
 
 def _busy(timeline: StageTimeline, begin_us: int, end_us: int) -> float:
     """Share of the time that the stage's compute thread worked."""
     inside = [s for s in timeline.operations if begin_us <= s.start_us and s.end_us <= end_us]
     return sum(span.duration_us for span in inside) / (end_us - begin_us)
+
+
+def _between(timeline: StageTimeline, begin_us: int, end_us: int) -> float:
+    """Share of the time between one operation and the next, where nothing was waited for.
+
+    A wait for the other stage takes milliseconds, what our code does there microseconds.
+    """
+    inside = [s for s in timeline.operations if begin_us <= s.start_us and s.end_us <= end_us]
+    gaps_us = [b.start_us - a.end_us for a, b in pairwise(inside)]
+    return sum(gap for gap in gaps_us if gap < GAP_US) / (end_us - begin_us)
 
 
 if __name__ == "__main__":

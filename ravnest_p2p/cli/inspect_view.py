@@ -29,6 +29,8 @@ def print_report(report: Report, name: str, console: Console | None = None) -> N
         if carried:
             console.print(Text(_carried(list(carried)), style="dim"))
         console.print(Text(_footnote(report), style="dim"))
+        for line in report.advice:
+            console.print(Text(f"note: {line}", style="yellow"))
 
 
 def count_text(count: float) -> str:

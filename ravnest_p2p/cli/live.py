@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
@@ -16,10 +17,13 @@ from rich.table import Table
 from rich.text import Text
 
 from ravnest_p2p.client.progress import ClusterProgress, Progress, StageProgress
+from ravnest_p2p.core.pipeline.window import TOLERANCE
 from ravnest_p2p.core.types import JobPhase
 
 _BARS = "▁▂▃▄▅▆▇█"
 _CURVE_COLUMNS = 48
+_BAR_COLUMNS = 9
+_MOST_SHOWN = 9999.0
 _STYLES = {
     JobPhase.WAITING: "yellow",
     JobPhase.RUNNING: "green",
@@ -42,6 +46,7 @@ def render(status: dict[str, Any] | Progress) -> RenderableType:
         parts.append(Text(_skipped(progress), style="yellow"))
     if progress.clusters:
         parts.append(_stages(progress.clusters))
+        parts += [Text(text, style="yellow") for text in progress.advice]
     if progress.spares:
         parts.append(Text.assemble(("spare: ", "dim"), ", ".join(map(short, progress.spares))))
     title = Text.assemble((progress.name or "job", "bold"), f"  {progress.job[:12]}")
@@ -73,6 +78,15 @@ def curve(values: Sequence[float], columns: int = _CURVE_COLUMNS) -> str:
     means = [sum(finite[a:b]) / (b - a) for a, b in pairwise(edges)]
     low, span = min(means), (max(means) - min(means)) or 1.0
     return "".join(_BARS[round((mean - low) / span * (len(_BARS) - 1))] for mean in means)
+
+
+def bars(counts: Sequence[int], columns: int = _BAR_COLUMNS) -> str:
+    """Counts as a row of block characters from 0 on, of which each is the sum of its share."""
+    columns = min(columns, len(counts))
+    edges = [round(i * len(counts) / columns) for i in range(columns + 1)] if columns else []
+    sums = [sum(counts[a:b]) for a, b in pairwise(edges)]
+    highest = max(sums, default=0) or 1
+    return "".join(_BARS[-(-count * (len(_BARS) - 1) // highest)] for count in sums)
 
 
 def short(peer: str) -> str:
@@ -129,31 +143,31 @@ def _bar(progress: Progress) -> Table:
 
 
 def _stages(clusters: Sequence[ClusterProgress]) -> Table:
-    table = Table(box=None, padding=(0, 1), header_style="dim")
-    for name in ("cluster", "stage", "layers", "peer", "state"):
+    table = Table(box=None, padding=(0, 1), collapse_padding=True, pad_edge=False, header_style="dim")
+    for name in ("stage", "layers", "peer", "state"):
         table.add_column(name)
-    for name in ("loss", "updates", "busy", "staleness", "in flight", "sent", "memory"):
+    for name in ("loss", "updates", "busy", "ahead"):
+        table.add_column(name, justify="right")
+    table.add_column("in flight")
+    for name in ("sent", "memory"):
         table.add_column(name, justify="right")
     for index, cluster in enumerate(clusters):
         for stage in cluster.stages:
-            first = stage is cluster.stages[0]
             last = stage is cluster.stages[-1]
             table.add_row(
-                Text(str(index) if first else ""),
-                *_stage(stage),
+                Text(f"{index}/{stage.stage}"),
+                Text(f"{stage.lo}–{stage.hi}"),
+                Text(short(stage.peer)),
+                Text(stage.phase),
                 Text(number(cluster.loss) if last else ""),
                 Text(str(stage.version)),
                 _busy(stage.busy),
-                Text(_staleness(stage)),
-                Text(str(stage.in_flight)),
+                Text(_ahead(stage)),
+                Text(bars(stage.ahead) or str(stage.in_flight)),
                 Text(bytes_text(stage.bytes_sent)),
                 Text(_memory(stage)),
             )
     return table
-
-
-def _stage(stage: StageProgress) -> tuple[Text, Text, Text, Text]:
-    return Text(str(stage.stage)), Text(f"{stage.lo}–{stage.hi}"), Text(short(stage.peer)), Text(stage.phase)
 
 
 def _busy(busy: float | None) -> Text:
@@ -170,11 +184,13 @@ def _memory(stage: StageProgress) -> str:
     return bytes_text(stage.peak_memory_bytes) + (" ↻" if stage.recompute else "")
 
 
-def _staleness(stage: StageProgress) -> str:
-    if stage.staleness is None:
-        return "–"
-    return (
-        f"{stage.staleness}"
-        if stage.staleness_bound is None
-        else f"{stage.staleness} ≤ {stage.staleness_bound}"
-    )
+def _ahead(stage: StageProgress) -> str:
+    """τ now, what would keep the stage busy, and the plan's bound; before it that of now, if it is lower."""
+    bounds = [stage.staleness_limit, stage.staleness_bound]
+    if stage.staleness_limit == stage.staleness_bound:
+        bounds.pop()
+    shown = "".join(f" ≤ {bound}" for bound in bounds if bound is not None)
+    if stage.window is None or stage.window_wanted is None:
+        return f"–{shown}"
+    wanted = max(0.0, min(stage.window_wanted - 1.0, _MOST_SHOWN))
+    return f"{stage.window - 1} of {math.ceil(wanted - TOLERANCE)}{shown}"

@@ -90,7 +90,7 @@ def _submit(swarm: Swarm, options: argparse.Namespace) -> None:
     request = replace(options.request, **{name: value for name, value in chosen.items() if value is not None})
     job = swarm.submit_request(request, say=_say(options))
     if options.json:
-        output.print_json({"job": job.id})
+        output.print_json({"job": job.id, "advice": list(job.advice)})
     else:
         print(job.id, flush=True)
     if options.follow:

@@ -124,7 +124,7 @@ class Swarm:
             job = await self._portal.acall(self._operations.submit, prepared, advance)
         finally:
             preparing.__exit__(None, None, None)
-        return Job(self, job, untrained)
+        return Job(self, job, untrained, prepared.advice)
 
     async def close(self) -> None:
         """Leave. Jobs go on without us."""
@@ -134,11 +134,14 @@ class Swarm:
 class Job:
     """See `ravnest_p2p.client.swarm.Job`."""
 
-    def __init__(self, swarm: Swarm, job: JobId, untrained: dict[str, Tensor]) -> None:
+    def __init__(
+        self, swarm: Swarm, job: JobId, untrained: dict[str, Tensor], advice: tuple[str, ...] = ()
+    ) -> None:
         self.id = job
         self._portal = swarm._portal
         self._operations = swarm._operations
         self._untrained = untrained
+        self.advice = advice
 
     async def status(self) -> Progress:
         """How it goes now."""

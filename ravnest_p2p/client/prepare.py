@@ -22,6 +22,7 @@ from ravnest_p2p.client.request import JobRequest
 from ravnest_p2p.core.compression import COMPRESSIONS
 from ravnest_p2p.core.errors import ConfigError, RecordFormatError
 from ravnest_p2p.core.optimizers import PRECISIONS, check_optimizer
+from ravnest_p2p.core.pipeline.batch_advice import half_of, pipeline_advice
 from ravnest_p2p.core.pipeline.correction import CORRECTIONS
 from ravnest_p2p.core.pipeline.nonfinite import NONFINITE
 from ravnest_p2p.core.pipeline.window import STALENESS_MODES
@@ -46,12 +47,14 @@ class Prepared:
 
     Attributes:
         blobs: file of each blob, in the order in which they are uploaded; the manifest is the last.
+        advice: what may be better about the request, in words.
     """
 
     job: JobId
     spec: JobSpec
     manifest_bytes: int
     blobs: dict[BlobHash, Path]
+    advice: tuple[str, ...] = ()
 
     @property
     def size_bytes(self) -> int:
@@ -75,7 +78,7 @@ def prepare(request: JobRequest, folder: Path, say: Say) -> tuple[Prepared, Prog
     batches = _total_batches(request, samples)
     optimizer = _optimizer(request, batches)
     checkpoint = request.checkpoint_word
-    size = request.microbatch_size
+    size, m = request.microbatch_size, request.microbatches_per_update
     package = _package(request, [c[:size] for c in inputs], [c[:size] for c in labels], say)
     if optimizer.name == "muon" and not hidden_matrices(package.program):
         raise ConfigError("the model has no hidden matrix for Muon to move; use AdamW")
@@ -104,14 +107,14 @@ def prepare(request: JobRequest, folder: Path, say: Say) -> tuple[Prepared, Prog
         samples=samples,
         layers=requirements(package, Terms(optimizer, request.precision)).layers,
         microbatch_size=size,
-        microbatches_per_update=request.microbatches_per_update,
+        microbatches_per_update=m,
         updates_per_round=request.updates_per_round,
         total_batches=batches,
         seed=request.seed,
         optimizer=optimizer,
         stages=request.stages,
         clusters=request.clusters,
-        staleness_bound=_staleness_bound(request),
+        staleness_bound=(half_of(m) if request.staleness_bound is None else request.staleness_bound),
         staleness=request.staleness,
         precision=request.precision,
         checkpoint=checkpoint,
@@ -127,7 +130,10 @@ def prepare(request: JobRequest, folder: Path, say: Say) -> tuple[Prepared, Prog
     path.write_bytes(manifest)
     job = job_id(manifest)
     blobs[BlobHash(job)] = path
-    return Prepared(job, spec, len(manifest), blobs), package.program
+    advice = pipeline_advice(m, request.staleness_bound, request.stages)
+    for line in advice:
+        say(f"note: {line}")
+    return Prepared(job, spec, len(manifest), blobs, tuple(advice)), package.program
 
 
 def _package(request: JobRequest, inputs: list[Tensor], labels: list[Tensor], say: Say) -> Package:
@@ -258,9 +264,3 @@ def _shards(column: Tensor, folder: Path) -> list[tuple[BlobHash, Path, int]]:
     row_bytes = max(1, column[0].numel() * column.element_size())
     shards = write_shards(column, folder, max(1, _SHARD_BYTES // row_bytes))
     return [(sha256_of(path), path, rows) for path, rows in shards]
-
-
-def _staleness_bound(request: JobRequest) -> int:
-    if request.staleness_bound is not None:
-        return request.staleness_bound
-    return max(1, request.microbatches_per_update // 2)

@@ -23,7 +23,17 @@ class StageProgress(_View):
 
     Attributes:
         busy: share of the time that it computes, 0 to 1.
-        staleness: updates between a forward and its backward, now; `staleness_bound` is what the plan allows.
+        staleness: updates between a forward and its backward, the most so far.
+        window: micro-batches that may be in flight now, one more than its τ; `window_wanted` of them would
+            keep it busy, by what was measured, whatever the bounds.
+        staleness_limit: bound on τ now, which with "adaptive" grows; `staleness_bound` is the plan's.
+        ahead: how stale what is computed is, in micro-batches: at the forward of so many of them, 0, 1, 2, …
+            were in flight before, since the generation began. `crossed` of all these ran on the early step,
+            as the update before theirs was not complete.
+        window_needed: how many it has wanted for some time, where it may not have so many; else None. The
+            job's `advice` says what to do.
+        way_s: mean of both ways of a micro-batch to the stage after and back, of which an empty message takes
+            `rtt_s`; `pace_s` is the least time between two micro-batches in this pipeline.
         in_flight: micro-batches forwarded whose gradients are not back yet.
         bytes_sent: to other peers, since the generation began.
         peak_memory_bytes: most that its worker took; on a GPU, of the GPU's memory.
@@ -41,7 +51,16 @@ class StageProgress(_View):
     version: int = 0
     busy: float | None = None
     staleness: int | None = None
+    window: int | None = None
+    window_wanted: float | None = None
+    staleness_limit: int | None = None
     staleness_bound: int | None = None
+    ahead: tuple[int, ...] = ()
+    crossed: int = 0
+    window_needed: float | None = None
+    way_s: float = 0.0
+    rtt_s: float = 0.0
+    pace_s: float = 0.0
     in_flight: int = 0
     bytes_sent: int = 0
     peak_memory_bytes: int = 0
@@ -72,6 +91,7 @@ class Progress(_View):
         reason: why it waits, was cancelled or failed.
         skipped: micro-batches that were left out in this generation, as values were not finite;
             `skipped_why` says where the newest arose.
+        advice: what would make it faster or better, in words.
     """
 
     job: str
@@ -92,6 +112,7 @@ class Progress(_View):
     bytes_sent: int = 0
     skipped: int = 0
     skipped_why: str = ""
+    advice: tuple[str, ...] = ()
     clusters: tuple[ClusterProgress, ...] = ()
     spares: tuple[str, ...] = ()
     standbys: tuple[str, ...] = ()

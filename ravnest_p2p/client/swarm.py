@@ -117,7 +117,7 @@ class Swarm:
             job = self._portal.call(
                 self._operations.submit, prepared, steps.percent(say, prepared.size_bytes)
             )
-        return Job(self, job, untrained)
+        return Job(self, job, untrained, prepared.advice)
 
     def close(self) -> None:
         """Leave. Jobs go on without us."""
@@ -137,12 +137,16 @@ class Job:
 
     Attributes:
         id: hex SHA-256 of the job's manifest.
+        advice: what may be better about the request that was submitted here, in words.
     """
 
-    def __init__(self, swarm: Swarm, job: JobId, untrained: dict[str, Tensor]) -> None:
+    def __init__(
+        self, swarm: Swarm, job: JobId, untrained: dict[str, Tensor], advice: tuple[str, ...] = ()
+    ) -> None:
         self.id = job
         self._swarm = swarm
         self._untrained = untrained
+        self.advice = advice
 
     def _call(self, function: Callable[..., Any], *args: Any) -> Any:
         return self._swarm._portal.call(function, *args)

@@ -27,7 +27,7 @@ FULL = 0.9
 
 HALF_SCALE_BYTES = 4
 INT8_SCALE_BYTES, INT8_BLOCK = 2, 256
-INT4_HEAD_BYTES, INT4_SCALE_BYTES, INT4_BLOCK = 8, 1, 32
+INT4_HEAD_BYTES, INT4_SCALE_BYTES, INT4_BLOCK = 16, 1, 32
 
 
 def allowed(compression: str) -> tuple[str, ...]:
@@ -43,13 +43,13 @@ def encoded_bytes(codec: str, elements: int) -> int:
     Raises:
         KeyError: there is no such codec (our bug: names from peers are checked with `allowed`).
     """
-    int8_blocks, int4_blocks = -(-elements // INT8_BLOCK), -(-elements // INT4_BLOCK)
+    int8_blocks, int4_pairs = -(-elements // INT8_BLOCK), -(-elements // (2 * INT4_BLOCK))
     return {
         NONE: 4 * elements,
         FP16: HALF_SCALE_BYTES + 2 * elements,
         BF16: 2 * elements,
         INT8: int8_blocks * (INT8_SCALE_BYTES + INT8_BLOCK),
-        INT4: INT4_HEAD_BYTES + int4_blocks * (INT4_SCALE_BYTES + INT4_BLOCK // 2),
+        INT4: INT4_HEAD_BYTES + int4_pairs * (2 * INT4_SCALE_BYTES + INT4_BLOCK),
     }[codec]
 
 

@@ -49,6 +49,8 @@ class LossCurve:
     def add(self, points: Iterable[tuple[int, float]]) -> None:
         """Take what a worker reported; what is no loss of a batch is left out."""
         sound = {b: loss for b, loss in points if 0 <= b < MAX_BATCH and math.isfinite(loss)}
+        if not sound:
+            return
         self._newest = dict(sorted({**self._newest, **sound}.items())[-RECENT_BATCHES:])
         new = _one_of_each(sound, self._stride, {batch // self._stride for batch in self._points})
         self._points |= new

@@ -15,6 +15,13 @@ from ravnest_p2p.core.types import Generation, JobId, JobPlan, JobSpec, PeerId
 
 Name = Annotated[str, Field(max_length=512)]
 Text = Annotated[str, Field(max_length=4096)]
+Seconds = Annotated[float, Field(ge=0, le=1e9)]
+Count = Annotated[int, Field(ge=0, le=1 << 62)]
+
+MAX_WINDOW = 1 << 20
+"""Micro-batches in flight that a report may name."""
+AHEAD_KEPT = 64
+"""Counts of a report's histogram; the last is of so many in flight or more."""
 
 
 class Message(BaseModel):
@@ -89,9 +96,16 @@ class Report(Message):
         busy: share of the time since training began that the compute thread worked.
         lo, hi, staleness_bound, recompute, last: which stage it is about, and how it was to be trained.
         staleness: the largest measured so far (updates between forward and backward of a micro-batch).
+        ahead: micro-batches at whose forward 0, 1, 2, … were in flight before them, since the run began.
+        crossed: micro-batches of these that ran on ŵ, the update before theirs not being complete.
         staleness_limit: bound on τ now, where it grows with the updates.
         window: micro-batches that may be in flight now.
         window_wanted: how many would keep the stage busy, by what was measured, whatever the bound.
+        window_needed: the same over the newest updates, where for some time so many more were wanted than
+            allowed that something should be done; else 0.
+        way_s: mean of both ways of a micro-batch to the stage after and back, without what it did meanwhile.
+        rtt_s: round trip of an empty message on that link; 0 where it is not known.
+        pace_s: slowest computation or carriage of a micro-batch in the pipeline.
         skipped: micro-batches left out, since the run began, for a value that was not finite.
         skipped_updates: updates that this stage did not make for a gradient that was not finite.
         skipped_why: the newest of either, with its place.
@@ -113,9 +127,15 @@ class Report(Message):
     training_s: float = 0.0
     averaging_s: float = 0.0
     staleness: int = 0
-    staleness_limit: int = 0
-    window: int = 0
-    window_wanted: float = 0.0
+    ahead: tuple[Count, ...] = Field(default=(), max_length=AHEAD_KEPT)
+    crossed: Count = 0
+    staleness_limit: Annotated[int, Field(ge=0)] = 0
+    window: Annotated[int, Field(ge=0)] = 0
+    window_wanted: Annotated[float, Field(ge=0, le=MAX_WINDOW)] = 0.0
+    window_needed: Annotated[float, Field(ge=0, le=MAX_WINDOW)] = 0.0
+    way_s: Seconds = 0.0
+    rtt_s: Seconds = 0.0
+    pace_s: Seconds = 0.0
     in_flight: int = 0
     samples: int = 0
     bytes_sent: int = 0

@@ -38,6 +38,7 @@ from ravnest_p2p.daemon.messages import (
 )
 from ravnest_p2p.daemon.peer_messages import StageView
 from ravnest_p2p.daemon.pieces import Pieces
+from ravnest_p2p.daemon.stage_news import StageNews
 from ravnest_p2p.daemon.timelines import job_folder
 from ravnest_p2p.daemon.workers import WorkerProcess
 
@@ -66,6 +67,7 @@ class StageHost:
         self._place = (0, 0)
         self._nonce = ""
         self._report: Report | None = None
+        self._news = StageNews(job)
         self._monitor: RunMonitor | None = None
         self._members: CoMembers | None = None
         self._outcome: asyncio.Future[Action] | None = None
@@ -124,7 +126,7 @@ class StageHost:
             if stage.peer == self._deps.own
         )
         self.phase, self.reason, self._nonce, self._report = JobPhase.WAITING, "", "", None
-        self._diverged = ""
+        self._diverged, self._news = "", StageNews(self.job)
         self.losses.cut(plan.batches_done)
         self._monitor = RunMonitor(
             own=self._deps.own, plan=plan, now_s=time.monotonic(), start_up_s=START_UP_S, silence_s=SILENCE_S
@@ -320,8 +322,7 @@ class StageHost:
                 self._nonce = nonce
             case Report():
                 self.phase = JobPhase.RUNNING
-                if report.skipped_why and not (self._report and self._report.skipped_why):
-                    log.warning("job %s: left out as not finite: %s", self.job[:8], report.skipped_why)
+                self._news.hear(report, self._spec, self._plan, self._place)
                 self._report = report
                 self._judge(monitor.worker_state(JobPhase.RUNNING))
                 self.losses.add(report.losses)

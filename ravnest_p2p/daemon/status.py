@@ -15,6 +15,7 @@ from ravnest_p2p.daemon.jobbook import JobEntry
 from ravnest_p2p.daemon.loss_curve import thinned
 from ravnest_p2p.daemon.messages import Report
 from ravnest_p2p.daemon.peer_messages import Overview, StageView
+from ravnest_p2p.daemon.stage_news import batch_too_small, narrowest
 from ravnest_p2p.daemon.survey import merged_pieces
 
 LOSSES_SHOWN = 1000
@@ -60,6 +61,7 @@ def job_status(
         "bytes_sent": sum(r.bytes_sent for r in reports),
         "skipped": _skipped(views.values()),
         "skipped_why": next((r.skipped_why for r in reports if r.skipped_why), ""),
+        "advice": _advice(spec, job_plan, views),
         "clusters": clusters,
         "spares": sorted(set(online) - members),
         "standbys": list(job_plan.standbys) if job_plan is not None else [],
@@ -97,13 +99,11 @@ def _phase(entry: JobEntry, plan: JobPlan | None, views: Mapping[PeerId, StageVi
 def _cluster(
     cluster: ClusterPlan, number: int, views: Mapping[PeerId, StageView], plan: JobPlan | None
 ) -> dict[str, Any]:
-    current = {
-        peer: view for peer, view in views.items() if plan is not None and view.generation == plan.generation
-    }
+    current = _current(views, plan)
     stages: list[dict[str, Any]] = []
     for s, place in enumerate(cluster.stages):
         view = current.get(place.peer)
-        report = view.report if view is not None and view.report is not None else Report()
+        report = _report(view)
         stages.append(
             {
                 "peer": place.peer,
@@ -116,6 +116,15 @@ def _cluster(
                 "busy": report.busy,
                 "staleness": report.staleness,
                 "staleness_bound": place.staleness,
+                "staleness_limit": report.staleness_limit if report.window else None,
+                "window": report.window or None,
+                "window_wanted": report.window_wanted if report.window else None,
+                "ahead": list(report.ahead),
+                "crossed": report.crossed,
+                "window_needed": report.window_needed or None,
+                "way_s": report.way_s,
+                "rtt_s": report.rtt_s,
+                "pace_s": report.pace_s,
                 "in_flight": report.in_flight,
                 "samples": report.samples,
                 "bytes_sent": report.bytes_sent,
@@ -138,6 +147,31 @@ def _cluster(
         "samples_per_s": rate,
         "stages": stages,
     }
+
+
+def _current(views: Mapping[PeerId, StageView], plan: JobPlan | None) -> dict[PeerId, StageView]:
+    """The views of those that are in the plan's generation."""
+    return {
+        peer: view for peer, view in views.items() if plan is not None and view.generation == plan.generation
+    }
+
+
+def _report(view: StageView | None) -> Report:
+    return view.report if view is not None and view.report is not None else Report()
+
+
+def _advice(spec: JobSpec | None, plan: JobPlan | None, views: Mapping[PeerId, StageView]) -> list[str]:
+    """What would make the clusters that train faster, or better."""
+    if spec is None or plan is None:
+        return []
+    current, lines = _current(views, plan), []
+    for number, cluster in enumerate(plan.clusters):
+        told = [current.get(stage.peer) for stage in cluster.stages]
+        at_work = [view if view is not None and view.phase is JobPhase.RUNNING else None for view in told]
+        reports = [_report(view) for view in at_work]
+        found = (narrowest(spec, cluster, dict(enumerate(reports))), batch_too_small(spec, reports[0]))
+        lines += [f"cluster {number}, {line}" for line in found if line]
+    return lines
 
 
 def _losses(views: Iterable[StageView]) -> list[list[float]]:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ravnest_p2p.core.pipeline.batch_advice import pipeline_advice
 from ravnest_p2p.core.planning.cost import Draft, planning_table
 from ravnest_p2p.core.planning.cuts import RECOMPUTE_WORK, stage_s
 from ravnest_p2p.core.types import Capability, LayerCost
@@ -67,6 +68,12 @@ class Report:
         """Mean of the stages' times over the slowest one's: 1 is perfect."""
         return sum(stage.busy for stage in self.stages) / max(1, len(self.stages))
 
+    @property
+    def advice(self) -> list[str]:
+        """What may be better about m for so many stages, in words."""
+        terms = self.terms
+        return pipeline_advice(terms.microbatches_per_update, terms.staleness_bound, len(self.stages))
+
     def as_dict(self) -> dict[str, Any]:
         """Plain data for JSON; sizes in bytes."""
         return {
@@ -80,6 +87,7 @@ class Report:
             "optimizer": self.terms.optimizer.name,
             "checkpoint": self.terms.checkpoint,
             "microbatches_per_update": self.terms.microbatches_per_update,
+            "advice": self.advice,
             "whole": _need(self.whole),
             "layers": [_need(need) for need in self.layers],
             "groups": [

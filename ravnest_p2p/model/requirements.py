@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
+from ravnest_p2p.core.pipeline.batch_advice import half_of
 from ravnest_p2p.core.planning.cost import may_remake, memory_of, stretches_of
 from ravnest_p2p.core.planning.cuts import LayerTable
 from ravnest_p2p.core.planning.memory import StageMemory, carried_versions, speculative_copies, stage_memory
@@ -48,7 +49,7 @@ class Terms:
     def job(self, layers: Sequence[LayerCost], stages: int = 0) -> JobSpec:
         """The job as the planner sees it: layers and terms, without blobs and data."""
         m = self.microbatches_per_update
-        bound = max(1, m // 2) if self.staleness_bound is None else self.staleness_bound
+        bound = half_of(m) if self.staleness_bound is None else self.staleness_bound
         return JobSpec(
             name="",
             program=BlobHash(""),

@@ -37,15 +37,16 @@ from ravnest_p2p.training import StageTrainer
 Data = Callable[[int], Mapping[str, Tensor]]
 """Fields of micro-batch i, by graph input name."""
 
-Fed = Callable[[int], tuple[Mapping[str, Tensor], int]]
-"""The same, and the seed of its random nodes."""
-
 Arrived = tuple[Sequence[Any], Note]
 """Activations or gradients, and what came along."""
 
 Frame = tuple[int, Arrived]
 
 _NOTHING: Arrived = ((), NO_NOTE)
+
+Fed = Callable[[int], tuple[Mapping[str, Tensor], int]]
+"""The same, and the seed of its random nodes."""
+
 _FRAMES = 64
 _COMPUTE_S: dict[type[Op], float] = {Forward: 1.0, Backward: 1.0, Speculate: 0.0, Step: 0.0, Average: 0.0}
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor
@@ -29,11 +29,11 @@ class Clipping:
         """What goes on with the activation of micro-batch `i`: see `GlobalNorm`."""
         return self._global.forwarded(i, version, heard) if self._global else 0.0
 
-    def taken_back(self, i: int, heard: float, gradients: Sequence[Tensor]) -> float:
+    def taken_back(self, i: int, heard: float, gradients: Mapping[str, Tensor]) -> float:
         """What goes back with the gradient of micro-batch `i`.
 
         Args:
-            gradients: of the parameters, summed over the batch so far.
+            gradients: of the parameters by name, summed over the batch so far.
         """
         if self._global is None:
             return 0.0
@@ -42,10 +42,10 @@ class Clipping:
             self._global.complete(u, float(self.norm(u, gradients)))
         return self._global.taken_back(i, heard)
 
-    def norm(self, u: int, gradients: Sequence[Tensor]) -> Tensor:
+    def norm(self, u: int, gradients: Mapping[str, Tensor]) -> Tensor:
         """Of the stage's own gradient of batch `u`, which is complete; before it is clipped."""
         if u not in self._norms:
-            self._norms = {u: gradient_norm(gradients)}
+            self._norms = {u: gradient_norm(gradients.values())}
         return self._norms[u]
 
     def others(self, u: int) -> float:

@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import increment_version
 
 from ravnest_p2p.core.errors import BlobError, ConfigError
 from ravnest_p2p.core.optimizers import check_optimizer, decays, scheduled
@@ -77,9 +78,12 @@ class StageOptimizer:
 
     def step(self, version: int) -> None:
         """Update every parameter that has a `.grad`, as update number `version`, and drop the gradients."""
+        moved = [weight for weight in self._params.values() if weight.grad is not None]
         for optimizer in self._optimizers.values():
             _step(self._spec, optimizer, version)
             optimizer.zero_grad(set_to_none=True)
+        # torch's fused kernels do not tell autograd that they wrote to the weights.
+        increment_version(moved)
 
     def state(self) -> dict[str, dict[str, Tensor]]:
         """Slots by parameter name, sharing memory; parameters never stepped are absent."""

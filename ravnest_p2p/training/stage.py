@@ -40,6 +40,7 @@ from ravnest_p2p.training.finite import finite, small_finite, usable
 from ravnest_p2p.training.halved import halved
 from ravnest_p2p.training.moving import through_live
 from ravnest_p2p.training.optimizer import OptimizerState, StageOptimizer, early_step
+from ravnest_p2p.training.sums import GradientSums
 
 
 class StageTrainer:
@@ -118,7 +119,7 @@ class StageTrainer:
         self._forwarded = 0
         self._done = 0
         self._flights: dict[int, Flight] = {}
-        self._sums: dict[int, dict[str, Tensor]] = {}
+        self._sums = GradientSums(self._trained)
         self._early: dict[int, dict[str, Tensor]] = {}
         self._crossing: dict[int, int] = {}
         self._rewritten: set[str] = set()
@@ -265,7 +266,7 @@ class StageTrainer:
                 found, back = self._take_back(i // self._m, flight, roots, seeds)
             else:
                 found = left_out(self._stage + 1, "it sent a gradient that is not finite")
-        norm = self._clipping.taken_back(i, note.norm, self._gradients(i // self._m))
+        norm = self._clipping.taken_back(i, note.norm, self._sums.of(i // self._m))
         self.gradient_note = Note(found, norm)
         if found is not None:
             self.skipped.microbatch(i, found)
@@ -290,7 +291,8 @@ class StageTrainer:
             bad = [name for name, g in of_weights.items() if g is not None and not finite(g)]
             why = f"a gradient is not finite: of {bad[-1]} first" if bad else "a gradient is not finite"
             return left_out(self._stage, why), ()
-        self._accumulate(batch, of_weights)
+        flowing_on = [g for g in found[: len(wanted)] if g is not None]
+        self._sums.add(batch, of_weights, [*flowing_on, *seeds])
         return None, back
 
     def speculate(self, crossing: int | None = None) -> None:
@@ -322,7 +324,7 @@ class StageTrainer:
         moved = early_step(
             self._spec,
             self._trained,
-            self._sums.get(self._updates, {}),
+            self._sums.of(self._updates),
             self.optimizer_state(),
             version=self._version,
             done=n,
@@ -353,8 +355,8 @@ class StageTrainer:
             raise OurFault(
                 f"step {self._updates} while micro-batches {live} are in flight on the live weights"
             )
-        norm = self._clipping.norm(self._updates, self._gradients(self._updates))
-        sums = self._sums.pop(self._updates, {})
+        norm = self._clipping.norm(self._updates, self._sums.of(self._updates))
+        sums = self._sums.pop(self._updates)
         if finite(norm):
             for name, weight in self._trained.items():
                 weight.grad = sums.get(name)
@@ -393,15 +395,3 @@ class StageTrainer:
             raise TensorError(f"{len(gradients)} gradients for the last stage, which takes none")
         (loss,) = flight.outputs
         return roots_of([loss], [torch.ones_like(loss) / self._m], self.device)
-
-    def _gradients(self, batch: int) -> list[Tensor]:
-        sums = self._sums.get(batch, {})
-        return [sums[name] for name in self._trained if name in sums]
-
-    def _accumulate(self, batch: int, gradients: Mapping[str, Tensor | None]) -> None:
-        sums = self._sums.setdefault(batch, {})
-        for name, gradient in gradients.items():
-            if gradient is not None and name in sums:
-                sums[name].add_(gradient)
-            elif gradient is not None:
-                sums[name] = torch.empty_like(self._trained[name]).copy_(gradient)

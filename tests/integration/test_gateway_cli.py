@@ -50,6 +50,7 @@ def job(ravnest: Run, tmp_path: Path) -> str:
     code, out, _ = ravnest("submit", str(tmp_path / "train.py"), "--json", "--passes", "3", "--name", "mine")
     assert code == 0
     submitted: dict[str, Any] = json.loads(out)
+    assert submitted["advice"] == []
     return str(submitted["job"])
 
 

@@ -212,6 +212,7 @@ def test_without_a_spare_the_job_waits_and_says_for_whom_until_the_peer_is_back(
         watched = Watched(connection, job)
         before = watched.wait_training()
         victim = members(swarm, before)[1]
+        wait_until(lambda: watched.look()["losses"], START_S, "its last stage has told losses")
         victim.kill()
 
         def waits() -> dict[str, Any] | None:
@@ -229,4 +230,5 @@ def test_without_a_spare_the_job_waits_and_says_for_whom_until_the_peer_is_back(
         done = wait_done(job)
         assert done["batches_done"] == done["total_batches"]
         assert done["lineage"][-1][1] >= before["batches_done"]
+        assert done["losses"][0][0] == 0, "the peer that was killed has kept them"
         watched.check_ledger()

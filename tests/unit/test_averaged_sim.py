@@ -60,9 +60,8 @@ def plain_pytorch(kappas: tuple[int, ...], batches: int) -> dict[str, Tensor]:
     """Whole models side by side, averaged with what each trained in the round."""
     order, shares = DataOrder(SAMPLES, 5, M, seed=7), Shares(0, batches, kappas)
     models = [classifier(3, norm=False) for _ in kappas]
-    optimizers = [
-        torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0.1, fused=True) for model in models
-    ]
+    settings = {"lr": 1e-2, "weight_decay": 0.1, "fused": True}
+    optimizers = [torch.optim.AdamW(model.parameters(), **settings) for model in models]
     done = [0] * len(kappas)
     for r in range(shares.rounds):
         weights = shares.weights(r)

@@ -92,6 +92,16 @@ def test_a_request_brings_its_terms(file: str, capsys: pytest.CaptureFixture[str
     assert found["whole"]["memory_bytes"]["optimizer"] == 0
 
 
+def test_a_batch_too_small_for_the_split_is_noted(file: str, capsys: pytest.CaptureFixture[str]) -> None:
+    for stages, needed in (("3", ""), ("4", "microbatches_per_update=6 they would not")):
+        _, out, _ = run(capsys, file, "--stages", stages)
+        words = " ".join(out.split())
+        assert ("stages would idle about 25 % of the time" in words) == bool(needed)
+        assert needed in words
+    _, out, _ = run(capsys, file, "--stages", "4", "--json")
+    assert ["needs 4 micro-batches in flight" in line for line in json.loads(out)["advice"]] == [True]
+
+
 def test_without_weights_and_with_memory(file: str, capsys: pytest.CaptureFixture[str]) -> None:
     for function in ("made", "job"):
         code, out, _ = run(

@@ -52,7 +52,12 @@ STATUS: dict[str, Any] = {
                     "version": 60 + stage,
                     "busy": 0.87,
                     "staleness": 1 - stage,
-                    "staleness_bound": 2 - stage,
+                    "window": 3 - 2 * stage,
+                    "window_wanted": 8.2 - 7.2 * stage,
+                    "staleness_limit": 2 - 2 * stage,
+                    "staleness_bound": 8 - 8 * stage,
+                    "ahead": [10, 20, 300, 0] if stage == 0 else [330],
+                    "crossed": 82 * (1 - stage),
                     "in_flight": 2,
                     "bytes_sent": 5_000_000,
                     "peak_memory_bytes": 412_000_000 * (1 - stage),
@@ -82,16 +87,25 @@ def test_the_picture_says_everything_that_is_known() -> None:
         "…xjVNtXSA",
         "4–8",
         "87 %",
-        "1 ≤ 2",
-        "0 ≤ 1",
+        "2 of 8 ≤ 2 ≤ 8",
+        "0 of 0 ≤ 0",
         "61",
         "spare",
         "█",
         "412.0 MB ↻",
+        "▂▂█▁",
+        "0/1",
     ]
     for part in wanted:
         assert part in text, part
     assert drawn(Progress.of(STATUS)) == text
+
+
+def test_advice_stands_under_the_table_as_it_is() -> None:
+    rows = drawn(STATUS | {"advice": ["cluster 0, stage 0 [b]may", "cluster 1, stage 2"]}).splitlines()
+    (first,) = [number for number, row in enumerate(rows) if "cluster 0, stage 0 [b]may" in row]
+    assert "0/1" in rows[first - 1]
+    assert "cluster 1, stage 2" in rows[first + 1]
 
 
 def test_the_picture_of_a_job_that_waits_says_why() -> None:
@@ -111,6 +125,61 @@ def test_a_curve_falls_as_its_values_do() -> None:
     assert list(curve) == sorted(curve, reverse=True)
     assert live.curve([2.0]) == "▁"
     assert live.curve([float("nan")]) == ""
+
+
+@pytest.mark.parametrize(
+    ("known", "text"),
+    [
+        ({}, "–"),
+        ({"staleness_bound": 8}, "– ≤ 8"),
+        ({"staleness_bound": 8, "staleness_limit": 8, "window": 3, "window_wanted": 4.0}, "2 of 3 ≤ 8"),
+        ({"staleness_bound": 8, "staleness_limit": 2, "window": 3, "window_wanted": 9}, "2 of 8 ≤ 2 ≤ 8"),
+        ({"window": 1, "window_wanted": 0.5}, "0 of 0"),
+        ({"window": 1, "window_wanted": float("nan")}, "0 of 0"),
+        ({"window": 1, "window_wanted": 1e300}, "0 of 9999"),
+    ],
+    ids=str,
+)
+def test_a_window_is_shown_with_what_it_should_be_and_may_be(known: dict[str, Any], text: str) -> None:
+    (stage,) = (
+        Progress.of(
+            {"job": "5a", "phase": "running", "clusters": [{"stages": [{"peer": "p", "stage": 0, **known}]}]}
+        )
+        .clusters[0]
+        .stages
+    )
+    assert live._ahead(stage) == text
+
+
+def test_bars_are_counts_from_zero_on_and_few() -> None:
+    assert live.bars([]) == ""
+    assert live.bars([0, 0]) == "▁▁"
+    assert live.bars([1, 1000, 500]) == "▂█▅"
+    assert live.bars([1] * 64) == "█" * 9
+
+
+@pytest.mark.parametrize("width", [100, 120])
+def test_the_table_fits(width: int) -> None:
+    """At 100 columns, one row for each stage, whole words."""
+    console = Console(file=io.StringIO(), width=width)
+    console.print(live.render(STATUS))
+    rows = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
+    (head,) = [number for number, row in enumerate(rows) if "layers" in row]
+    for title in (
+        "stage",
+        "peer",
+        "state",
+        "loss",
+        "updates",
+        "busy",
+        "ahead",
+        "in flight",
+        "sent",
+        "memory",
+    ):
+        assert title in rows[head], title
+    assert ["0/0" in rows[head + 1], "0/1" in rows[head + 2]] == [True, True]
+    assert "412.0 MB ↻" in rows[head + 1]
 
 
 @pytest.mark.parametrize(

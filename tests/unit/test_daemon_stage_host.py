@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -23,6 +24,7 @@ from ravnest_p2p.core.types import (
 from ravnest_p2p.daemon import stage_host
 from ravnest_p2p.daemon.messages import Report, RunFailed
 from ravnest_p2p.daemon.stage_host import StageHost
+from tests.unit.planning_cases import spec
 
 
 class Worker:
@@ -101,4 +103,19 @@ def test_the_first_that_is_left_out_is_logged(caplog: pytest.LogCaptureFixture) 
         asyncio.run(part._heard(Any, Report(skipped=skipped, skipped_why=why)))
     assert [record.getMessage() for record in caplog.records] == [
         "job aaaaaaaa: left out as not finite: stage 0, micro-batch 1: NaN"
+    ]
+
+
+def test_a_window_that_stays_too_narrow_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
+    part = host()
+    stages = (StageAssignment(PeerId("own"), 0, 1, 1), StageAssignment(PeerId("b"), 1, 2, 0))
+    part._plan = plan = JobPlan(part.job, Generation(1, 1, "tag"), (ClusterPlan(stages, 1),))
+    part._spec = replace(spec(), microbatches_per_update=8, staleness_bound=1)
+    part._monitor = RunMonitor(own=PeerId("own"), plan=plan, now_s=0.0)
+    for needed in (0.0, 2.1, 4.0, 8.0, 0.0, 4.0):
+        report = Report(window_needed=needed, staleness_limit=1, window=2)
+        asyncio.run(part._heard(Any, report))
+    assert [record.getMessage() for record in caplog.records] == [
+        "job aaaaaaaa: cluster 0, stage 0 may have 2 micro-batches in flight and needs 4: it idles about "
+        "50 % of the time, since staleness_bound=1 allows no more: submit with staleness_bound=3"
     ]

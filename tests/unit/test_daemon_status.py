@@ -7,6 +7,7 @@ from dataclasses import replace
 from types import MappingProxyType
 
 import pytest
+from pydantic import ValidationError
 
 from ravnest_p2p.cli.live import line
 from ravnest_p2p.client.progress import Progress
@@ -246,6 +247,60 @@ def test_what_is_left_out_counts_once_in_each_cluster() -> None:
     progress = Progress.of(status)
     assert progress.clusters[0].stages[1].skipped_updates == 1
     assert "4 micro-batches and 1 updates of stages left out as not finite; the newest: x" in line(progress)
+
+
+def test_what_was_in_flight_ahead_of_each_micro_batch_is_shown() -> None:
+    found = views(report=Report(ahead=(1, 2, 3), crossed=4))
+    stage = job_status(JOB, JobEntry(spec=SPEC), PLAN, overviews(found), PEERS)["clusters"][0]["stages"][0]
+    assert (stage["ahead"], stage["crossed"]) == ([1, 2, 3], 4)
+
+
+def test_a_window_is_shown_with_what_was_measured_and_both_bounds() -> None:
+    def stage(report: Report) -> dict[str, object]:
+        found = job_status(JOB, JobEntry(spec=SPEC), PLAN, overviews(views(report=report)), PEERS)
+        shown: dict[str, object] = found["clusters"][0]["stages"][0]
+        return {key: shown[key] for key in ("window", "window_wanted", "staleness_limit", "staleness_bound")}
+
+    known = stage(Report(window=2, window_wanted=4.5, staleness_limit=1, staleness_bound=7))
+    assert known == {"window": 2, "window_wanted": 4.5, "staleness_limit": 1, "staleness_bound": 1}
+    assert stage(Report())["window"] is None, "it has said nothing yet"
+    for wrong in ({"window_wanted": float("nan")}, {"window_wanted": 1e9}, {"window": -1}):
+        with pytest.raises(ValidationError):
+            Report(**wrong)
+
+
+def test_of_windows_that_are_too_narrow_the_one_that_costs_most_is_advised_on() -> None:
+    found = views()
+    told = {"staleness_limit": 9, "window": 2, "version": 40}
+    reports = [Report(**told, window_needed=4.0), Report(**told, window_needed=1e6), Report(), Report()]
+    for peer, report in zip(PEERS, reports, strict=True):
+        found[peer] = found[peer].model_copy(update={"report": report})
+    found[PEERS[2]] = found[PEERS[2]].model_copy(update={"generation": Generation(1, 1, "old")})
+    status = job_status(JOB, JobEntry(spec=SPEC), PLAN, overviews(found), PEERS)
+    (line,) = status["advice"]
+    assert line.startswith("cluster 0, stage 1 may have 1 micro-batch in flight and needs 1e+06")
+    assert [s["window_needed"] for c in status["clusters"] for s in c["stages"]] == [4.0, 1e6, None, None]
+    assert Progress.of(status).advice == (line,)
+    found[PEERS[1]] = found[PEERS[1]].model_copy(update={"report": Report(way_s=2.0, rtt_s=0.1, pace_s=1.0)})
+    (line,) = job_status(JOB, JobEntry(spec=SPEC), PLAN, overviews(found), PEERS)["advice"]
+    assert "stage 0 may have 2 micro-batches in flight and needs 4: it idles about 50 % of the time" in line
+    assert line.endswith("compression of large frames"), "the link after stage 1 is as much in its way"
+
+
+def test_once_windows_are_measured_a_batch_too_small_for_them_is_advised_on() -> None:
+    spec = replace(SPEC, microbatches_per_update=4, staleness_bound=4)
+
+    def said(**told: int) -> list[str]:
+        found = views(report=Report(**told))
+        lines: list[str] = job_status(JOB, JobEntry(spec=spec), PLAN, overviews(found), PEERS)["advice"]
+        return lines
+
+    assert said(updates=2, window=4) == [], "not measured yet"
+    assert said(updates=20, window=3) == []
+    lines = said(updates=20, window=4)
+    assert [line.partition(",")[0] for line in lines] == ["cluster 0", "cluster 1"]
+    assert "stage 0 runs 3 micro-batches ahead, more than half of m = 4" in lines[0]
+    assert len(said(updates=20, window=1 << 40)) == 2
 
 
 def test_samples_count_what_is_saved_not_what_is_under_way() -> None:

@@ -46,7 +46,7 @@ class Known:
         clip = trainer._clipping.clip
 
         def noting(u: int, params: Any) -> None:
-            self.own[s, u] = float(trainer._clipping.norm(u, ()))
+            self.own[s, u] = float(trainer._clipping.norm(u, {}))
             self.others[s, u] = trainer._clipping.others(u)
             clip(u, params)
 
@@ -184,7 +184,7 @@ def test_the_early_step_of_a_complete_batch_is_the_step(others: float) -> None:
     for name, weight in params.items():
         weight.grad = sums[name].clone()
     clipping = Clipping(ADAMW, M)
-    clipping.norm(0, list(sums.values()))
+    clipping.norm(0, sums)
     clipping.taken_back(M - 1, others, list(sums.values()))
     clipping.clip(0, params.values())
     StageOptimizer(ADAMW, params).step(0)

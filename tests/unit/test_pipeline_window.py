@@ -46,6 +46,13 @@ def test_the_time_that_a_stage_held_a_microbatch_is_no_part_of_its_way() -> None
     assert [Told().microbatch(way_s) for way_s in (0.0, 1.0, 2.0, 4.0, 4.2)] == [1, 2, 2, 3, 4]
 
 
+def test_the_way_and_the_pace_can_be_told() -> None:
+    told = Told()
+    assert (told.window.way_s, told.window.pace_s) == (0.0, 0.0)
+    told.microbatch(3.0, slowest_s=7.0)
+    assert (told.window.way_s, told.window.pace_s) == (3.0, 7.0)
+
+
 def test_every_link_counts_in_whole_steps() -> None:
     assert Told(after=2).microbatch(1.0, beyond=2.0) == 4
     assert Told(after=2).microbatch(0.1, beyond=1.05) == 3, "two links of a little more than one"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +101,21 @@ def test_the_workers_treat_staleness_as_the_job_says(tmp_path: Path, correction:
 def test_a_schedule_ends_with_the_job(tmp_path: Path) -> None:
     job = prepared(tmp_path, passes=3, optimizer=rn.AdamW(schedule="cosine"))
     assert job.spec.optimizer.schedule_updates == job.spec.total_batches == 12
+
+
+def test_a_batch_too_small_for_the_stages_that_are_wanted_is_said_with_what_would_do(tmp_path: Path) -> None:
+    said: list[str] = []
+    request = rn.JobRequest(
+        classifier(0), (X, Y), microbatch_size=5, microbatches_per_update=2, stages=3, staleness_bound=2
+    )
+    job, _ = prepare(request, _new(tmp_path / "a"), said.append)
+    (line,) = job.advice
+    assert "more than half of m = 2" in line
+    assert line.endswith("microbatches_per_update=4 would do")
+    assert f"note: {line}" in said
+    for settings in ({"microbatches_per_update": 4}, {"stages": 0}, {"stages": 1}):
+        better = replace(request, **settings)
+        assert prepare(better, _new(tmp_path / str(settings)), said.append)[0].advice == ()
 
 
 class MixesDtypes(nn.Module):

@@ -285,7 +285,7 @@ def test_the_early_step_of_a_complete_batch_is_the_step(spec: OptimizerSpec) -> 
         trainer.forward(i, (), batch, 0, speculative=False)
         trainer.backward(i, ())
         if i % 2:
-            sums = trainer._sums[i // 2]
+            sums = trainer._sums.of(i // 2)
             state = trainer.optimizer_state()
             kept = {name: copies(slots) for name, slots in state.items()}
             early = early_step(

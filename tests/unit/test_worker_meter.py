@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from pydantic import ValidationError
 
 from ravnest_p2p.core.errors import ConfigError
 from ravnest_p2p.core.types import OptimizerSpec
+from ravnest_p2p.daemon.messages import AHEAD_KEPT, Report
 from ravnest_p2p.daemon.worker.meter import UPDATES_COUNTED, Meter
 from ravnest_p2p.daemon.worker.resident import ResidentPeak
 from ravnest_p2p.model import Requirements, StageComputation, Terms, stage_program
@@ -97,6 +99,33 @@ def test_what_compiling_takes_is_not_the_stages(tmp_path: Path) -> None:
     assert plain - compiling > 0.9 * taken.nbytes
     for meter in meters:
         meter.close()
+
+
+def test_what_was_in_flight_before_each_forward_is_counted(tmp_path: Path) -> None:
+    """F0 F1 F2 B0 F3 B1 B2 f4 f5 B3 B4 B5 F6."""
+    meter = Meter(tmp_path, 0)
+    for i, done in enumerate([0, 0, 0, 1, 3, 3, 6]):
+        for j in range(done):
+            if j in meter._forward_versions:
+                meter.backed(j, j // 4, 5, 2)
+        meter.forwarded(i, 0, crossed=i in (4, 5))
+    report = meter.report(0, 0)
+    assert (report.ahead, report.crossed) == ((2, 2, 3), 2)
+    assert report.in_flight == 1
+    meter.close()
+
+
+def test_however_many_are_ahead_the_counts_are_few(tmp_path: Path) -> None:
+    meter = Meter(tmp_path, 0)
+    for i in range(3 * AHEAD_KEPT):
+        meter.forwarded(i, 0, crossed=False)
+    ahead = meter.report(0, 0).ahead
+    assert ahead == (1,) * (AHEAD_KEPT - 1) + (2 * AHEAD_KEPT + 1,)
+    with pytest.raises(ValidationError):
+        Report(ahead=(*ahead, 1))
+    with pytest.raises(ValidationError):
+        Report(ahead=(-1,))
+    meter.close()
 
 
 def test_a_batchs_loss_is_the_mean_of_what_counts(tmp_path: Path) -> None:

@@ -164,6 +164,16 @@ class Window:
             return float(self.after)
         return self._compute_s / self._slowest_s + self._under_way - 1.0
 
+    @property
+    def way_s(self) -> float:
+        """Mean of both ways between this stage and the next; 0 before it is known."""
+        return self._way.mean
+
+    @property
+    def pace_s(self) -> float:
+        """T, the least time from one micro-batch to the next that stages and links allow."""
+        return self._slowest_s
+
     def limit(self, updates: int) -> int:
         """Bound on τ after so many updates of the job."""
         return min(self.bound, paper_bound(updates)) if self.mode == ADAPTIVE else self.bound

@@ -51,10 +51,10 @@ def main() -> None:
         sandbox.Rooms(options.blobs, options.job, options.sockets), options.compiler
     )
     device = choose_device(options.device)
+    on_gpu = device.type != "cpu"
     lent = Lent(device, options.microbatch_flops, options.memory, bool(options.compiler))
-    on_gpu = lent.device.type != "cpu"
     guard.limit_resources(None if on_gpu else options.memory, options.disk)
-    start_device(lent.device, options.memory)
+    start_device(device, options.memory)
     calls = sandbox.confine_calls(bool(options.compiler), driving=on_gpu)
     print(f"worker {os.getpid()}: {files}; {calls}", file=sys.stderr)
     if lent.compiling:

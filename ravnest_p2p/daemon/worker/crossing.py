@@ -4,9 +4,9 @@ A frame's header names one codec for all of it. Encoded are float32 tensors of s
 crosses exactly: integers, small tensors, and weights, of which both stages must hold the same. A frame with
 a value that the codec cannot hold crosses exactly as well, so that NaN arrives as NaN.
 
-With 4 bits the ends remember what helps the next frame: of activations their mean; of a parameter's
-gradients, which are added up over micro-batches, what was lost. Frames come in order and once, so both ends
-know the same.
+With 4 bits the ends remember what helps the next frame: of activations what is alike in all of them; of a
+parameter's gradients, which are added up over micro-batches, what was lost. Frames come in order and once,
+so both ends know the same.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from ravnest_p2p.core import compression
 from ravnest_p2p.core.errors import ChunkMismatchError
 from ravnest_p2p.daemon.worker.tensors import pack, unpack
 from ravnest_p2p.model import TensorSpec
-from ravnest_p2p.training.codecs import Feedback, Int4, Predicted, codec_of
+from ravnest_p2p.training.codecs import Feedback, Int4, Predicted, codec_of, predictable
 
 Payload = bytes | bytearray | memoryview
 CODEC = "c"
@@ -66,8 +66,8 @@ class Crossing:
             for place in sorted(self._encoded):
                 if place in summed:
                     self._memories[place] = Feedback(four)
-                elif predicted:
-                    self._memories[place] = Predicted(four, specs[place].shape[0])
+                elif predicted and predictable(specs[place].shape):
+                    self._memories[place] = Predicted(four, specs[place].shape)
 
     @property
     def count(self) -> int:

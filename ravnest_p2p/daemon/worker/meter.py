@@ -24,7 +24,7 @@ from typing import TextIO, TypeVar
 import torch
 from torch import Tensor
 
-from ravnest_p2p.daemon.messages import Report
+from ravnest_p2p.daemon.messages import AHEAD_KEPT, Report
 from ravnest_p2p.daemon.worker.resident import ResidentPeak
 from ravnest_p2p.model.footprint import StorageMeter
 from ravnest_p2p.training import DevicePeak, synchronize
@@ -64,6 +64,8 @@ class Meter:
         self._busy_s = 0.0
         self._averaging_s = 0.0
         self._staleness = 0
+        self._ahead: list[int] = []
+        self._crossed = 0
         self._samples = 0
         self._batches_done = 0
         self._found: dict[int, list[float]] = {}
@@ -90,7 +92,12 @@ class Meter:
     def _counting(self) -> bool:
         return self._version - self._first_version < UPDATES_COUNTED
 
-    def forwarded(self, microbatch: int, version: int) -> None:
+    def forwarded(self, microbatch: int, version: int, *, crossed: bool) -> None:
+        """A micro-batch goes forward, on ŵ where it crosses an update; what is in flight is before it."""
+        ahead = min(len(self._forward_versions), AHEAD_KEPT - 1)
+        self._ahead += [0] * (ahead + 1 - len(self._ahead))
+        self._ahead[ahead] += 1
+        self._crossed += crossed
         self._forward_versions[microbatch] = version
 
     def backed(self, microbatch: int, version: int, samples: int, staleness: int) -> None:
@@ -137,6 +144,8 @@ class Meter:
             training_s=elapsed_s,
             averaging_s=self._averaging_s,
             staleness=self._staleness,
+            ahead=tuple(self._ahead),
+            crossed=self._crossed,
             in_flight=len(self._forward_versions),
             samples=self._samples,
             bytes_sent=bytes_sent,

@@ -116,6 +116,11 @@ class Neighbours:
     def links(self) -> list[Link]:
         return [link for link in (self._before, self._after) if link is not None]
 
+    @property
+    def rtt_after_s(self) -> float:
+        """Round trip of the link to the stage after; 0 where there is none, or nothing is known of it."""
+        return (self._after.rtt_s if self._after is not None else None) or 0.0
+
     def expect(self) -> None:
         """Let the stage before dial us."""
         if self._stage > 0:

@@ -30,7 +30,8 @@ from ravnest_p2p.core.pipeline.schedule import (
     Step,
 )
 from ravnest_p2p.core.pipeline.window import Echo, Window
-from ravnest_p2p.daemon.messages import Message, PieceSaved, Report, StartRun
+from ravnest_p2p.core.pipeline.window_advice import Shortage
+from ravnest_p2p.daemon.messages import MAX_WINDOW, Message, PieceSaved, Report, StartRun
 from ravnest_p2p.daemon.worker.averaging import RingExchange
 from ravnest_p2p.daemon.worker.loading import LoadedStage
 from ravnest_p2p.daemon.worker.meter import Meter
@@ -77,6 +78,7 @@ class StageLoop:
         after = len(start.plan.clusters[start.cluster].stages) - 1 - start.stage
         version = stage.trainer.version
         self._window = Window(after, self._place.staleness, start.spec.staleness, version)
+        self._shortage = Shortage()
         self._schedule.wanted = self._window.chosen
         held = [*stage.trainer.params.values(), *stage.trainer.buffers.values()]
         stage.trainer.skipped.named = self._named
@@ -111,8 +113,12 @@ class StageLoop:
             self._finished(average, _nothing)
         await neighbours.flush()
 
-    def progress(self, bytes_sent: int, bytes_received: int) -> Report:
-        """What was measured so far; losses are handed out once."""
+    def progress(self, bytes_sent: int, bytes_received: int, rtt_s: float) -> Report:
+        """What was measured so far; losses are handed out once.
+
+        Args:
+            rtt_s: of the link to the stage after; 0 where there is none, or it is not known.
+        """
         self.timeline.flush()
         place = self._place
         about = {
@@ -121,7 +127,11 @@ class StageLoop:
             "staleness_bound": place.staleness,
             "staleness_limit": self._window.limit(self._trainer.version),
             "window": self._window.chosen + 1,
-            "window_wanted": self._window.wanted + 1.0,
+            "window_wanted": min(self._window.wanted + 1.0, MAX_WINDOW),
+            "window_needed": min(self._shortage.wanted, MAX_WINDOW),
+            "way_s": self._window.way_s,
+            "rtt_s": rtt_s,
+            "pace_s": self._window.pace_s,
             "recompute": place.recompute,
             "skipped": self._trainer.skipped.microbatches,
             "skipped_updates": self._trainer.skipped.updates,
@@ -164,7 +174,7 @@ class StageLoop:
                     self._finished(op, _nothing)
                 case Step():
                     self._timed(op, neighbours, self._trainer.step)
-                    self._finished(op, lambda: self._meter.stepped(self._trainer.version))
+                    self._finished(op, self._stepped)
                 case Average():
                     return op
         return None
@@ -213,7 +223,7 @@ class StageLoop:
         result = self._timed(op, neighbours, work)
 
         def count() -> float:
-            self._meter.forwarded(op.i, result.version)
+            self._meter.forwarded(op.i, result.version, crossed=op.speculative)
             if result.loss is not None:
                 self._meter.loss(sample.batch, result.loss, self._m)
             return self._window.activation_left(op.i, time.monotonic())
@@ -240,6 +250,11 @@ class StageLoop:
         if echo is not None and self._start.stage:
             self.timeline.queued(GRADIENT, op.i)
             post(neighbours.send_gradient, op.i, received_gradients, echo, self._trainer.gradient_note)
+
+    def _stepped(self) -> None:
+        version = self._trainer.version
+        self._meter.stepped(version)
+        self._shortage.told(self._window.wanted + 1.0, self._window.limit(version) + 1)
 
     async def _average(self, op: Average, rings: RingExchange) -> None:
         """One round: the mean over clusters of what this stage holds, then its saved piece."""

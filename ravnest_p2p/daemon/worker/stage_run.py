@@ -69,7 +69,7 @@ class StageRun:
             def progress() -> Report:
                 links = [*neighbours.links, *rings.links]
                 sent, received = sum(k.bytes_sent for k in links), sum(k.bytes_received for k in links)
-                return loop.progress(sent, received)
+                return loop.progress(sent, received, neighbours.rtt_after_s)
 
             working = asyncio.create_task(loop.run(neighbours, rings))
             reporting = asyncio.create_task(self._report_regularly(progress))

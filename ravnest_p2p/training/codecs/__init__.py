@@ -7,7 +7,8 @@ sizes that a payload announces and cut off what overflows, and those of 8 bits d
 
 from ravnest_p2p.training.codecs.base import Codec
 from ravnest_p2p.training.codecs.int4 import Int4
-from ravnest_p2p.training.codecs.memory import Feedback, Predicted
+from ravnest_p2p.training.codecs.memory import Feedback
 from ravnest_p2p.training.codecs.named import codec_of
+from ravnest_p2p.training.codecs.predicted import Predicted, predictable
 
-__all__ = ["Codec", "Feedback", "Int4", "Predicted", "codec_of"]
+__all__ = ["Codec", "Feedback", "Int4", "Predicted", "codec_of", "predictable"]
