@@ -111,8 +111,7 @@ def _swarm(request: rn.JobRequest, ways: Sequence[str]) -> dict[str, Finished]:
 def _finished(connection: Swarm, request: rn.JobRequest) -> Finished:
     """Train the job under one plan from its first batch to its last.
 
-    On a busy machine a peer may be silent for so long that the others go on without it; then it is tried
-    again.
+    On a busy machine a peer may be silent for so long that the others go on without it; then once more.
     """
     for attempt in range(TRIES):
         began_s = time.monotonic()

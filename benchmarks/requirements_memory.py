@@ -163,11 +163,11 @@ def _saved_ratio(stage: StageProgram) -> float:
     received = [stand_in(s, generator).requires_grad_(s.differentiable) for s in stage.receives]
     outside = {_key(t) for t in (*params.values(), *buffers.values(), *data.values())}
     with _saved_bytes(outside) as seen:
-        sent = StageComputation(stage).forward(params, buffers, received, data, 0)
+        sent = StageComputation(stage, remake=False).forward(params, buffers, received, data, 0)
     for tensor in (*received, *sent):
         if _key(tensor) not in outside:
             seen[_key(tensor)] = tensor.untyped_storage().nbytes()
-    return sum(seen.values()) / footprint(stage).held_bytes
+    return sum(seen.values()) / footprint(stage, remake=False).held_bytes
 
 
 @contextmanager

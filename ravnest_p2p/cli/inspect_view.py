@@ -107,7 +107,7 @@ def _memory(report: Report, first: int) -> Table:
     if any(stage.need.recompute for stage in report.stages):
         again = ["recomputed" if stage.need.recompute else "kept" for stage in stages]
         table.add_row("activations are", *again)
-    for kind in ("weights", "gradients", "optimizer", "speculative", "averaging", "activations", "carried"):
+    for kind in ("weights", "gradients", "optimizer", "speculative", "momentary", "activations", "carried"):
         counts = [getattr(stage.need.memory, kind) for stage in stages]
         if kind == "carried" and not any(counts):
             continue

@@ -20,7 +20,7 @@ _KINDS = (
     ("gradients", "#627d98"),
     ("optimizer", "#9fb3c8"),
     ("speculative", "#d9a441"),
-    ("averaging", "#c7c9cc"),
+    ("momentary", "#c7c9cc"),
     ("activations", "#5a9e6f"),
     ("carried", "#b0719b"),
 )

@@ -210,7 +210,7 @@ class Requirements:
             + copies.tensors
             - copies.weights
             - copies.activations
-            - copies.averaging
+            - copies.momentary
             + others
             + sent
             + early * sent // 2

@@ -54,8 +54,9 @@ class StageMemory(NamedTuple):
         gradients: the sums of one update.
         optimizer: state that the optimizer keeps.
         speculative: the copies ŵ that crossing micro-batches run on, in bfloat16.
-        averaging: what an averaging takes more than a backward pass, whose sums and micro-batch are gone by
-            then: the copy that it works on, and a chunk that arrives.
+        momentary: of a backward pass, the micro-batch's own gradients before they are added, as far as they
+            take more than its activations, which are gone by then. A ring works in a copy and an arriving
+            chunk when both gradients are gone, and takes less.
         activations: of all micro-batches in flight, and of the stretch that is recomputed.
         carried: the versions of parameters that cross the stage's cuts, and one gradient of them.
     """
@@ -64,7 +65,7 @@ class StageMemory(NamedTuple):
     gradients: int
     optimizer: int
     speculative: int
-    averaging: int
+    momentary: int
     activations: int
     carried: int
 
@@ -110,7 +111,7 @@ def stage_memory(
         optimizer=param_bytes * optimizer_slots(optimizer),
         speculative=correction_bytes(correction, param_bytes, carried_bytes)
         * speculative_copies(staleness, microbatches_per_update, last),
-        averaging=max(0, param_bytes // 2 - activation_bytes - recomputed_bytes),
+        momentary=max(0, param_bytes - activation_bytes - recomputed_bytes),
         activations=activation_bytes * (staleness + 1) + recomputed_bytes,
         carried=carried_bytes * (carried_versions(staleness, microbatches_per_update) + 1),
     )
