@@ -24,7 +24,7 @@ from torch import Tensor, nn
 import ravnest_p2p as rn
 from benchmarks.pipelines import gpt
 from ravnest_p2p.core.pipeline.timeline import MICRO, StageTimeline
-from ravnest_p2p.testing.local_swarm import Host, LocalSwarm, wait_until
+from ravnest_p2p.testing.local_swarm import STOP_TIMEOUT_S, Host, LocalSwarm, wait_until
 
 MEMORY = "3GB"
 EPOCH_S = 900
@@ -68,7 +68,7 @@ def main() -> None:
     )
     with tempfile.TemporaryDirectory(prefix="pipeline-") as folder:
         swarm = LocalSwarm(Path(folder), 2, memory=MEMORY, hosts=hosts, more=["--epoch", str(EPOCH_S)])
-        with swarm, rn.connect(swarm.bootstrap.address) as connection:
+        with swarm, rn.connect(swarm.peers[0].address) as connection:
             lending = lambda: sum(1 for peer in connection.peers() if peer["memory_bytes"]) == 2  # noqa: E731
             wait_until(lending, START_S, "both peers have measured themselves")
             job = connection.submit_request(request)
@@ -79,6 +79,10 @@ def _measured(
     swarm: LocalSwarm, job: Any, m: int, updates: int, picture: str | None = None
 ) -> dict[str, Any]:
     """Wait for one more update than is measured, and read the timeline."""
+    _wait_for(job, 1)
+    # The peer that the others found one another by is no part of a swarm of two.
+    swarm.bootstrap.interrupt()
+    swarm.bootstrap.wait_ended(time.monotonic() + STOP_TIMEOUT_S)
     _wait_for(job, SETTLING)
     begun_s, before = time.monotonic(), _cpu(swarm)
     stages = _wait_for(job, SETTLING + updates + 1)
