@@ -42,8 +42,10 @@ demo: $(READY)
 examples: $(READY)
 	@OMP_NUM_THREADS=1 $(BIN)/python examples/run.py $(ONLY)
 
+# Whole swarms need the machine for themselves; all others run two at a time.
 test: lint
-	$(PYTEST) -m "not slow"
+	$(PYTEST) -m "not slow" -n 2 --dist loadfile --ignore tests/integration
+	$(PYTEST) -m "not slow" tests/integration
 
 test-slow: $(READY)
 	$(PYTEST) -m slow

@@ -181,10 +181,8 @@ def stalenesses(connection: Swarm, swarm: LocalSwarm, job: str) -> list[tuple[Pe
 @pytest.mark.parametrize(
     ("staleness", "stages", "staleness_bound", "m", "updates_per_round"),
     [
-        ("fixed", 2, 1, 2, 3),
         ("fixed", 2, 1, 1, 100),
         ("fixed", 3, 2, 4, 2),
-        ("fixed", 3, 2, 2, 5),
         ("measured", 3, 6, 8, 2),
         ("adaptive", 3, 4, 4, 5),
     ],

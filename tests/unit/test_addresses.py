@@ -17,9 +17,9 @@ from ravnest_p2p.network.addresses import (
     transport_of,
     with_peer,
 )
-from ravnest_p2p.network.identity import Identity
 
-RELAY, PEER = Identity.generate().peer_id, Identity.generate().peer_id
+RELAY = "12D3KooWQWYCPQTmDgcukyCP2ap3SAe4jqg8YPxnjFiaZYQJd1xZ"
+PEER = "12D3KooWDJ5evjXMenXp7JyoNfp7bCRrgNJfGBhwNFrTqkjHSNQr"
 CIRCUIT = f"/ip4/1.2.3.4/tcp/4001/p2p/{RELAY}/p2p-circuit/p2p/{PEER}"
 
 
