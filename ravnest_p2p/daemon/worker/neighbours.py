@@ -233,9 +233,10 @@ class Neighbours:
         sizes = [crossing.nbytes(name, usual) for name in crossing.codecs]
         while True:
             frame = await queue.get()
+            bps = rate.bps
             name = crossing.codecs[-1] if frame.tensors else NONE
             if self._compression == AUTO and name != NONE:
-                name = choose(crossing.codecs, sizes, rate.bps, self.compute_time.seconds)
+                name = choose(crossing.codecs, sizes, bps, self.compute_time.seconds)
             used, buffers = await self._aside(
                 name,
                 lambda: crossing.pack(name, frame.tensors, frame.places),  # noqa: B023 (awaited here)
@@ -245,7 +246,7 @@ class Neighbours:
             with lost(link):
                 await link.send(header, buffers)
             size_bytes = sum(memoryview(buffer).nbytes for buffer in buffers)
-            sent(what, frame.microbatch, size_bytes, 8 * size_bytes / rate.bps)
+            sent(what, frame.microbatch, size_bytes, 8 * size_bytes / bps)
             queue.task_done()
 
     async def _receive_activations(self, link: Link, arrived: Callable[[int, float], None]) -> None:
