@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-WIDTH, HEADS, BLOCKS, CONTEXT, VOCABULARY = 336, 6, 8, 128, 128
+WIDTH, HEADS, BLOCKS, CONTEXT, VOCABULARY = 512, 8, 8, 128, 128
 MICROBATCH = 4
 """Sequences of `CONTEXT` tokens."""
 

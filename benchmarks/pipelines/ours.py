@@ -26,7 +26,7 @@ from benchmarks.pipelines import gpt
 from ravnest_p2p.core.pipeline.timeline import MICRO, StageTimeline
 from ravnest_p2p.testing.local_swarm import STOP_TIMEOUT_S, Host, LocalSwarm, wait_until
 
-MEMORY = "3GB"
+MEMORY = "8GB"
 EPOCH_S = 900
 START_S = 120.0
 PICTURE_S = 3.5

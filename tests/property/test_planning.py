@@ -176,9 +176,10 @@ def test_resume_point_covers_all_layers_and_is_the_newest(
     st.lists(capabilities, min_size=1, max_size=4),
     st.integers(1, 2000),
     st.integers(1, 8),
+    st.sampled_from([0.0, 0.03, 0.5]),
 )
 def test_cuts_are_optimal(
-    layers: list[LayerCost], chain: list[Capability], mb_each: int, longest_plain: int
+    layers: list[LayerCost], chain: list[Capability], mb_each: int, longest_plain: int, tolerance: float
 ) -> None:
     table = LayerTable(layers)
 
@@ -201,15 +202,16 @@ def test_cuts_are_optimal(
         for inner in combinations(range(1, len(layers)), len(chain) - 1)
     ]
     costs = [c for ranges in every if (c := cost(ranges)) is not None]
-    found = stage_cuts(layers, chain, need=need, recomputes=recomputes)
+    found = stage_cuts(layers, chain, need=need, recomputes=recomputes, tolerance=tolerance)
     if found is None:
         assert not costs
         return
     reached = cost(found)
     assert reached is not None
     best_s = min(c[0] for c in costs)
-    assert reached[0] <= best_s * (1 + 1e-9)
-    assert reached[1] <= min(c[1] for c in costs if c[0] <= best_s)
+    allowed_s = best_s * (1.0 + tolerance)
+    assert reached[0] <= allowed_s * (1 + 1e-9)
+    assert reached[1] <= min(c[1] for c in costs if c[0] <= allowed_s * (1 - 1e-9) or c[0] <= best_s)
 
 
 @settings(max_examples=40, deadline=None)

@@ -37,6 +37,9 @@ MAX_LATENCY_RATIO = 1000.0
 AMPLE = 2.0
 """Of what a stage needs: memory with which it keeps what costs little to make again."""
 
+SPEED_TOLERANCE = 0.03
+"""Equal machines measure their speed as far apart; within it, the cut that fewer bytes cross is the better."""
+
 MAX_BLOCKS = 64
 """Planning time grows with the square of the places to cut at; a 64th of a model is fine enough."""
 
@@ -199,7 +202,8 @@ def recomputes_of(spec: JobSpec, table: LayerTable, peers: Sequence[Capability])
 def draft_cluster(spec: JobSpec, table: LayerTable, peers: Sequence[Capability]) -> Draft | None:
     """The best cluster of these peers in this order, or None where the model does not fit."""
     need = need_of(spec, table, len(peers))
-    ranges = stage_cuts(table, peers, need=need, recomputes=recomputes_of(spec, table, peers))
+    again = recomputes_of(spec, table, peers)
+    ranges = stage_cuts(table, peers, need=need, recomputes=again, tolerance=SPEED_TOLERANCE)
     return None if ranges is None else draft_with_ranges(spec, table, peers, ranges)
 
 

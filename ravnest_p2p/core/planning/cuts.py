@@ -2,7 +2,7 @@
 
 Problem: peers of one cluster differ in speed, memory and link, and the slowest stage sets the pace of all.
 Solution: exact dynamic programming over (stage, end of its layers), in two passes: the first finds the lowest
-possible time of the slowest stage; the second, among all cuts that reach it, those with the fewest bytes over
+possible time of the slowest stage; the second, among all cuts that reach it, or nearly, those with the fewest bytes over
 the cuts, then the most even ones. A stage's time is the longer of its compute and its transfers, for both
 overlap in the pipeline, and both depend on this stage alone.
 """
@@ -148,6 +148,7 @@ def stage_cuts(
     *,
     need: Need,
     recomputes: Recomputes = lambda stage, lo, hi: False,
+    tolerance: float = 0.0,
 ) -> list[tuple[int, int]] | None:
     """Layers [lo, hi) of each peer, in this order: slowest stage first, cut bytes second, evenness third.
 
@@ -156,6 +157,8 @@ def stage_cuts(
         peers: in pipeline order; one without speed spoils them all.
         need: memory of a stage; compared with the peer's `memory_bytes`.
         recomputes: stages that do `RECOMPUTE_WORK` times their layers' work; by default none.
+        tolerance: how much slower than the least the slowest stage may be for fewer bytes, as a share; what
+            speeds are known to.
     Returns:
         One non-empty range for each peer, contiguous from 0 to the last layer; None where nothing fits.
     """
@@ -167,7 +170,8 @@ def stage_cuts(
     slowest_s = _lowest_slowest_s(blocks, stages)
     if slowest_s == _INFINITY:
         return None
-    return [(table.cuts[lo], table.cuts[hi]) for lo, hi in _fewest_bytes(table, stages, slowest_s)]
+    allowed_s = slowest_s * (1.0 + tolerance)
+    return [(table.cuts[lo], table.cuts[hi]) for lo, hi in _fewest_bytes(table, stages, allowed_s)]
 
 
 class _Stage:
