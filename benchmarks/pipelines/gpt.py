@@ -1,4 +1,4 @@
-"""The model that every side trains: a GPT of 10.9 M parameters, and text of the standard library."""
+"""The model that every side trains: a GPT of 25.4 M parameters, and text of the standard library."""
 
 from __future__ import annotations
 

@@ -48,7 +48,7 @@ def _share(
 ) -> float:
     tau = 0 if stage.is_last else 1
     trainer = StageTrainer(
-        StageComputation(stage),
+        StageComputation(stage, remake=False),
         {name: weights[name] for name in stage.params},
         {name: weights[name] for name in stage.buffers},
         optimizer=rn.AdamW(lr=gpt.LEARNING_RATE, weight_decay=gpt.WEIGHT_DECAY),

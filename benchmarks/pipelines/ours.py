@@ -30,7 +30,7 @@ MEMORY = "8GB"
 EPOCH_S = 900
 START_S = 120.0
 PICTURE_S = 3.5
-POLL_S = 2.0
+POLL_S = 4.0
 """Asking takes processor time of all peers."""
 
 GAP_US = 1000

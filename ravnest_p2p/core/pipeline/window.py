@@ -14,7 +14,8 @@ and stage s has to have C_s / T + w_s of them in flight. Its staleness is one le
 equally long and every R is 2ℓ times half a micro-batch's computation, that is the design's
 τ_s = (1+ℓ)(P−1−s). Stages that are always busy alternate forwards and backwards in step, and what arrives
 between two steps waits for the next, at every stage; so each term counts as the whole number above, unless it
-is only a little more than one.
+is only a little more than one. Ways and computations count with what they usually vary by, for a stage whose
+neighbour is late by that much should not idle.
 
 What is chosen stays within the plan's bound, which memory and the job set. "adaptive" bounds it by the
 paper's O(K^¼) too, K updates having been made: nearly synchronous at first, wider as training settles.
@@ -62,7 +63,7 @@ class Echo(NamedTuple):
 
     Attributes:
         held_s: from the activation's arrival to the gradient's leaving.
-        compute_s: of one micro-batch at that stage, forward and backward.
+        compute_s: of one micro-batch at that stage, forward and backward, with what it usually varies by.
         slowest_s: longest computation, or way over a link, of one micro-batch there or beyond.
         beyond: micro-batches under way beyond that stage.
     """
@@ -152,7 +153,7 @@ class Window:
         """Micro-batch i goes back to the stage before; returns what that is told."""
         return Echo(
             now_s - self._arrived_s.pop(i, now_s),
-            self._compute_s,
+            self._usual_s,
             max(self._slowest_here_s, self._next.slowest_s),
             self._under_way,
         )
@@ -162,7 +163,7 @@ class Window:
         """τ that what was measured asks for, without any bound; the least possible before it is known."""
         if not self._way.count or not self._compute_s:
             return float(self.after)
-        return self._compute_s / self._slowest_s + self._under_way - 1.0
+        return self._usual_s / self._slowest_s + self._under_way - 1.0
 
     @property
     def way_s(self) -> float:
@@ -198,6 +199,10 @@ class Window:
     def _compute_s(self) -> float:
         forward, backward = (self._ops[kind] for kind in (Forward, Backward))
         return forward.mean + backward.mean if forward.count and backward.count else 0.0
+
+    @property
+    def _usual_s(self) -> float:
+        return self._compute_s + sum(moving.deviation for moving in self._ops.values())
 
     @property
     def _slowest_here_s(self) -> float:
