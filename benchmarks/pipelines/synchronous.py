@@ -18,7 +18,7 @@ from torch.distributed import pipelining
 from benchmarks.pipelines import gpt
 
 RANKS = 2
-SCHEDULES = ("1F1B", "Interleaved1F1B", "ZBVZeroBubble")
+SCHEDULES = ("ZBVZeroBubble", "1F1B", "Interleaved1F1B")
 
 
 def main() -> None:

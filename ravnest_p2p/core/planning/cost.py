@@ -38,7 +38,7 @@ AMPLE = 2.0
 """Of what a stage needs: memory with which it keeps what costs little to make again."""
 
 SPEED_TOLERANCE = 0.03
-"""Equal machines measure their speed as far apart; within it, the cut that fewer bytes cross is the better."""
+"""Equal machines measure their speed as far apart; within it, the cut that fewer bytes cross is better."""
 
 MAX_BLOCKS = 64
 """Planning time grows with the square of the places to cut at; a 64th of a model is fine enough."""

@@ -2,9 +2,9 @@
 
 Problem: peers of one cluster differ in speed, memory and link, and the slowest stage sets the pace of all.
 Solution: exact dynamic programming over (stage, end of its layers), in two passes: the first finds the lowest
-possible time of the slowest stage; the second, among all cuts that reach it, or nearly, those with the fewest bytes over
-the cuts, then the most even ones. A stage's time is the longer of its compute and its transfers, for both
-overlap in the pipeline, and both depend on this stage alone.
+possible time of the slowest stage; the second, among all cuts that reach it, or nearly, those with the fewest
+bytes over the cuts, then the most even ones. A stage's time is the longer of its compute and its transfers,
+for both overlap in the pipeline, and both depend on this stage alone.
 """
 
 from __future__ import annotations
