@@ -8,34 +8,42 @@ The same GPT, micro-batches, micro-batches an update, optimizer and cores on eve
 
 Sections: `loopback` (against all of these), `delay` (a link with a real delay between two network namespaces;
 needs linux, root and iproute2), `overhead` (what of a stage's time goes into our code: Python in its
-operations, between them, in the worker's other threads and in `ravnestd`; from the same runs as `loopback`).
-A round takes every side once; what is compared is the median of the rounds' ratios. Micro-batches a second
-are told without the first updates. About an hour on two cores; nothing else should run.
+operations, between them, in the worker's other threads and in `ravnestd`).
+On loopback, sides take turns of a second (`pipelines.turns`). In the others a round takes every side once;
+what is compared is the median of the rounds' ratios. Micro-batches a second are without the first updates.
+About an hour and a half on two cores; nothing else should run.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import random
 import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from benchmarks.common import Goal, report
 from benchmarks.pipelines.delay import DEVICE, DelayedLink
 from benchmarks.pipelines.synchronous import SCHEDULES
+from benchmarks.pipelines.turns import TURN_S, ratios, take_turns
 from ravnest_p2p.testing.local_swarm import Host
 
-ROUNDS, QUICK_ROUNDS = {"loopback": 5, "delay": 3, "overhead": 3}, 1
+ROUNDS, QUICK_ROUNDS = (
+    {"loopback": 60, "delay": 3, "overhead": 3},
+    {"loopback": 30, "delay": 1, "overhead": 1},
+)
 SECONDS, QUICK_SECONDS = 30.0, 10.0
 MICROBATCH_S = 0.5
 """About what the pipeline takes for one; only for choosing how many updates to train."""
-CEILING_START_S = 30.0
+FASTEST = 3.0
+"""More micro-batches a second than it makes; that many are made ready."""
+
 LIMIT_S = 400.0
 
 Rates = dict[str, float]
@@ -53,27 +61,33 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--quick", action="store_true", help="one short round; never for a claim")
     parser.add_argument("--section", choices=SECTIONS, help="only this one (default: all)")
     options = parser.parse_args(arguments)
-    seconds = QUICK_SECONDS if options.quick else SECONDS
+    rounds, seconds = (QUICK_ROUNDS, QUICK_SECONDS) if options.quick else (ROUNDS, SECONDS)
     results: dict[str, Any] = {}
     goals: list[Goal] = []
     for name, section in SECTIONS.items():
         if options.section in (None, name):
-            results[name], found = section(QUICK_ROUNDS if options.quick else ROUNDS[name], seconds)
+            results[name], found = section(rounds[name], seconds)
             goals += found
     return report("pipeline", results, goals, options.json)
 
 
 def _loopback(rounds: int, seconds: float) -> tuple[dict[str, Any], list[Goal]]:
     m, hosts = 16, (Host(), Host())
-    sides = {"ceiling": _ceiling(m, seconds), "ours": _ours(m, seconds, hosts)}
-    sides |= {name: _synchronous(name, m, seconds, hosts) for name in SCHEDULES}
-    measured = _in_turns(sides, rounds)
-    best = _best(measured)
-    goals = [
-        Goal("ours / ceiling, loopback", _ratio(measured, "ours", "ceiling"), "", ">= 0.97"),
-        Goal(f"ours / {best}, loopback", _ratio(measured, "ours", best), "", ">= 1.0"),
+    others = {"ceiling": lambda: [_start(Host(), "whole", str(m)) for _ in range(2)]}
+    others |= {name: partial(_ranks, name, m, math.inf, hosts) for name in SCHEDULES}
+    updates = math.ceil(rounds * len(others) * TURN_S * FASTEST / m)
+    ours = partial(_start, Host(), "ours", str(m), str(updates), _places(hosts), "turns")
+    turns, ends = take_turns({"ours": lambda: [ours()], **others}, "ours", rounds)
+    rows = {
+        name: {"micro-batches/s": rate, "ours meanwhile": mine, "ours / it": mine / rate}
+        for name, (rate, mine) in ratios(turns, ends).items()
+    }
+    best = max(SCHEDULES, key=lambda name: -rows[name]["ours / it"])
+    about = {key: value for key, value in ends["ours"][0].items() if key != "marks"}
+    return {"ours": about, **rows}, [
+        Goal("ours / ceiling, loopback", rows["ceiling"]["ours / it"], "", ">= 0.97"),
+        Goal(f"ours / {best}, loopback", rows[best]["ours / it"], "", ">= 1.0"),
     ]
-    return _rows(measured), goals
 
 
 def _delay(rounds: int, seconds: float) -> tuple[dict[str, Any], list[Goal]]:
@@ -123,35 +137,31 @@ Side = Callable[[], dict[str, Any]]
 
 def _ours(m: int, seconds: float, hosts: Sequence[Host]) -> Side:
     updates = max(2, round(seconds / (m * MICROBATCH_S)))
-    places = json.dumps([[host.address, host.prefix] for host in hosts])
-    return lambda: _run(hosts[0], "ours", str(m), str(updates), places)
+    return lambda: _run(hosts[0], "ours", str(m), str(updates), _places(hosts))
 
 
-def _ceiling(m: int, seconds: float) -> Side:
-    def measure() -> dict[str, Any]:
-        begin_s = str(time.time() + CEILING_START_S)
-        both = [_start(Host(), "whole", str(m), str(seconds), begin_s) for _ in range(2)]
-        rates = [_rate(_end(process)) for process in both]
-        return {"microbatches": sum(rates), "seconds": 1.0}
-
-    return measure
+def _places(hosts: Sequence[Host]) -> str:
+    return json.dumps([[host.address, host.prefix] for host in hosts])
 
 
 def _synchronous(name: str, m: int, seconds: float, hosts: Sequence[Host]) -> Side:
     def measure() -> dict[str, Any]:
-        meeting = {
-            "MASTER_ADDR": hosts[0].address,
-            "MASTER_PORT": str(random.randint(20_000, 30_000)),
-            "GLOO_SOCKET_IFNAME": DEVICE if hosts[0].prefix else "lo",
-        }
-        ranks = [
-            _start(host, "synchronous", name, str(rank), str(m), str(seconds), more=meeting)
-            for rank, host in enumerate(hosts)
-        ]
-        first, _ = [_end(process) for process in ranks]
+        first, _ = [_end(process) for process in _ranks(name, m, seconds, hosts)]
         return first
 
     return measure
+
+
+def _ranks(name: str, m: int, seconds: float, hosts: Sequence[Host]) -> list[subprocess.Popen[str]]:
+    meeting = {
+        "MASTER_ADDR": hosts[0].address,
+        "MASTER_PORT": str(random.randint(20_000, 30_000)),
+        "GLOO_SOCKET_IFNAME": DEVICE if hosts[0].prefix else "lo",
+    }
+    return [
+        _start(host, "synchronous", name, str(rank), str(m), str(seconds), more=meeting)
+        for rank, host in enumerate(hosts)
+    ]
 
 
 def _in_turns(sides: Mapping[str, Side], rounds: int) -> dict[str, list[dict[str, Any]]]:
@@ -199,6 +209,7 @@ def _start(
     environment = {**os.environ, "OMP_NUM_THREADS": "1", **(more or {})}
     return subprocess.Popen(
         [*host.prefix, sys.executable, "-m", f"benchmarks.pipelines.{part}", *arguments],
+        stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

@@ -2,9 +2,9 @@
 
 `python -m benchmarks.pipelines.ours M UPDATES HOSTS [PICTURE]`: HOSTS is JSON, [[address, [command prefix…]],
 …] of the two peers; runs where the first of them does. PICTURE is an SVG file for the last seconds of the
-timeline. Measured from the end of the second update, until when a worker counts its tensors, to the last
-one's. Prints {"microbatches", "seconds", "busy", "cpu", …}: `cpu` is each part's processor time over wall
-time.
+timeline; "turns" in its place makes it a side that takes turns. Measured from the end of the second update,
+until when a worker counts its tensors, to the last one's. Prints {"microbatches", "seconds", "busy", "cpu",
+…}: `cpu` is each part's processor time over wall time.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 import ravnest_p2p as rn
 from benchmarks.pipelines import gpt
+from benchmarks.pipelines.turns import say_ready, told_to_end
 from ravnest_p2p.core.pipeline.timeline import MICRO, StageTimeline
 from ravnest_p2p.testing.local_swarm import STOP_TIMEOUT_S, Host, LocalSwarm, wait_until
 
@@ -33,6 +34,10 @@ PICTURE_S = 3.5
 POLL_S = 4.0
 """Asking takes processor time of all peers."""
 
+TURNS_STALENESS = 2
+"""τ of a side that takes turns, about what is measured over loopback: to be stopped is no part of a way."""
+
+TOLD_S = 0.1
 GAP_US = 1000
 SETTLING = 2
 """Updates before the ones that are measured."""
@@ -49,8 +54,9 @@ class Gpt(nn.Module):
 
 
 def main() -> None:
-    m, updates = int(sys.argv[1]), int(sys.argv[2])
+    m, updates, picture = int(sys.argv[1]), int(sys.argv[2]), "".join(sys.argv[4:])
     hosts = [Host(address, tuple(prefix)) for address, prefix in json.loads(sys.argv[3])]
+    turns = picture == "turns"
     torch.set_num_threads(1)
     # More updates than are measured: what a job does at its end is no part of it.
     request = rn.JobRequest(
@@ -62,7 +68,7 @@ def main() -> None:
         microbatch_size=gpt.MICROBATCH,
         microbatches_per_update=m,
         updates_per_round=SETTLING + updates + 2,
-        staleness_bound=m,
+        **({"staleness": "fixed", "staleness_bound": TURNS_STALENESS} if turns else {"staleness_bound": m}),
         stages=2,
         clusters=1,
     )
@@ -72,23 +78,36 @@ def main() -> None:
             lending = lambda: sum(1 for peer in connection.peers() if peer["memory_bytes"]) == 2  # noqa: E731
             wait_until(lending, START_S, "both peers have measured themselves")
             job = connection.submit_request(request)
-            print(json.dumps(_measured(swarm, job, m, updates, *sys.argv[4:])))
+            _wait_for(job, 1)
+            # The peer that the others found one another by is no part of a swarm of two.
+            swarm.bootstrap.interrupt()
+            swarm.bootstrap.wait_ended(time.monotonic() + STOP_TIMEOUT_S)
+            _wait_for(job, SETTLING)
+            print(json.dumps(_marks(job) if turns else _measured(swarm, job, m, updates, picture)))
 
 
-def _measured(
-    swarm: LocalSwarm, job: Any, m: int, updates: int, picture: str | None = None
-) -> dict[str, Any]:
+def _marks(job: Any) -> dict[str, Any]:
+    """Take turns until told to end, then tell when each micro-batch was done."""
+    say_ready()
+    while not told_to_end():
+        time.sleep(TOLD_S)
+    (first, *_), stages = job.trace(1e5).stages, _wait_for(job, 0)
+    job.cancel()
+    ends_us = [s.end_us for s in first.operations if s.kind == "B"]
+    return {
+        "marks": [(end_us / MICRO, n) for n, end_us in enumerate(ends_us)],
+        "layers": [[stage.lo, stage.hi] for stage in stages],
+        "staleness": TURNS_STALENESS,
+    }
+
+
+def _measured(swarm: LocalSwarm, job: Any, m: int, updates: int, picture: str) -> dict[str, Any]:
     """Wait for one more update than is measured, and read the timeline."""
-    _wait_for(job, 1)
-    # The peer that the others found one another by is no part of a swarm of two.
-    swarm.bootstrap.interrupt()
-    swarm.bootstrap.wait_ended(time.monotonic() + STOP_TIMEOUT_S)
-    _wait_for(job, SETTLING)
     begun_s, before = time.monotonic(), _cpu(swarm)
     stages = _wait_for(job, SETTLING + updates + 1)
     wall_s, after = time.monotonic() - begun_s, _cpu(swarm)
     timelines = job.trace(1e5).stages
-    if picture is not None:
+    if picture:
         Path(picture).write_text(job.trace(PICTURE_S).svg())
     job.cancel()
     first = timelines[0]

@@ -1,12 +1,14 @@
 """The best synchronous schedules: torch.distributed.pipelining over gloo, one process a rank.
 
 `python -m benchmarks.pipelines.synchronous SCHEDULE RANK M SECONDS`, with MASTER_ADDR, MASTER_PORT and
-GLOO_SOCKET_IFNAME in the environment. Rank 0 prints {"microbatches", "seconds"} of whole updates.
+GLOO_SOCKET_IFNAME in the environment. Rank 0 prints {"microbatches", "seconds", "marks"} of whole updates. A
+side that takes turns, where SECONDS are inf.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import sys
 import time
 from typing import Any
@@ -16,6 +18,7 @@ from torch import distributed
 from torch.distributed import pipelining
 
 from benchmarks.pipelines import gpt
+from benchmarks.pipelines.turns import say_ready, told_to_end
 
 RANKS = 2
 SCHEDULES = ("ZBVZeroBubble", "1F1B", "Interleaved1F1B")
@@ -47,16 +50,18 @@ def main() -> None:
 
     update()
     distributed.barrier()
+    say_ready()
     begun_s = time.perf_counter()
-    done, go_on = 0, torch.ones(1)
+    marks, go_on = [(time.time(), 0)], torch.ones(1)
     while go_on.item():
         update()
-        done += m
+        marks.append((time.time(), marks[-1][1] + m))
         # Rank 0 decides, so that both do equally many updates.
-        go_on.fill_(time.perf_counter() - begun_s < seconds)
+        go_on.fill_(not (told_to_end() if math.isinf(seconds) else time.perf_counter() - begun_s > seconds))
         distributed.broadcast(go_on, 0)
     if rank == 0:
-        print(json.dumps({"microbatches": done, "seconds": time.perf_counter() - begun_s}))
+        done, took_s = marks[-1][1], time.perf_counter() - begun_s
+        print(json.dumps({"microbatches": done, "seconds": took_s, "marks": marks}))
     distributed.destroy_process_group()
 
 

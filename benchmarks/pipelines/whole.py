@@ -1,7 +1,6 @@
 """The ceiling: plain PyTorch trains the whole model in one process; two of these at once share nothing.
 
-`python -m benchmarks.pipelines.whole M SECONDS BEGIN_S`: M micro-batches an update, from the time BEGIN_S on.
-Prints {"microbatches", "seconds"} of whole updates.
+`python -m benchmarks.pipelines.whole M`: M micro-batches an update; a side that takes turns.
 """
 
 from __future__ import annotations
@@ -13,30 +12,25 @@ import time
 import torch
 
 from benchmarks.pipelines import gpt
+from benchmarks.pipelines.turns import say_ready, told_to_end
 
 
 def main() -> None:
-    m, seconds, begin_s = int(sys.argv[1]), float(sys.argv[2]), float(sys.argv[3])
+    m = int(sys.argv[1])
     torch.set_num_threads(1)
     (model,) = gpt.chunks(1)
     optimizer = gpt.optimizer(model)
     pairs = list(zip(*(torch.split(t, gpt.MICROBATCH) for t in gpt.text(m * gpt.MICROBATCH)), strict=True))
-
-    def update() -> None:
+    marks: list[tuple[float, int]] = []
+    while not told_to_end():
         for tokens, following in pairs:
             torch.autograd.backward(gpt.loss(model(tokens), following) / m)
+            marks.append((time.time(), len(marks) + 1))
+        if len(marks) == m:
+            say_ready()
         optimizer.step()
         optimizer.zero_grad()
-
-    update()
-    while time.time() < begin_s:
-        time.sleep(0.001)
-    begun_s = time.perf_counter()
-    done = 0
-    while time.perf_counter() - begun_s < seconds:
-        update()
-        done += m
-    print(json.dumps({"microbatches": done, "seconds": time.perf_counter() - begun_s}))
+    print(json.dumps({"marks": marks}))
 
 
 if __name__ == "__main__":

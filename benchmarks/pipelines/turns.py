@@ -1,0 +1,148 @@
+"""Sides that run in turns of a second: what a machine's speed drifts by meanwhile counts for none of them.
+
+Problem: a shared machine is a quarter faster in one minute than in the next, and a side takes a minute to
+start. Solution: all sides are started, and all but one are stopped (SIGSTOP) at any time. Ours has every
+second turn, and is compared with each of the others by its turns before theirs. Nothing happens at a stopped
+side, over loopback at least, so it goes on where it was.
+
+A side is one process or more, which end when their standard input does. Each says `READY` once it trains,
+and at the end {"marks": [[second since the epoch, micro-batches done], …], …}.
+"""
+
+from __future__ import annotations
+
+import json
+import select
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from typing import Any, NamedTuple
+
+import numpy as np
+import psutil
+
+READY = "ready"
+TURN_S = 1.2
+"""Shorter than any answer that a peer waits for before it takes another for dead."""
+
+END_TIMEOUT_S = 120.0
+
+Marks = list[tuple[float, float]]
+
+
+class Turn(NamedTuple):
+    side: str
+    begin_s: float
+    end_s: float
+
+
+def say_ready() -> None:
+    """Tell whoever takes turns that this process trains."""
+    print(READY, flush=True)
+
+
+def told_to_end() -> bool:
+    """Whether it is time to say what was done."""
+    return bool(select.select([sys.stdin], [], [], 0)[0])
+
+
+class Side:
+    """One side's processes, stopped and let go on together with all that they started."""
+
+    def __init__(self, start: Callable[[], Sequence[subprocess.Popen[str]]]) -> None:
+        """Returns once all train; they run.
+
+        Raises:
+            RuntimeError: one of them ended.
+        """
+        self._processes = start()
+        for process in self._processes:
+            assert process.stdout is not None
+            if process.stdout.readline().strip() != READY:
+                process.kill()
+                raise RuntimeError(f"a side of the comparison failed: {process.communicate()[1][-2000:]}")
+        roots = [psutil.Process(process.pid) for process in self._processes]
+        self._all = [one for root in roots for one in (root, *root.children(recursive=True))]
+
+    def signal(self, number: signal.Signals) -> None:
+        for one in self._all:
+            try:
+                one.send_signal(number)
+            except psutil.NoSuchProcess:
+                continue
+
+    def end(self) -> list[dict[str, Any]]:
+        """What each of its processes printed last."""
+        self.signal(signal.SIGCONT)
+        for process in self._processes:
+            assert process.stdin is not None
+            process.stdin.close()
+            process.stdin = None
+        ended = [process.communicate(timeout=END_TIMEOUT_S) for process in self._processes]
+        if any(process.returncode for process in self._processes):
+            raise RuntimeError(f"a side of the comparison failed: {[errors[-2000:] for _, errors in ended]}")
+        return [json.loads(out.splitlines()[-1]) for out, _ in ended if out.strip()]
+
+    def kill(self) -> None:
+        self.signal(signal.SIGKILL)
+
+
+def take_turns(
+    starts: Mapping[str, Callable[[], Sequence[subprocess.Popen[str]]]], ours: str, rounds: int
+) -> tuple[list[Turn], dict[str, list[dict[str, Any]]]]:
+    """All turns, ours and another by pairs, and what each side's processes say at the end."""
+    turns: list[Turn] = []
+    with ExitStack() as stack:
+        sides: dict[str, Side] = {}
+        for name, start in starts.items():
+            print(f"{name} starts …", file=sys.stderr, flush=True)
+            sides[name] = Side(start)
+            stack.callback(sides[name].kill)
+            sides[name].signal(signal.SIGSTOP)
+        for number in range(rounds):
+            print(f"round {number + 1} of {rounds} …", file=sys.stderr, flush=True)
+            for other in (name for name in sides if name != ours):
+                for name in (ours, other):
+                    sides[name].signal(signal.SIGCONT)
+                    begin_s = time.time()
+                    time.sleep(TURN_S)
+                    turns.append(Turn(name, begin_s, time.time()))
+                    sides[name].signal(signal.SIGSTOP)
+        ends = {name: side.end() for name, side in sides.items()}
+        stack.pop_all()
+    return turns, ends
+
+
+def done_in(marks: Marks, turns: Sequence[Turn]) -> list[float]:
+    """Micro-batches done in each of a side's turns; NaN where they were not counted from begin to end.
+
+    Between two marks they are done evenly over the time in which the side ran.
+    """
+    begins = np.array([turn.begin_s for turn in turns])
+    lengths = np.array([turn.end_s - turn.begin_s for turn in turns])
+    ran_s = np.concatenate([[0.0], np.cumsum(lengths)])
+    inside = [(at_s, done) for at_s, done in marks if begins[0] <= at_s <= turns[-1].end_s]
+    at_s, done = np.array(inside).T
+    turn = np.searchsorted(begins, at_s, side="right") - 1
+    run_s = ran_s[turn] + np.minimum(at_s - begins[turn], lengths[turn])
+    found: list[float] = np.diff(np.interp(ran_s, run_s, done, left=np.nan, right=np.nan)).tolist()
+    return found
+
+
+def ratios(turns: Sequence[Turn], ends: Mapping[str, list[dict[str, Any]]]) -> dict[str, tuple[float, float]]:
+    """By other side: its micro-batches a second, and ours in the turns next to those."""
+    rates: list[float] = [0.0] * len(turns)
+    for name, processes in ends.items():
+        own = [n for n, turn in enumerate(turns) if turn.side == name]
+        for process in processes:
+            done = done_in(process["marks"], [turns[n] for n in own])
+            for n, count in zip(own, done, strict=True):
+                rates[n] += count / (turns[n].end_s - turns[n].begin_s)
+    pairs: dict[str, list[tuple[float, float]]] = {}
+    for n in range(0, len(turns), 2):
+        if not (np.isnan(rates[n]) or np.isnan(rates[n + 1])):
+            pairs.setdefault(turns[n + 1].side, []).append((rates[n + 1], rates[n]))
+    return {name: tuple(map(float, np.mean(found, axis=0))) for name, found in pairs.items()}  # type: ignore[misc]
