@@ -46,9 +46,6 @@ FASTEST = 3.0
 
 LIMIT_S = 400.0
 
-Rates = dict[str, float]
-"""Micro-batches a second by side."""
-
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit status."""

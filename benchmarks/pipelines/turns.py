@@ -133,7 +133,11 @@ def done_in(marks: Marks, turns: Sequence[Turn]) -> list[float]:
 
 
 def ratios(turns: Sequence[Turn], ends: Mapping[str, list[dict[str, Any]]]) -> dict[str, tuple[float, float]]:
-    """By other side: its micro-batches a second, and ours in the turns next to those."""
+    """By other side: its micro-batches a second, and ours in the turns before those.
+
+    Raises:
+        RuntimeError: less than half of the pairs of turns with one were counted, as where ours began anew.
+    """
     rates: list[float] = [0.0] * len(turns)
     for name, processes in ends.items():
         own = [n for n, turn in enumerate(turns) if turn.side == name]
@@ -145,4 +149,10 @@ def ratios(turns: Sequence[Turn], ends: Mapping[str, list[dict[str, Any]]]) -> d
     for n in range(0, len(turns), 2):
         if not (np.isnan(rates[n]) or np.isnan(rates[n + 1])):
             pairs.setdefault(turns[n + 1].side, []).append((rates[n + 1], rates[n]))
+    for name in ends.keys() - {turns[0].side}:
+        wanted = sum(turn.side == name for turn in turns) / 2
+        if len(pairs.get(name, ())) < wanted:
+            raise RuntimeError(
+                f"too few turns of {name} and of ours were counted: a side began anew, or stood"
+            )
     return {name: tuple(map(float, np.mean(found, axis=0))) for name, found in pairs.items()}  # type: ignore[misc]

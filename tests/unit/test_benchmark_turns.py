@@ -1,0 +1,32 @@
+"""Turns of a benchmark's sides: what is counted, and that a side that began anew is not compared."""
+
+import pytest
+
+from benchmarks.pipelines.turns import Turn, done_in, ratios
+
+TURNS = [Turn("ours" if n % 2 == 0 else "other", float(n), n + 1.0) for n in range(20)]
+OURS = TURNS[::2]
+
+
+def marks(rate: float, turns: list[Turn]) -> list[tuple[float, float]]:
+    """Four in each turn."""
+    return [
+        (turn.begin_s + part / 4, rate * (n + part / 4)) for n, turn in enumerate(turns) for part in range(4)
+    ]
+
+
+def test_what_is_done_counts_only_while_a_side_runs() -> None:
+    done = done_in(marks(3.0, OURS), OURS)
+    assert done[:-1] == pytest.approx([3.0] * 9)
+    assert done[-1] != done[-1], "the last one was not counted to its end"
+
+
+def test_sides_are_compared_by_their_rates() -> None:
+    ends = {"ours": [{"marks": marks(3.0, OURS)}], "other": [{"marks": marks(1.0, TURNS[1::2])}] * 2}
+    assert ratios(TURNS, ends)["other"] == pytest.approx((2.0, 3.0))
+
+
+def test_a_side_that_began_anew_is_not_compared() -> None:
+    late = marks(3.0, OURS)[28:]
+    with pytest.raises(RuntimeError, match="began anew"):
+        ratios(TURNS, {"ours": [{"marks": late}], "other": [{"marks": marks(1.0, TURNS[1::2])}]})
