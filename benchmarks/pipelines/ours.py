@@ -13,6 +13,8 @@ import json
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -25,11 +27,15 @@ import ravnest_p2p as rn
 from benchmarks.pipelines import gpt
 from benchmarks.pipelines.turns import say_ready, told_to_end
 from ravnest_p2p.core.pipeline.timeline import MICRO, StageTimeline
+from ravnest_p2p.core.planning.cost import SPEED_TOLERANCE
 from ravnest_p2p.testing.local_swarm import STOP_TIMEOUT_S, Host, LocalSwarm, wait_until
 
 MEMORY = "8GB"
 EPOCH_S = 900
 START_S = 120.0
+STARTS = 8
+"""A core of a shared machine is at times slower than the other by a tenth, for seconds."""
+
 PICTURE_S = 3.5
 POLL_S = 4.0
 """Asking takes processor time of all peers."""
@@ -72,18 +78,36 @@ def main() -> None:
         stages=2,
         clusters=1,
     )
-    with tempfile.TemporaryDirectory(prefix="pipeline-") as folder:
-        swarm = LocalSwarm(Path(folder), 2, memory=MEMORY, hosts=hosts, more=["--epoch", str(EPOCH_S)])
-        with swarm, rn.connect(swarm.peers[0].address) as connection:
-            lending = lambda: sum(1 for peer in connection.peers() if peer["memory_bytes"]) == 2  # noqa: E731
-            wait_until(lending, START_S, "both peers have measured themselves")
-            job = connection.submit_request(request)
-            _wait_for(job, 1)
-            # The peer that the others found one another by is no part of a swarm of two.
-            swarm.bootstrap.interrupt()
-            swarm.bootstrap.wait_ended(time.monotonic() + STOP_TIMEOUT_S)
-            _wait_for(job, SETTLING)
-            print(json.dumps(_marks(job) if turns else _measured(swarm, job, m, updates, picture)))
+    with _swarm_of_equals(hosts) as swarm, rn.connect(swarm.peers[0].address) as connection:
+        job = connection.submit_request(request)
+        _wait_for(job, 1)
+        # The peer that the others found one another by is no part of a swarm of two.
+        swarm.bootstrap.interrupt()
+        swarm.bootstrap.wait_ended(time.monotonic() + STOP_TIMEOUT_S)
+        _wait_for(job, SETTLING)
+        print(json.dumps(_marks(job) if turns else _measured(swarm, job, m, updates, picture)))
+
+
+@contextmanager
+def _swarm_of_equals(hosts: list[Host]) -> Iterator[LocalSwarm]:
+    """Two peers that measured the same speed, as two cores of one machine have; begun anew until they did."""
+    for _ in range(STARTS):
+        with tempfile.TemporaryDirectory(prefix="pipeline-") as folder:
+            more = ["--epoch", str(EPOCH_S)]
+            with LocalSwarm(Path(folder), 2, memory=MEMORY, hosts=hosts, more=more) as swarm:
+                slower, faster = sorted(_speeds(swarm))
+                if faster <= slower * (1 + SPEED_TOLERANCE):
+                    yield swarm
+                    return
+    raise RuntimeError(f"the two peers measured speeds of {slower:.3g} and {faster:.3g} FLOP/s")
+
+
+def _speeds(swarm: LocalSwarm) -> list[float]:
+    """What both peers publish that they measured, floating-point operations a second."""
+    with rn.connect(swarm.peers[0].address) as connection:
+        lending = lambda: [peer["flops"] for peer in connection.peers() if peer["memory_bytes"]]  # noqa: E731
+        wait_until(lambda: len(lending()) == 2, START_S, "both peers have measured themselves")
+        return lending()
 
 
 def _marks(job: Any) -> dict[str, Any]:
