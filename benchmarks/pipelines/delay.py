@@ -4,6 +4,9 @@ Problem: this kernel cannot delay packets by itself. Solution: each namespace ha
 process of ours carries packets from one to the other, each after the same delay. Packets are as large as TCP
 may make them, so that the carrying costs next to nothing. Only packets between the two namespaces pass.
 
+Sides that take turns (`pipelines.turns`) have a link each, which is stopped with them: time stands for
+packets underway, and TCP waits for longer than a stop before it sends again.
+
 Needs linux, root and iproute2.
 """
 
@@ -18,6 +21,8 @@ import struct
 import subprocess
 import time
 from collections import deque
+from collections.abc import Callable
+from itertools import count
 from multiprocessing import get_context
 from types import TracebackType
 
@@ -28,9 +33,14 @@ _TUNSETIFF, _IFF_TUN, _IFF_NO_PI = 0x400454CA, 0x0001, 0x1000
 _CLONE_NEWNET = 0x40000000
 DEVICE = "delayed"
 
+TICK_S, STOPPED_S = 0.1, 0.5
+"""How often the carrier looks at the clock at least; it was stopped where it did not for so long."""
+
+SENT_AGAIN_AFTER_S = 20
+
 
 class DelayedLink:
-    """A context manager that gives the two hosts.
+    """A context manager; its two hosts are there inside.
 
     Args:
         one_way_s: of every packet.
@@ -39,16 +49,33 @@ class DelayedLink:
         subprocess.CalledProcessError: iproute2 refused.
     """
 
+    _number = count()
+
     def __init__(self, one_way_s: float) -> None:
-        self._one_way_s = one_way_s
-        self._names = [f"delay-{os.getpid()}-{end}" for end in "ab"]
+        number = next(self._number)
+        self._names = [f"delay-{os.getpid()}-{number}{end}" for end in "ab"]
         # Public-looking, since go-libp2p believes no other address; the namespaces lead nowhere else.
         self._addresses = ["11.0.0.1", "11.0.0.2"]
         self._carrier = get_context("spawn").Process(
             target=_carry, args=(os.getpid(), self._names, one_way_s), daemon=True
         )
 
-    def __enter__(self) -> tuple[Host, Host]:
+    @property
+    def hosts(self) -> tuple[Host, Host]:
+        first, second = (
+            Host(address, ("ip", "netns", "exec", name))
+            for name, address in zip(self._names, self._addresses, strict=True)
+        )
+        return first, second
+
+    @property
+    def pid(self) -> int:
+        """Of the process that carries the packets."""
+        assert self._carrier.pid is not None, "inside only"
+        return self._carrier.pid
+
+    def __enter__(self) -> DelayedLink:
+        patience = ("rto_min", f"{SENT_AGAIN_AFTER_S}s")
         try:
             for name, own, other in zip(self._names, self._addresses, self._addresses[::-1], strict=True):
                 _ip("netns", "add", name)
@@ -57,15 +84,12 @@ class DelayedLink:
                 _ip(*inside, "address", "add", own, "peer", other, "dev", DEVICE)
                 _ip(*inside, "link", "set", "dev", DEVICE, "mtu", str(MTU_BYTES), "up")
                 _ip(*inside, "link", "set", "dev", "lo", "up")
+                _ip(*inside, "route", "change", other, "dev", DEVICE, "src", own, *patience)
             self._carrier.start()
         except BaseException:
             self._close()
             raise
-        hosts = [
-            Host(address, ("ip", "netns", "exec", name))
-            for name, address in zip(self._names, self._addresses, strict=True)
-        ]
-        return hosts[0], hosts[1]
+        return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -74,10 +98,26 @@ class DelayedLink:
 
     def _close(self) -> None:
         if self._carrier.pid is not None:
-            self._carrier.terminate()
+            # It may be stopped.
+            self._carrier.kill()
             self._carrier.join()
         for name in self._names:
             subprocess.run(["ip", "netns", "delete", name], capture_output=True, check=False)
+
+
+class RunClock:
+    """Seconds that this process ran; it has to look often enough to tell that it was stopped."""
+
+    def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
+        self._now = now
+        self._looked_s, self._stopped_s = now(), 0.0
+
+    def __call__(self) -> float:
+        now_s = self._now()
+        if now_s - self._looked_s > STOPPED_S:
+            self._stopped_s += now_s - self._looked_s
+        self._looked_s = now_s
+        return now_s - self._stopped_s
 
 
 def _ip(*arguments: str) -> None:
@@ -89,14 +129,15 @@ def _carry(parent: int, names: list[str], one_way_s: float) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     devices = [_open_device(name) for name in names]
     waiting: deque[tuple[float, int, bytes]] = deque()
+    clock = RunClock()
     with selectors.DefaultSelector() as selector:
         for end, device in enumerate(devices):
             selector.register(device, selectors.EVENT_READ, devices[1 - end])
         while os.getppid() == parent:
-            pause_s = waiting[0][0] - time.monotonic() if waiting else 1.0
-            for key, _ in selector.select(max(0.0, pause_s)):
-                waiting.append((time.monotonic() + one_way_s, key.data, os.read(key.fd, MTU_BYTES + 64)))
-            while waiting and waiting[0][0] <= time.monotonic():
+            pause_s = waiting[0][0] - clock() if waiting else TICK_S
+            for key, _ in selector.select(min(max(0.0, pause_s), TICK_S)):
+                waiting.append((clock() + one_way_s, key.data, os.read(key.fd, MTU_BYTES + 64)))
+            while waiting and waiting[0][0] <= clock():
                 _, device, packet = waiting.popleft()
                 os.write(device, packet)
 

@@ -1,10 +1,10 @@
 """Our side: a real swarm of two peers trains the model in two stages; its own timeline says how fast.
 
-`python -m benchmarks.pipelines.ours M UPDATES HOSTS [PICTURE]`: HOSTS is JSON, [[address, [command prefix…]],
-…] of the two peers; runs where the first of them does. PICTURE is an SVG file for the last seconds of the
-timeline; "turns" in its place makes it a side that takes turns. Measured from the end of the second update,
-until when a worker counts its tensors, to the last one's. Prints {"microbatches", "seconds", "busy", "cpu",
-…}: `cpu` is each part's processor time over wall time.
+`python -m benchmarks.pipelines.ours M UPDATES HOSTS [PICTURE | turns STALENESS]`: HOSTS is JSON, [[address,
+[command prefix…]], …] of the two peers; runs where the first of them does. PICTURE is an SVG file for the
+last seconds of the timeline. A side that takes turns has a fixed staleness: to be stopped is no part of a
+way. Measured from the end of the second update, until when a worker counts its tensors, to the last one's.
+Prints {"microbatches", "seconds", "busy", "cpu", …}: `cpu` is each part's processor time over wall time.
 """
 
 from __future__ import annotations
@@ -40,9 +40,6 @@ PICTURE_S = 3.5
 POLL_S = 4.0
 """Asking takes processor time of all peers."""
 
-TURNS_STALENESS = 2
-"""τ of a side that takes turns, about what is measured over loopback: to be stopped is no part of a way."""
-
 TOLD_S = 0.1
 GAP_US = 1000
 SETTLING = 2
@@ -60,9 +57,9 @@ class Gpt(nn.Module):
 
 
 def main() -> None:
-    m, updates, picture = int(sys.argv[1]), int(sys.argv[2]), "".join(sys.argv[4:])
+    m, updates, picture = int(sys.argv[1]), int(sys.argv[2]), "".join(sys.argv[4:5])
     hosts = [Host(address, tuple(prefix)) for address, prefix in json.loads(sys.argv[3])]
-    turns = picture == "turns"
+    fixed = int(sys.argv[5]) if picture == "turns" else None
     torch.set_num_threads(1)
     # More updates than are measured: what a job does at its end is no part of it.
     request = rn.JobRequest(
@@ -74,7 +71,7 @@ def main() -> None:
         microbatch_size=gpt.MICROBATCH,
         microbatches_per_update=m,
         updates_per_round=SETTLING + updates + 2,
-        **({"staleness": "fixed", "staleness_bound": TURNS_STALENESS} if turns else {"staleness_bound": m}),
+        **({"staleness_bound": m} if fixed is None else {"staleness": "fixed", "staleness_bound": fixed}),
         stages=2,
         clusters=1,
     )
@@ -85,7 +82,7 @@ def main() -> None:
         swarm.bootstrap.interrupt()
         swarm.bootstrap.wait_ended(time.monotonic() + STOP_TIMEOUT_S)
         _wait_for(job, SETTLING)
-        print(json.dumps(_marks(job) if turns else _measured(swarm, job, m, updates, picture)))
+        print(json.dumps(_measured(swarm, job, m, updates, picture) if fixed is None else _marks(job)))
 
 
 @contextmanager
@@ -121,7 +118,6 @@ def _marks(job: Any) -> dict[str, Any]:
     return {
         "marks": [(end_us / MICRO, n) for n, end_us in enumerate(ends_us)],
         "layers": [[stage.lo, stage.hi] for stage in stages],
-        "staleness": TURNS_STALENESS,
     }
 
 

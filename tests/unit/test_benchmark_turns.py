@@ -2,7 +2,7 @@
 
 import pytest
 
-from benchmarks.pipelines.turns import Turn, done_in, ratios
+from benchmarks.pipelines.turns import End, Turn, done_in, ratios
 
 TURNS = [Turn("ours" if n % 2 == 0 else "other", float(n), n + 1.0) for n in range(20)]
 OURS = TURNS[::2]
@@ -15,18 +15,29 @@ def marks(rate: float, turns: list[Turn]) -> list[tuple[float, float]]:
     ]
 
 
+def end(*processes: list[tuple[float, float]]) -> End:
+    return End(100.0, [{"marks": found} for found in processes])
+
+
 def test_what_is_done_counts_only_while_a_side_runs() -> None:
-    done = done_in(marks(3.0, OURS), OURS)
+    done = done_in(marks(3.0, OURS), OURS, 100.0)
     assert done[:-1] == pytest.approx([3.0] * 9)
     assert done[-1] != done[-1], "the last one was not counted to its end"
 
 
+def test_what_is_done_before_and_after_the_turns_tells_of_the_first_and_the_last() -> None:
+    few = [(-3.0, 0.0), (-0.5, 16.0), (8.5, 32.0), (102.0, 48.0)]
+    done = done_in(few, OURS, 100.0)
+    assert done[:4] == pytest.approx([16 / 4.5] * 4)
+    assert done[5:] == pytest.approx([16 / 7.5] * 5)
+
+
 def test_sides_are_compared_by_their_rates() -> None:
-    ends = {"ours": [{"marks": marks(3.0, OURS)}], "other": [{"marks": marks(1.0, TURNS[1::2])}] * 2}
+    ends = {"ours": end(marks(3.0, OURS)), "other": end(*[marks(1.0, TURNS[1::2])] * 2)}
     assert ratios(TURNS, ends)["other"] == pytest.approx((2.0, 3.0))
 
 
 def test_a_side_that_began_anew_is_not_compared() -> None:
     late = marks(3.0, OURS)[28:]
     with pytest.raises(RuntimeError, match="began anew"):
-        ratios(TURNS, {"ours": [{"marks": late}], "other": [{"marks": marks(1.0, TURNS[1::2])}]})
+        ratios(TURNS, {"ours": end(late), "other": end(marks(1.0, TURNS[1::2]))})
