@@ -46,6 +46,9 @@ MICROBATCH_S = 0.5
 FASTEST = 3.0
 """More micro-batches a second than it makes; that many are made ready."""
 
+DELAYS = ((0.025, 16, 1.0), (0.025, 4, 1.15), (0.1, 16, 1.8))
+"""Seconds one way, micro-batches an update, and the goal against the best synchronous schedule."""
+
 LOOPBACK_STALENESS = 2
 """What our window measures over loopback, at times 3."""
 
@@ -91,7 +94,7 @@ def _delay(rounds: int, seconds: float) -> tuple[dict[str, Any], list[Goal]]:
     """Each side on a link of its own; our staleness is what our window measured on such a link before."""
     rows: dict[str, Any] = {}
     goals = []
-    for one_way_s, m, wanted in ((0.025, 16, 1.0), (0.025, 4, 1.15), (0.1, 16, 1.8)):
+    for one_way_s, m, wanted in DELAYS:
         name = f"{one_way_s * 1e3:g} ms, m = {m}"
         with ExitStack() as stack:
             links = {side: stack.enter_context(DelayedLink(one_way_s)) for side in ("ours", *SCHEDULES)}

@@ -21,7 +21,8 @@ import struct
 import subprocess
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from itertools import count
 from multiprocessing import get_context
 from types import TracebackType
@@ -36,6 +37,9 @@ DEVICE = "delayed"
 TICK_S, STOPPED_S = 0.1, 0.5
 """How often the carrier looks at the clock at least; it was stopped where it did not for so long."""
 
+GATHERED_S = 0.001
+"""Packets of so long are carried together, since each time that the carrier wakes is taken from the sides."""
+
 SENT_AGAIN_AFTER_S = 20
 
 
@@ -43,7 +47,7 @@ class DelayedLink:
     """A context manager; its two hosts are there inside.
 
     Args:
-        one_way_s: of every packet.
+        one_way_s: of every packet, and up to two milliseconds more.
     Raises:
         OSError: not root, or no TUN devices.
         subprocess.CalledProcessError: iproute2 refused.
@@ -134,12 +138,20 @@ def _carry(parent: int, names: list[str], one_way_s: float) -> None:
         for end, device in enumerate(devices):
             selector.register(device, selectors.EVENT_READ, devices[1 - end])
         while os.getppid() == parent:
-            pause_s = waiting[0][0] - clock() if waiting else TICK_S
-            for key, _ in selector.select(min(max(0.0, pause_s), TICK_S)):
-                waiting.append((clock() + one_way_s, key.data, os.read(key.fd, MTU_BYTES + 64)))
             while waiting and waiting[0][0] <= clock():
                 _, device, packet = waiting.popleft()
                 os.write(device, packet)
+            pause_s = waiting[0][0] - clock() if waiting else TICK_S
+            for key, _ in selector.select(min(max(0.0, pause_s), TICK_S)):
+                waiting.extend((clock() + one_way_s, key.data, packet) for packet in _arrived(key.fd))
+                time.sleep(GATHERED_S)
+
+
+def _arrived(device: int) -> Iterator[bytes]:
+    """All packets that can be read at once."""
+    with suppress(BlockingIOError):
+        while True:
+            yield os.read(device, MTU_BYTES + 64)
 
 
 def _open_device(name: str) -> int:
@@ -147,6 +159,6 @@ def _open_device(name: str) -> int:
     with open(f"/run/netns/{name}") as namespace:
         if libc.setns(namespace.fileno(), _CLONE_NEWNET):
             raise OSError(ctypes.get_errno(), f"cannot enter the network namespace {name}")
-    device = os.open("/dev/net/tun", os.O_RDWR)
+    device = os.open("/dev/net/tun", os.O_RDWR | os.O_NONBLOCK)
     fcntl.ioctl(device, _TUNSETIFF, struct.pack("16sH22x", DEVICE.encode(), _IFF_TUN | _IFF_NO_PI))
     return device

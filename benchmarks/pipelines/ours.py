@@ -10,6 +10,7 @@ Prints {"microbatches", "seconds", "busy", "cpu", …}: `cpu` is each part's pro
 from __future__ import annotations
 
 import json
+import math
 import sys
 import tempfile
 import time
@@ -42,8 +43,8 @@ POLL_S = 4.0
 
 TOLD_S = 0.1
 GAP_US = 1000
-SETTLING = 2
-"""Updates before the ones that are measured."""
+SETTLING, AFTER = 2, 32
+"""Updates before the ones that are measured, and micro-batches after them."""
 
 
 class Gpt(nn.Module):
@@ -61,16 +62,17 @@ def main() -> None:
     hosts = [Host(address, tuple(prefix)) for address, prefix in json.loads(sys.argv[3])]
     fixed = int(sys.argv[5]) if picture == "turns" else None
     torch.set_num_threads(1)
-    # More updates than are measured: what a job does at its end is no part of it.
+    # More updates than are measured: what a job does at its end is no part of it, and it is asked seldom.
+    made = SETTLING + updates + math.ceil(AFTER / m)
     request = rn.JobRequest(
         model=Gpt(),
-        data=gpt.text(m * gpt.MICROBATCH * (SETTLING + updates + 2)),
+        data=gpt.text(m * gpt.MICROBATCH * made),
         loss=gpt.loss,
         optimizer=rn.AdamW(lr=gpt.LEARNING_RATE, weight_decay=gpt.WEIGHT_DECAY),
         passes=1,
         microbatch_size=gpt.MICROBATCH,
         microbatches_per_update=m,
-        updates_per_round=SETTLING + updates + 2,
+        updates_per_round=made,
         **({"staleness_bound": m} if fixed is None else {"staleness": "fixed", "staleness_bound": fixed}),
         stages=2,
         clusters=1,
