@@ -110,7 +110,7 @@ def _delay(rounds: int, seconds: float) -> tuple[dict[str, Any], list[Goal]]:
         rows |= {f"{name}: {side}": row for side, row in found.items()} | {f"{name}: ours alone": alone}
         goals.append(Goal(f"ours / {best}, {name}", found[best][RATIO], "", f">= {wanted}"))
         if m == 16:
-            goals.append(Goal(f"{ON_LOOPBACK}, {name}", found[ON_LOOPBACK][RATIO], "", ">= 0.97"))
+            goals.append(Goal(f"ours / {ON_LOOPBACK}, {name}", found[ON_LOOPBACK][RATIO], "", ">= 0.97"))
     return rows, goals
 
 

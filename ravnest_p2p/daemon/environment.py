@@ -10,7 +10,10 @@ all but a few MB each time, and the kernel's clearing of the pages anew is 1–2
 
 
 def thread_environment(threads: int) -> dict[str, str]:
-    """This process's environment, with torch's thread count set before torch is loaded."""
+    """This process's environment, with what torch and glibc read at their start.
+
+    The owner's own settings of glibc come first; the number of threads is ravnestd's to set.
+    """
     return {
         "MALLOC_MMAP_THRESHOLD_": str(KEPT_BYTES),
         "MALLOC_TRIM_THRESHOLD_": str(KEPT_BYTES),
