@@ -40,7 +40,8 @@ TICK_S, STOPPED_S = 0.1, 0.5
 GATHERED_S = 0.001
 """Packets of so long are carried together, since each time that the carrier wakes is taken from the sides."""
 
-SENT_AGAIN_AFTER_S = 20
+SENT_AGAIN_AFTER_S = 120
+"""Longer than a side stands while another begins; no packet is ever lost here."""
 
 
 class DelayedLink:

@@ -11,8 +11,9 @@ ENTRY = "ravnest_p2p.daemon.worker.__main__"
 EXCEPTIONS = {
     # Loads the SDK's own modules at first use, by a fixed table of names.
     "ravnest_p2p": {"importlib.import_module"},
-    # Prototypes of system calls in the C library that is loaded already.
+    # Prototypes of calls in the C library that is loaded already.
     "ravnest_p2p.daemon.worker.guard": {"ctypes.CDLL"},
+    "ravnest_p2p.daemon.worker.resident": {"ctypes.CDLL"},
     "ravnest_p2p.daemon.worker.sandbox_syscalls": {"ctypes.CDLL"},
     # Start p2pd and its watcher, for `ravnestd`; a worker behind its walls can start no program.
     "ravnest_p2p.network.janitor": {"subprocess"},
