@@ -40,6 +40,9 @@ TICK_S, STOPPED_S = 0.1, 0.5
 GATHERED_S = 0.001
 """Packets of so long are carried together, since each time that the carrier wakes is taken from the sides."""
 
+CONGESTION_CONTROL = "cubic"
+"""What most systems use; one that measures the line's rate by the clock would count the stops."""
+
 SENT_AGAIN_AFTER_S = 120
 """Longer than a side stands while another begins; no packet is ever lost here."""
 
@@ -80,7 +83,7 @@ class DelayedLink:
         return self._carrier.pid
 
     def __enter__(self) -> DelayedLink:
-        patience = ("rto_min", f"{SENT_AGAIN_AFTER_S}s")
+        patience = ("rto_min", f"{SENT_AGAIN_AFTER_S}s", "congctl", CONGESTION_CONTROL)
         try:
             for name, own, other in zip(self._names, self._addresses, self._addresses[::-1], strict=True):
                 _ip("netns", "add", name)
