@@ -1,11 +1,13 @@
 """Two network namespaces and a link between them that takes its time: real sockets, a real round trip.
 
 Problem: this kernel cannot delay packets by itself. Solution: each namespace has a TUN device, and one
-process of ours carries packets from one to the other, each after the same delay. Packets are as large as TCP
-may make them, so that the carrying costs next to nothing. Only packets between the two namespaces pass.
+process of ours carries packets from one to the other, each after the same delay. TCP is as the system has it
+and sends what the internet's MTU allows, since how long a frame takes is for the most part how TCP finds the
+line's rate; but the kernel cuts its segments no sooner than a network card would, so that whole runs of them
+are carried at once and cost next to nothing. Only packets between the two namespaces pass.
 
-Sides that take turns (`pipelines.turns`) have a link each, which is stopped with them: time stands for
-packets underway, and TCP waits for longer than a stop before it sends again.
+A side that takes turns (`pipelines.turns`) has a link that stands with it: time stands for packets underway,
+TCP waits for longer than a stop before it sends again, and finds its rate by packets and not by the clock.
 
 Needs linux, root and iproute2.
 """
@@ -29,8 +31,11 @@ from types import TracebackType
 
 from ravnest_p2p.testing.local_swarm import Host
 
-MTU_BYTES = 65_000
-_TUNSETIFF, _IFF_TUN, _IFF_NO_PI = 0x400454CA, 0x0001, 0x1000
+RUN_BYTES = 2**16
+"""Of segments that are carried at once, at most."""
+
+_TUNSETIFF, _IFF_TUN, _IFF_NO_PI, _IFF_VNET_HDR = 0x400454CA, 0x0001, 0x1000, 0x4000
+_TUNSETOFFLOAD, _TUN_F_CSUM, _TUN_F_TSO4 = 0x400454D0, 0x01, 0x02
 _CLONE_NEWNET = 0x40000000
 DEVICE = "delayed"
 
@@ -40,11 +45,9 @@ TICK_S, STOPPED_S = 0.1, 0.5
 GATHERED_S = 0.001
 """Packets of so long are carried together, since each time that the carrier wakes is taken from the sides."""
 
-CONGESTION_CONTROL = "cubic"
-"""What most systems use; one that measures the line's rate by the clock would count the stops."""
-
-SENT_AGAIN_AFTER_S = 120
-"""Longer than a side stands while another begins; no packet is ever lost here."""
+STANDS = ("rto_min", "120s", "congctl", "cubic")
+"""TCP of a link that stands at times. It waits for longer than a side does while another begins; no packet is
+ever lost here. BBR measures the line's rate by the clock and would count the stops."""
 
 
 class DelayedLink:
@@ -52,6 +55,7 @@ class DelayedLink:
 
     Args:
         one_way_s: of every packet, and up to two milliseconds more.
+        stands: its side takes turns.
     Raises:
         OSError: not root, or no TUN devices.
         subprocess.CalledProcessError: iproute2 refused.
@@ -59,7 +63,8 @@ class DelayedLink:
 
     _number = count()
 
-    def __init__(self, one_way_s: float) -> None:
+    def __init__(self, one_way_s: float, *, stands: bool = False) -> None:
+        self._options = STANDS if stands else ()
         number = next(self._number)
         self._names = [f"delay-{os.getpid()}-{number}{end}" for end in "ab"]
         # Public-looking, since go-libp2p believes no other address; the namespaces lead nowhere else.
@@ -83,16 +88,15 @@ class DelayedLink:
         return self._carrier.pid
 
     def __enter__(self) -> DelayedLink:
-        patience = ("rto_min", f"{SENT_AGAIN_AFTER_S}s", "congctl", CONGESTION_CONTROL)
         try:
             for name, own, other in zip(self._names, self._addresses, self._addresses[::-1], strict=True):
                 _ip("netns", "add", name)
                 inside = ("-n", name)
                 _ip(*inside, "tuntap", "add", DEVICE, "mode", "tun")
                 _ip(*inside, "address", "add", own, "peer", other, "dev", DEVICE)
-                _ip(*inside, "link", "set", "dev", DEVICE, "mtu", str(MTU_BYTES), "up")
+                _ip(*inside, "link", "set", "dev", DEVICE, "up")
                 _ip(*inside, "link", "set", "dev", "lo", "up")
-                _ip(*inside, "route", "change", other, "dev", DEVICE, "src", own, *patience)
+                _ip(*inside, "route", "change", other, "dev", DEVICE, "src", own, *self._options)
             self._carrier.start()
         except BaseException:
             self._close()
@@ -155,7 +159,7 @@ def _arrived(device: int) -> Iterator[bytes]:
     """All packets that can be read at once."""
     with suppress(BlockingIOError):
         while True:
-            yield os.read(device, MTU_BYTES + 64)
+            yield os.read(device, 2 * RUN_BYTES)
 
 
 def _open_device(name: str) -> int:
@@ -164,5 +168,8 @@ def _open_device(name: str) -> int:
         if libc.setns(namespace.fileno(), _CLONE_NEWNET):
             raise OSError(ctypes.get_errno(), f"cannot enter the network namespace {name}")
     device = os.open("/dev/net/tun", os.O_RDWR | os.O_NONBLOCK)
-    fcntl.ioctl(device, _TUNSETIFF, struct.pack("16sH22x", DEVICE.encode(), _IFF_TUN | _IFF_NO_PI))
+    fcntl.ioctl(
+        device, _TUNSETIFF, struct.pack("16sH22x", DEVICE.encode(), _IFF_TUN | _IFF_NO_PI | _IFF_VNET_HDR)
+    )
+    fcntl.ioctl(device, _TUNSETOFFLOAD, _TUN_F_CSUM | _TUN_F_TSO4)
     return device
