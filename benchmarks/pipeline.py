@@ -208,8 +208,12 @@ def _ranks(name: str, m: int, seconds: float, hosts: Sequence[Host]) -> list[sub
 
 def _synchronous(name: str, m: int, seconds: float, hosts: Sequence[Host]) -> Side:
     def run() -> dict[str, Any]:
-        first, *_ = [_end(process) for process in _ranks(name, m, seconds, hosts)]
-        return first
+        first, second = _ranks(name, m, seconds, hosts)
+        try:
+            return _end(first)
+        finally:
+            second.kill()
+            second.communicate()
 
     return run
 
