@@ -50,7 +50,10 @@ DELAYS = ((0.025, 16, 1.0), (0.025, 4, 1.15), (0.1, 16, 1.8))
 """Seconds one way, micro-batches an update, and the goal against the best synchronous schedule."""
 
 OWN_ROUNDS = 60
-LOOPBACK_M, LOOPBACK_STALENESS = 16, 2
+"""Of ours over a delay and ours on loopback."""
+
+LOOPBACK_M = 16
+LOOPBACK_STALENESS = 2
 """What our window measures over loopback, at times 3."""
 
 LIMIT_S = 400.0
@@ -105,7 +108,7 @@ def _delay(rounds: int, seconds: float) -> tuple[dict[str, Any], list[Goal]]:
         with DelayedLink(one_way_s) as link:
             sides = {"ours": _ours(m, seconds, link.hosts)}
             sides |= {which: _synchronous(which, m, seconds, link.hosts) for which in SCHEDULES}
-            measured = _in_turns(sides, rounds)
+            measured = _in_rounds(sides, rounds)
         found = {which: _against(measured, which) for which in SCHEDULES}
         if m == LOOPBACK_M:
             found |= _own(one_way_s, max(ours["staleness"] for ours in measured["ours"]))
@@ -142,7 +145,7 @@ def _overhead(rounds: int, seconds: float) -> tuple[dict[str, Any], list[Goal]]:
     updates = str(max(1, round(seconds / (m * MICROBATCH_S) / 2)))
     sides = {"ours": _ours(m, seconds, hosts), "kernels": lambda: _run(Host(), "kernels", str(m), updates)}
     rows: dict[str, Any] = {}
-    for number, (ours, alone) in enumerate(zip(*_in_turns(sides, rounds).values(), strict=True), 1):
+    for number, (ours, alone) in enumerate(zip(*_in_rounds(sides, rounds).values(), strict=True), 1):
         stages = len(ours["busy"])
         busy, between = sum(ours["busy"]) / stages, sum(ours["between"]) / stages
         rows[f"round {number}"] = {
@@ -218,7 +221,7 @@ def _synchronous(name: str, m: int, seconds: float, hosts: Sequence[Host]) -> Si
     return run
 
 
-def _in_turns(sides: Mapping[str, Side], rounds: int) -> dict[str, list[dict[str, Any]]]:
+def _in_rounds(sides: Mapping[str, Side], rounds: int) -> dict[str, list[dict[str, Any]]]:
     """Every second round backwards: what a machine's speed drifts by meanwhile then counts for no side."""
     found: dict[str, list[dict[str, Any]]] = {name: [] for name in sides}
     for number in range(rounds):
