@@ -1,6 +1,6 @@
 """How much of a stage's computation is spent in torch's kernels? In one process, without any network.
 
-`python -m benchmarks.pipelines.kernels M UPDATES`: both stages of the model train by the schedule, each
+`python -m benchmarks.pipelines.kernels SIZE M UPDATES`: both stages of the model train by the schedule, each
 alone, under torch's profiler. Prints {"kernels": [share of each stage's time]}: that of its operations
 (forwards, backwards, early steps and steps) in which some operator of torch runs. What the profiler itself
 takes counts as ours, so the truth is higher.
@@ -27,10 +27,10 @@ from ravnest_p2p.training import StageTrainer
 
 
 def main() -> None:
-    m, updates = int(sys.argv[1]), int(sys.argv[2])
+    size, m, updates = gpt.SIZES[sys.argv[1]], int(sys.argv[2]), int(sys.argv[3])
     torch.set_num_threads(1)
-    inputs, targets = gpt.text(gpt.MICROBATCH)
-    package = capture(Gpt(), (inputs,), loss=gpt.loss, example_labels=(targets,), evaluation=False)
+    inputs, targets = gpt.text(size, 1)
+    package = capture(Gpt(size), (inputs,), loss=gpt.loss, example_labels=(targets,), evaluation=False)
     shares = []
     for number, stage in enumerate(split_program(package.program, stages=2)):
         weights = {name: package.weights[name] for name in (*stage.params, *stage.buffers)}

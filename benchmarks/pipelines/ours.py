@@ -1,10 +1,11 @@
 """Our side: a real swarm of two peers trains the model in two stages; its own timeline says how fast.
 
-`python -m benchmarks.pipelines.ours M UPDATES HOSTS [PICTURE | turns STALENESS]`: HOSTS is JSON, [[address,
-[command prefix…]], …] of the two peers; runs where the first of them does. PICTURE is an SVG file for the
-last seconds of the timeline. A side that takes turns has a fixed staleness: to be stopped is no part of a
-way. Measured from the end of the second update, until when a worker counts its tensors, to the last one's.
-Prints {"microbatches", "seconds", "busy", "cpu", …}: `cpu` is each part's processor time over wall time.
+`python -m benchmarks.pipelines.ours SIZE M UPDATES HOSTS [PICTURE | turns STALENESS]`: HOSTS is JSON,
+[[address, [command prefix…]], …] of the two peers; runs where the first of them does. PICTURE is an SVG file
+for the last seconds of the timeline. A side that takes turns has a fixed staleness: to be stopped is no part
+of a way. Measured from the end of the second update, until when a worker counts its tensors, to the last
+one's. Prints {"microbatches", "seconds", "busy", "cpu", …}: `cpu` is each part's processor time over wall
+time.
 """
 
 from __future__ import annotations
@@ -43,14 +44,14 @@ POLL_S = 4.0
 
 TOLD_S = 0.1
 GAP_US = 1000
-SETTLING, AFTER = 2, 32
-"""Updates before the ones that are measured, and micro-batches after them."""
+SETTLING, AFTER_S = 2, 16.0
+"""Updates before the ones that are measured, and about how long it trains after them."""
 
 
 class Gpt(nn.Module):
-    def __init__(self) -> None:
+    def __init__(self, size: gpt.Size) -> None:
         super().__init__()
-        (self.layers,) = gpt.chunks(1)
+        (self.layers,) = gpt.chunks(size, 1)
 
     def forward(self, tokens: Tensor) -> Tensor:
         logits: Tensor = self.layers(tokens)
@@ -58,19 +59,20 @@ class Gpt(nn.Module):
 
 
 def main() -> None:
-    m, updates, picture = int(sys.argv[1]), int(sys.argv[2]), "".join(sys.argv[4:5])
-    hosts = [Host(address, tuple(prefix)) for address, prefix in json.loads(sys.argv[3])]
-    fixed = int(sys.argv[5]) if picture == "turns" else None
+    size, m, updates = gpt.SIZES[sys.argv[1]], int(sys.argv[2]), int(sys.argv[3])
+    hosts = [Host(address, tuple(prefix)) for address, prefix in json.loads(sys.argv[4])]
+    picture = "".join(sys.argv[5:6])
+    fixed = int(sys.argv[6]) if picture == "turns" else None
     torch.set_num_threads(1)
     # More updates than are measured: what a job does at its end is no part of it, and it is asked seldom.
-    made = SETTLING + updates + math.ceil(AFTER / m)
+    made = SETTLING + updates + math.ceil(AFTER_S / (m * size.microbatch_s))
     request = rn.JobRequest(
-        model=Gpt(),
-        data=gpt.text(m * gpt.MICROBATCH * made),
+        model=Gpt(size),
+        data=gpt.text(size, m * made),
         loss=gpt.loss,
         optimizer=rn.AdamW(lr=gpt.LEARNING_RATE, weight_decay=gpt.WEIGHT_DECAY),
         passes=1,
-        microbatch_size=gpt.MICROBATCH,
+        microbatch_size=size.sequences,
         microbatches_per_update=m,
         updates_per_round=made,
         **({"staleness_bound": m} if fixed is None else {"staleness": "fixed", "staleness_bound": fixed}),

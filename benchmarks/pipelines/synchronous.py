@@ -1,6 +1,6 @@
 """The best synchronous schedules: torch.distributed.pipelining over gloo, one process a rank.
 
-`python -m benchmarks.pipelines.synchronous SCHEDULE RANK M SECONDS`, with MASTER_ADDR, MASTER_PORT and
+`python -m benchmarks.pipelines.synchronous SIZE M SCHEDULE RANK SECONDS`, with MASTER_ADDR, MASTER_PORT and
 GLOO_SOCKET_IFNAME in the environment. Rank 0 prints {"microbatches", "seconds", "marks"} of whole updates. A
 side that takes turns, where SECONDS are inf.
 """
@@ -25,18 +25,19 @@ SCHEDULES = ("ZBVZeroBubble", "1F1B", "Interleaved1F1B")
 
 
 def main() -> None:
-    name, rank, m, seconds = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), float(sys.argv[4])
+    size, m = gpt.SIZES[sys.argv[1]], int(sys.argv[2])
+    name, rank, seconds = sys.argv[3], int(sys.argv[4]), float(sys.argv[5])
     torch.set_num_threads(1)
     distributed.init_process_group("gloo", rank=rank, world_size=RANKS)
     held = {"1F1B": [rank], "Interleaved1F1B": [rank, rank + 2], "ZBVZeroBubble": [rank, 3 - rank]}[name]
     count = 2 if name == "1F1B" else 4
-    parts = gpt.chunks(count)
+    parts = gpt.chunks(size, count)
     device = torch.device("cpu")
     stages: list[Any] = [pipelining.PipelineStage(parts[n], n, count, device) for n in held]
     made: Any = getattr(pipelining, f"Schedule{name}")
     schedule = made(stages[0] if count == 2 else stages, m, loss_fn=gpt.loss)
     optimizers = [gpt.optimizer(parts[n]) for n in held]
-    inputs, targets = gpt.text(m * gpt.MICROBATCH)
+    inputs, targets = gpt.text(size, m)
 
     def update() -> None:
         given = (inputs,) if 0 in held else ()

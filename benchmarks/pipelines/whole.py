@@ -1,11 +1,13 @@
 """The ceiling: plain PyTorch trains the whole model in one process; two of these at once share nothing.
 
-`python -m benchmarks.pipelines.whole M`: M micro-batches an update; a side that takes turns.
+`python -m benchmarks.pipelines.whole SIZE M SECONDS`: M micro-batches an update. Prints {"microbatches",
+"seconds", "marks"}, from the end of the first update. A side that takes turns, where SECONDS are inf.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import sys
 import time
 
@@ -16,21 +18,27 @@ from benchmarks.pipelines.turns import say_ready, told_to_end
 
 
 def main() -> None:
-    m = int(sys.argv[1])
+    size, m, seconds = gpt.SIZES[sys.argv[1]], int(sys.argv[2]), float(sys.argv[3])
     torch.set_num_threads(1)
-    (model,) = gpt.chunks(1)
+    (model,) = gpt.chunks(size, 1)
     optimizer = gpt.optimizer(model)
-    pairs = list(zip(*(torch.split(t, gpt.MICROBATCH) for t in gpt.text(m * gpt.MICROBATCH)), strict=True))
+    pairs = list(zip(*(torch.split(t, size.sequences) for t in gpt.text(size, m)), strict=True))
     marks: list[tuple[float, int]] = []
-    while not told_to_end():
+
+    def update() -> None:
         for tokens, following in pairs:
             torch.autograd.backward(gpt.loss(model(tokens), following) / m)
             marks.append((time.time(), len(marks) + 1))
-        if len(marks) == m:
-            say_ready()
         optimizer.step()
         optimizer.zero_grad()
-    print(json.dumps({"marks": marks}))
+
+    update()
+    say_ready()
+    begun_s = time.perf_counter()
+    while not (told_to_end() if math.isinf(seconds) else time.perf_counter() - begun_s > seconds):
+        update()
+    took_s = time.perf_counter() - begun_s
+    print(json.dumps({"microbatches": len(marks) - m, "seconds": took_s, "marks": marks}))
 
 
 if __name__ == "__main__":

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from ravnest_p2p.core.pipeline.schedule import Backward, Forward, Step
 from ravnest_p2p.core.pipeline.window import (
@@ -12,6 +14,7 @@ from ravnest_p2p.core.pipeline.window import (
     PATIENCE,
     Echo,
     Window,
+    covering,
     paper_bound,
 )
 
@@ -73,6 +76,24 @@ def test_wider_at_once_narrower_with_patience() -> None:
     assert chosen[: PATIENCE - 1] == [5] * (PATIENCE - 1)
     assert chosen == sorted(chosen, reverse=True)
     assert chosen[-1] == 1
+
+
+def test_rare_long_ways_count_as_far_as_they_would_idle_the_stage() -> None:
+    ways_s = [0.5] * 11 + [4.5]
+    told, rarer = Told(), Told()
+    assert {told.microbatch(way_s) for way_s in 3 * ways_s} == {2, 4}, "one in twelve two micro-batches later"
+    chosen = [rarer.microbatch(way_s) for way_s in [0.5] * 47 + [0.9]]
+    assert set(chosen) == {2}, "0.4 s in 48 micro-batches of 2 s are no hundredth"
+
+
+@given(st.lists(st.floats(0, 1e4), max_size=50), st.floats(0, 10))
+def test_what_covers_times_is_the_least_that_they_exceed_by_so_much(times: list[float], by: float) -> None:
+    found = covering(times, by)
+    mean_excess = sum(max(0.0, time - found) for time in times) / max(1, len(times))
+    if found > 0.0:
+        assert mean_excess == pytest.approx(by, abs=1e-6)
+    else:
+        assert mean_excess <= by + 1e-6
 
 
 def test_behind_a_full_link_what_waits_does_not_widen_the_window() -> None:

@@ -14,8 +14,10 @@ and stage s has to have C_s / T + w_s of them in flight. Its staleness is one le
 equally long and every R is 2ℓ times half a micro-batch's computation, that is the design's
 τ_s = (1+ℓ)(P−1−s). Stages that are always busy alternate forwards and backwards in step, and what arrives
 between two steps waits for the next, at every stage; so each term counts as the whole number above, unless it
-is only a little more than one. Ways and computations count with what they usually vary by, for a stage whose
-neighbour is late by that much should not idle.
+is only a little more than one. Computations count with what they usually vary by, for a stage whose neighbour
+is late by that much should not idle. Ways vary otherwise: nearly all take equally long, and one in ten a
+round trip more, where a transport waited for room. So a way counts as long as it has to for the few that are
+longer to idle the stage for no more than a hundredth of the time.
 
 What is chosen stays within the plan's bound, which memory and the job set. "adaptive" bounds it by the
 paper's O(K^¼) too, K updates having been made: nearly synchronous at first, wider as training settles.
@@ -27,6 +29,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
+from collections.abc import Iterable
 from dataclasses import InitVar, dataclass, field
 from functools import partial
 from typing import NamedTuple
@@ -74,9 +77,21 @@ class Echo(NamedTuple):
     beyond: float
 
 
+def covering(times_s: Iterable[float], excess_s: float) -> float:
+    """Least time x that the times exceed by `excess_s` on average, those below it counting as 0."""
+    longest_first = sorted(times_s, reverse=True)
+    sum_s = -excess_s * len(longest_first)
+    for n, time_s in enumerate(longest_first):
+        # As x falls, each time that it reaches is one more that exceeds it.
+        if n and sum_s / n >= time_s:
+            return sum_s / n
+        sum_s += time_s
+    return max(0.0, sum_s / max(1, len(longest_first)))
+
+
 @dataclass(slots=True)
 class Moving:
-    """Moving mean of what was measured, and by how much single measurements are above it."""
+    """Moving mean of what was measured, and by how much single measurements are above it (RFC 6298)."""
 
     mean: float = 0.0
     deviation: float = 0.0
@@ -218,6 +233,6 @@ class Window:
         if not (self._way.count and self._compute_s):
             return self._next.beyond
         full = max(self._link_s.values(), default=0.0) >= LINK_SHARE * self._slowest_s
-        way_s = min(self._ways_s) if full else self._way.mean + self._way.deviation
+        way_s = min(self._ways_s) if full else covering(self._ways_s, TOLERANCE * self._slowest_s)
         hop = (way_s + self._next.compute_s) / self._slowest_s
         return self._next.beyond + (math.ceil(hop) if hop % 1.0 > STEP_TOLERANCE else hop)
