@@ -73,8 +73,8 @@ DELAYS = (
     Delayed(Training("11M", 16), 0.1, 1.8),
     Delayed(Training("25M", 16), 0.1, None),
 )
-"""What a delay costs is a matter of how long computations take beside it: the same with a model for which they
-take twice as long has no goal."""
+"""What a delay costs is a matter of how long computations take beside it: the last has a model for which they
+take twice as long, and no goal."""
 
 OWN_ROUNDS = 60
 """Of ours over a delay and ours on loopback."""

@@ -13,6 +13,7 @@ import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
+from math import inf
 
 from ravnest_p2p.core.election import (
     Action,
@@ -84,6 +85,7 @@ class Control:
         self._consent = Consent(self._own, session.rpc, self.view, book, hosts)
         self._post = PlanPost(session.rpc)
         self._ticket_ttl_s = 2 * config.epoch_s
+        self._shortest_term_s = config.min_term_s
         self._notices = Notices(session.directory, self._ticket_ttl_s)
         now_s = session.directory.now_s()
         self.election = Election(self._own, config, now_s, adopted=book.adopted, eligible=eligible)
@@ -96,6 +98,7 @@ class Control:
         self._heard_s: dict[PeerId, float] = {}
         self._retries: dict[JobId, tuple[float, float]] = {}
         self._planned_lending: frozenset[tuple[PeerId, int]] = frozenset()
+        self._unheard: frozenset[PeerId] = frozenset()
         if book.adopted is not None:
             self._recent.add(book.adopted.plan_hash)
 
@@ -302,6 +305,7 @@ class Control:
         self.plan = plan
         self._book.adopted = self.election.adopted
         self._planned_lending = self.view.lending
+        self._unheard = self.leader.unheard if plan.leader == self._own else frozenset()
         self._asked_reason = ""
         self.view.taken_up(plan)
         for job_plan in plan.jobs:
@@ -343,13 +347,19 @@ class Control:
         waiting = [job for job, plan in planned.items() if not plan.clusters]
         if waiting and newcomers:
             return f"new lending peers ({len(newcomers)}), while job {waiting[0][:8]} waits"
+        unheard = self._unheard & self.view.capabilities.keys()
+        if waiting and unheard and self._retry_due(waiting[0]):
+            return f"job {waiting[0][:8]} waits, and was planned without {len(unheard)} that did not answer"
         return self._asked_reason
 
     def _retry_due(self, job: JobId) -> bool:
-        """Whether to ask for a plan with this job now; less and less often while leaders leave it out."""
-        due_s, pause_s = self._retries.get(job, (0.0, FIRST_RETRY_S))
+        """Whether to ask for a plan with this job now; less and less often while leaders leave it out.
+
+        Asked for as long as the shortest term, since a younger one does not end.
+        """
+        asked_s, pause_s = self._retries.get(job, (-inf, FIRST_RETRY_S))
         now_s = time.monotonic()
-        if now_s < due_s:
-            return now_s < due_s - pause_s + TICK_S * 2
-        self._retries[job] = (now_s + pause_s, min(2 * pause_s, LAST_RETRY_S))
+        if now_s - asked_s < pause_s:
+            return now_s - asked_s < self._shortest_term_s + 2 * TICK_S
+        self._retries[job] = (now_s, min(2 * pause_s, LAST_RETRY_S))
         return True

@@ -50,7 +50,11 @@ def given_up(status: JobStatus, lineage: Sequence[tuple[Generation, int]]) -> Jo
 
 
 class Leader:
-    """One peer's planning, as leader and as follower."""
+    """One peer's planning, as leader and as follower.
+
+    Attributes:
+        unheard: peers that lend, and did not answer when this one planned last.
+    """
 
     def __init__(
         self,
@@ -68,6 +72,7 @@ class Leader:
         self._book = book
         self._overview = overview
         self._failed_s: dict[JobId, float] = {}
+        self.unheard: frozenset[PeerId] = frozenset()
 
     async def plan(self, fence: Fence, previous: Plan | None) -> Plan:
         """The plan for this fence, from facts asked for now.
@@ -83,6 +88,7 @@ class Leader:
         capabilities = [
             self._view.capabilities[peer] for peer in sorted(answers) if peer in self._view.capabilities
         ]
+        self.unheard = frozenset(peer for peer, _ in self._view.lending if peer not in answers)
         running = running_jobs(previous, answers, self._view.elders)
         specs = await self._specs(self._view.submitted, answers)
         known = {

@@ -9,7 +9,7 @@ from typing import Any
 
 from ravnest_p2p.core.election import ElectionConfig
 from ravnest_p2p.core.planning.identity import plan_hash
-from ravnest_p2p.core.types import Fence, Plan
+from ravnest_p2p.core.types import Fence, Generation, JobId, JobPlan, PeerId, Plan
 from ravnest_p2p.daemon.control import Control
 from ravnest_p2p.daemon.jobbook import JobBook
 from ravnest_p2p.network.identity import Identity
@@ -78,10 +78,32 @@ def test_a_pushed_plan_that_is_known_is_not_judged_again(tmp_path: Path) -> None
     assert asyncio.run(waiting()) == [0, 1]
 
 
+def test_a_job_that_waits_is_planned_again_with_peers_that_did_not_answer(tmp_path: Path) -> None:
+    """A dial that failed once is no reason for a job to wait until the epoch ends."""
+    control = control_of(tmp_path, Directory({}, {}))
+    silent, job = PeerId("silent"), JobId("a" * 64)
+    waits = JobPlan(job, Generation(0, 0, ""), (), reason="needs 2 peers")
+
+    def reason(author: PeerId, *jobs: JobPlan) -> str:
+        control._take_up(Plan(SWARM, Fence(EPOCH, 0), author, 1, "", "", jobs))
+        control._retries.clear()
+        return control._stale_reason()
+
+    control.view.lending = frozenset({(silent, 0)})
+    control.view.capabilities = {silent: SimpleNamespace()}  # type: ignore[dict-item]
+    control.leader.unheard = frozenset({silent})
+    assert "without 1 that did not answer" in reason(control._own, waits)
+    assert control._stale_reason(), "until the term has ended"
+    assert reason(control._own) == "", "no job waits"
+    assert reason(PeerId("other"), waits) == "", "what its author heard is not known here"
+    control.view.capabilities = {}
+    assert reason(control._own, waits) == "", "it is gone"
+
+
 def control_of(folder: Path, directory: Any) -> Control:
     """A control loop of our own over a directory that holds nothing else, and nobody to call."""
     session: Any = SimpleNamespace(directory=directory, rpc=None)
-    hosts: Any = SimpleNamespace(overview=lambda: None)
+    hosts: Any = SimpleNamespace(overview=lambda: None, broken=lambda plan: "")
     return Control(
         identity=Identity.load_or_create(folder / "own.key", exclusive=False),
         swarm=SWARM,
