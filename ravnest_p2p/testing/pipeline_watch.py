@@ -40,6 +40,7 @@ class StageWatch:
     steps: int = 0
     averaged: int = 0
     running: Op | None = None
+    computed_last: type[Op] | None = None
 
     def __post_init__(self) -> None:
         if self.stage == 0:
@@ -80,6 +81,8 @@ class StageWatch:
     def finished(self, op: Op) -> None:
         self.require(op == self.running, "what finishes was running", op)
         self.running = None
+        if isinstance(op, Forward | Backward):
+            self.computed_last = type(op)
         if isinstance(op, Forward):
             if self.stage == self.stages - 1:
                 self.gradients.add(op.i)
@@ -99,10 +102,7 @@ class StageWatch:
         self.require(not self.step_due, "idle while a step was due")
         self.require(not self.average_due, "idle while an averaging was due")
         self.require(not (self.gradients - self.applied), "idle while a gradient waited")
-        window_open = self.fixed and len(self.forwarded) - len(self.applied) <= self.tau
-        self.require(
-            not (window_open and self.activations - self.forwarded), "idle while an activation waited"
-        )
+        self.require(not self.forward_possible, "idle while an activation waited")
 
     def ended(self) -> None:
         """Nothing can happen any more."""
@@ -117,6 +117,12 @@ class StageWatch:
         return batch.stop <= self.microbatches and self.applied.issuperset(batch)
 
     @property
+    def forward_possible(self) -> bool:
+        """An activation waits and the window is open; known for certain only where τ is always the bound."""
+        window_open = self.fixed and len(self.forwarded) - len(self.applied) <= self.tau
+        return window_open and bool(self.activations - self.forwarded)
+
+    @property
     def average_due(self) -> bool:
         trained = self.steps == self.microbatches // self.m
         return self.averaged < (self.rounds if trained or not self.kappa else self.steps // self.kappa)
@@ -126,7 +132,9 @@ class StageWatch:
         tau = self.tau if self.fixed else self.scratch.get(u, 0)
         crossing = u > 0 and k < tau
         self.require(op.i in self.activations, "a forward has its input", op)
-        self.require(not (self.gradients - self.applied), "a backward goes before a forward", op)
+        backward_possible = bool(self.gradients - self.applied)
+        after_backward = self.computed_last is Backward
+        self.require(after_backward or not backward_possible, "a backward goes after a forward", op)
         self.require(op.i not in self.forwarded, "a micro-batch is forwarded once", op)
         self.require(op.i == len(self.forwarded), "forwards are in order", op)
         self.require(op.speculative == crossing, "crossing micro-batches, and only they, run on ŵ", op)
@@ -140,6 +148,8 @@ class StageWatch:
         self.require(in_flight <= self.tau + 1, f"{in_flight} in flight in a window of {self.tau + 1}", op)
 
     def _backward(self, op: Backward) -> None:
+        after_backward = self.computed_last is Backward
+        self.require(not (after_backward and self.forward_possible), "a forward goes after a backward", op)
         self.require(op.i in self.gradients, "a backward has its gradient", op)
         self.require(op.i in self.forwarded, "a backward follows its forward", op)
         self.require(op.i not in self.applied, "a micro-batch is applied once", op)

@@ -157,6 +157,11 @@ class ForwardFirst(StageSchedule):
         return None if self._forward() else StageSchedule._backward(self)
 
 
+class BackwardFirst(StageSchedule):
+    def _compute(self) -> Op | None:
+        return self._backward() or self._forward()
+
+
 class StepTooEarly(StageSchedule):
     def _step(self) -> Step | None:
         u = self._done[Step]
@@ -214,7 +219,6 @@ class SkipsTheLastRound(StageSchedule):
     [
         (WindowTooWide, "in flight in a window|ŵ is built before|live weights"),
         (WindowTooNarrow, "idle while an activation"),
-        (ForwardFirst, "a backward goes before a forward"),
         (StepTooEarly, "a step has exactly its batch"),
         (StepTooLate, "the step comes before everything else|a step was due"),
         (SpeculateTooLate, "ŵ is built before"),
@@ -249,3 +253,19 @@ def test_a_result_nobody_asked_for_is_our_fault() -> None:
     schedule = StageSchedule(0, 1, 0, 4, 8)
     with pytest.raises(OurFault, match="0F0"):
         schedule.finished(Forward(0, 0, False))
+
+
+@pytest.mark.parametrize(
+    ("broken", "rule"),
+    [
+        (ForwardFirst, "a backward goes after a forward"),
+        (BackwardFirst, "a forward goes after a backward"),
+    ],
+)
+def test_forwards_and_backwards_take_turns(broken: type[StageSchedule], rule: str) -> None:
+    """Where messages come in bunches, or the order would make no difference."""
+    faults = Faults(break_probability=0.02, reconnect_s=4.0, jitter_s=2.0)
+    scenario = Scenario((cluster(0, 1, 2, 3, latency_s=1.0),), 4, 40, faults=faults)
+    simulate(scenario)
+    with pytest.raises(InvariantViolation, match=rule):
+        simulate(scenario, broken)

@@ -27,8 +27,8 @@ Links do not stay as they were planned, so τ may be another for each batch, up 
 (`core.pipeline.window` measures what it should be). A batch's τ is fixed at the last moment, when no more
 than τ micro-batches of the batch before are missing; the rules above hold with the batch's own τ.
 
-The stage's whole state is how many ops of each kind are done and how many messages have arrived, all only
-growing; the policy is one ordered expression over these counters (`StageSchedule.next`).
+The stage's whole state is how many ops of each kind are done, which of forward and backward was last, and how
+many messages have arrived; the policy is one ordered expression over these (`StageSchedule.next`).
 
 Source: docs/design, "Asynchronous training that loses nothing".
 """
@@ -167,6 +167,7 @@ class StageSchedule:
     _gradients: int = field(default=0, init=False, repr=False)
     _speculated: int = field(default=0, init=False, repr=False)
     _running: Op | None = field(default=None, init=False, repr=False)
+    _backward_was_last: bool = field(default=False, init=False, repr=False)
 
     def __post_init__(self) -> None:
         m, own_rounds = self.microbatches_per_update, 0
@@ -246,6 +247,8 @@ class StageSchedule:
             raise OurFault(f"stage {self.stage} finished {op}, while {self._running} was running")
         self._running = None
         self._done[type(op)] += 1
+        if isinstance(op, Forward | Backward):
+            self._backward_was_last = isinstance(op, Backward)
         if self._is_last and isinstance(op, Forward):
             self._gradients += 1
         if isinstance(op, Speculate):
@@ -256,10 +259,16 @@ class StageSchedule:
         if self._running is not None:
             return None
         self._fix_staleness()
-        self._running = (
-            self._step() or self._average() or self._speculate() or self._backward() or self._forward()
-        )
+        self._running = self._step() or self._average() or self._speculate() or self._compute()
         return self._running
+
+    def _compute(self) -> Op | None:
+        """After a backward the forward for which it made room, if that can be; else the oldest backward.
+
+        Where gradients come in a bunch, backwards one after the other would starve the stage after.
+        """
+        forward = self._forward() if self._backward_was_last else None
+        return forward or self._backward() or self._forward()
 
     def staleness_of(self, batch: int) -> int:
         """τ of the batch that is being trained, or of the next; until it is fixed, what it would be now."""
