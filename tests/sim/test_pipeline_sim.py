@@ -158,8 +158,8 @@ class ForwardFirst(StageSchedule):
 
 
 class BackwardFirst(StageSchedule):
-    def _compute(self) -> Op | None:
-        return self._backward() or self._forward()
+    def _forward_in_turn(self) -> Forward | None:
+        return None
 
 
 class StepTooEarly(StageSchedule):

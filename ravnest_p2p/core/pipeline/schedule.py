@@ -259,16 +259,15 @@ class StageSchedule:
         if self._running is not None:
             return None
         self._fix_staleness()
-        self._running = self._step() or self._average() or self._speculate() or self._compute()
+        self._running = (
+            self._step()
+            or self._average()
+            or self._speculate()
+            or self._forward_in_turn()
+            or self._backward()
+            or self._forward()
+        )
         return self._running
-
-    def _compute(self) -> Op | None:
-        """After a backward the forward for which it made room, if that can be; else the oldest backward.
-
-        Where gradients come in a bunch, backwards one after the other would starve the stage after.
-        """
-        forward = self._forward() if self._backward_was_last else None
-        return forward or self._backward() or self._forward()
 
     def staleness_of(self, batch: int) -> int:
         """τ of the batch that is being trained, or of the next; until it is fixed, what it would be now."""
@@ -298,6 +297,10 @@ class StageSchedule:
         crossing = self._of_batch.get(u, 0)
         due = self.completed == u * self.microbatches_per_update - crossing
         return Speculate(u, crossing) if due and crossing and self._speculated < u < self.updates else None
+
+    def _forward_in_turn(self) -> Forward | None:
+        """Where gradients come in a bunch, backwards one after the other would starve the stage after."""
+        return self._forward() if self._backward_was_last else None
 
     def _backward(self) -> Backward | None:
         i = self._done[Backward]
