@@ -77,8 +77,8 @@ computations take beside it: the last has a model for which they take twice as l
 
 DELAYED_OWN = (Delayed(ON_CORES, 0.025), Delayed(ON_CORES, 0.1))
 OWN_SWARMS, OWN_ROUNDS, OWN_WANTED = 3, 40, 0.97
-"""Of ours over a delay against ours on loopback: pairs of swarms, since two of the same kind differ by 3 % by
-which core a stage got, turns of each, and the goal of their median."""
+"""Of ours over a delay against ours on loopback: pairs of swarms, turns of each, the goal of their median.
+Stages are pinned to cores, since swarms of the same kind differ by 3 % by which core a stage got."""
 
 LOOPBACK_STALENESS = 2
 """What our window measures over loopback, at times 3."""
@@ -162,8 +162,8 @@ def _own(case: Delayed, seconds: float) -> dict[str, float]:
     for _ in range(OWN_SWARMS):
         with DelayedLink(case.one_way_s, stands=True) as link:
             sides = {
-                "ours": _ours_in_turns(case.training, staleness, link.hosts, OWN_ROUNDS),
-                ON_LOOPBACK: _ours_in_turns(case.training, LOOPBACK_STALENESS, near, OWN_ROUNDS),
+                "ours": _ours_in_turns(case.training, staleness, link.hosts, OWN_ROUNDS, "pinned"),
+                ON_LOOPBACK: _ours_in_turns(case.training, LOOPBACK_STALENESS, near, OWN_ROUNDS, "pinned"),
             }
             found.append(_by_turns(sides, OWN_ROUNDS, {"ours": link.pid})[ON_LOOPBACK])
     return {key: statistics.median(row[key] for row in found) for key in found[0]}
@@ -206,9 +206,11 @@ SECTIONS = {"loopback": _loopback, "delay": _delay, "overhead": _overhead}
 Side = Callable[[], dict[str, Any]]
 
 
-def _ours_in_turns(training: Training, staleness: int, hosts: Sequence[Host], turns: int) -> Start:
+def _ours_in_turns(
+    training: Training, staleness: int, hosts: Sequence[Host], turns: int, *more: str
+) -> Start:
     updates = str(_updates(training, turns * TURN_S * FASTEST))
-    options = (updates, _places(hosts), "turns", str(staleness))
+    options = (updates, _places(hosts), "turns", str(staleness), *more)
     return lambda: [_start(hosts[0], "ours", training, *options)]
 
 

@@ -1,17 +1,18 @@
 """Our side: a real swarm of two peers trains the model in two stages; its own timeline says how fast.
 
-`python -m benchmarks.pipelines.ours SIZE M UPDATES HOSTS [PICTURE | turns STALENESS]`: HOSTS is JSON,
-[[address, [command prefix…]], …] of the two peers; runs where the first of them does. PICTURE is an SVG file
-for the last seconds of the timeline. A side that takes turns has a fixed staleness: to be stopped is no part
-of a way. Measured from the end of the second update, until when a worker counts its tensors, to the last
-one's. Prints {"microbatches", "seconds", "busy", "cpu", …}: `cpu` is each part's processor time over wall
-time.
+`python -m benchmarks.pipelines.ours SIZE M UPDATES HOSTS [PICTURE | turns STALENESS [pinned]]`: HOSTS is
+JSON, [[address, [command prefix…]], …] of the two peers; runs where the first of them does. PICTURE is an
+SVG file for the last seconds of the timeline. A side that takes turns has a fixed staleness, since to be
+stopped is no part of a way; pinned, each of its stages has a core of its own. Measured from the end of the
+second update, until when a worker counts its tensors, to the last one's. Prints {"microbatches", "seconds",
+"busy", "cpu", …}: `cpu` is each part's processor time over wall time.
 """
 
 from __future__ import annotations
 
 import json
 import math
+import os
 import sys
 import tempfile
 import time
@@ -86,7 +87,18 @@ def main() -> None:
         swarm.bootstrap.interrupt()
         swarm.bootstrap.wait_ended(time.monotonic() + STOP_TIMEOUT_S)
         _wait_for(job, SETTLING)
+        if "pinned" in sys.argv[7:]:
+            _pin(swarm, job)
         print(json.dumps(_measured(swarm, job, m, updates, picture) if fixed is None else _marks(job)))
+
+
+def _pin(swarm: LocalSwarm, job: Any) -> None:
+    """Each stage on a core of its own, and always on the same: sides in turns differ by nothing else then."""
+    cores = sorted(os.sched_getaffinity(0))
+    for stage in _wait_for(job, 0):
+        (worker,) = swarm.of(stage.peer).children("daemon.worker")
+        for thread in worker.threads():
+            os.sched_setaffinity(thread.id, {cores[stage.stage % len(cores)]})
 
 
 @contextmanager
