@@ -147,19 +147,20 @@ def _delay(rounds: int, seconds: float) -> tuple[dict[str, Any], list[Goal]]:
         rows |= {f"{case}: {side}": row for side, row in found.items()}
         rows |= {f"{case}: ours, round {n}": ours for n, ours in enumerate(measured["ours"], 1)}
     for case in DELAYED_OWN:
-        row = rows[f"{case}: {ON_LOOPBACK}"] = _own(case, seconds)
+        row = rows[f"{case}: {ON_LOOPBACK}"] = _own(case, min(OWN_SWARMS, rounds), seconds)
         goals.append(Goal(f"ours / {ON_LOOPBACK}, {case}", row[RATIO], "", f">= {OWN_WANTED}"))
     return rows, goals
 
 
-def _own(case: Delayed, seconds: float) -> dict[str, float]:
+def _own(case: Delayed, swarms: int, seconds: float) -> dict[str, float]:
     """Our side on a delayed link in turns with our side on loopback; medians of the pairs of swarms."""
     print(f"{case}: how far ours runs ahead …", file=sys.stderr, flush=True)
     with DelayedLink(case.one_way_s) as link:
         staleness: int = _ours(case.training, seconds, link.hosts)()["staleness"]
     near = (Host(), Host())
     found = []
-    for _ in range(OWN_SWARMS):
+    for number in range(swarms):
+        print(f"pair {number + 1} of {swarms} …", file=sys.stderr, flush=True)
         with DelayedLink(case.one_way_s, stands=True) as link:
             sides = {
                 "ours": _ours_in_turns(case.training, staleness, link.hosts, OWN_ROUNDS, "pinned"),
