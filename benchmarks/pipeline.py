@@ -76,7 +76,7 @@ DELAYED = {
 computations take beside it: the last has a model for which they take twice as long, and no goal."""
 
 DELAYED_OWN = (Delayed(ON_CORES, 0.025), Delayed(ON_CORES, 0.1))
-OWN_SWARMS, OWN_ROUNDS, OWN_WANTED = 3, 40, 0.97
+OWN_SWARMS, OWN_ROUNDS, OWN_WANTED = 5, 40, 0.97
 """Of ours over a delay against ours on loopback: pairs of swarms, turns of each, the goal of their median.
 Stages are pinned to cores, since swarms of the same kind differ by 3 % by which core a stage got."""
 
@@ -156,18 +156,19 @@ def _own(case: Delayed, swarms: int, seconds: float) -> dict[str, float]:
     """Our side on a delayed link in turns with our side on loopback; medians of the pairs of swarms."""
     print(f"{case}: how far ours runs ahead …", file=sys.stderr, flush=True)
     with DelayedLink(case.one_way_s) as link:
-        staleness: int = _ours(case.training, seconds, link.hosts)()["staleness"]
+        alone = _ours(case.training, seconds, link.hosts)()
     near = (Host(), Host())
     found = []
     for number in range(swarms):
         print(f"pair {number + 1} of {swarms} …", file=sys.stderr, flush=True)
         with DelayedLink(case.one_way_s, stands=True) as link:
             sides = {
-                "ours": _ours_in_turns(case.training, staleness, link.hosts, OWN_ROUNDS, "pinned"),
+                "ours": _ours_in_turns(case.training, alone["staleness"], link.hosts, OWN_ROUNDS, "pinned"),
                 ON_LOOPBACK: _ours_in_turns(case.training, LOOPBACK_STALENESS, near, OWN_ROUNDS, "pinned"),
             }
             found.append(_by_turns(sides, OWN_ROUNDS, {"ours": link.pid})[ON_LOOPBACK])
-    return {key: statistics.median(row[key] for row in found) for key in found[0]}
+    medians = {key: statistics.median(row[key] for row in found) for key in found[0]}
+    return medians | {"least busy stage": min(alone["busy"])}
 
 
 def _against(measured: Mapping[str, Sequence[dict[str, Any]]], other: str) -> dict[str, float]:
