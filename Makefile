@@ -56,7 +56,7 @@ SEED ?= 0
 fuzz: $(READY)
 	OMP_NUM_THREADS=1 nice $(BIN)/python -m tests.fuzz.fuzz_packages --count $(COUNT) --seed $(SEED)
 
-BENCH ?= pipeline_sim model_zoo requirements memory compression pipeline async_penalty
+BENCH ?= pipeline_sim planning model_zoo requirements memory compression pipeline async_penalty
 
 bench: $(READY)
 	@missed=; for name in $(BENCH); do \

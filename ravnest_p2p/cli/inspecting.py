@@ -88,7 +88,9 @@ def run(options: argparse.Namespace) -> int:
     job = load(options.file, without_weights=options.without_weights)
     report = _report(job, options)
     if options.svg:
-        _draw(report, job.name, Path(options.svg).expanduser())
+        from ravnest_p2p.model.report_svg import svg_of
+
+        output.write_text(options.svg, svg_of(report, job.name))
     if options.json:
         output.print_json({"name": job.name, **report.as_dict()})
     else:
@@ -249,12 +251,3 @@ def _tensors(values: Any, where: str) -> tuple[Tensor, ...]:
     if not isinstance(held, (tuple, list)) or not all(isinstance(value, Tensor) for value in held):
         raise ConfigError(f"{where}: inputs and labels are no tuples of tensors; {WANTED}")
     return tuple(held)
-
-
-def _draw(report: Report, name: str, path: Path) -> None:
-    from ravnest_p2p.core.errors import ConfigError
-    from ravnest_p2p.model.report_svg import svg_of
-
-    if not path.parent.is_dir():
-        raise ConfigError(f"there is no folder {path.parent}")
-    path.write_text(svg_of(report, name))

@@ -9,6 +9,7 @@ import json
 import sys
 from collections.abc import Callable, Sequence
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -17,7 +18,7 @@ from rich.text import Text
 
 from ravnest_p2p.cli.live import bytes_text, number, seconds_text, short
 from ravnest_p2p.client.progress import Progress
-from ravnest_p2p.core.errors import RavnestError, RemoteFault, UserFault
+from ravnest_p2p.core.errors import ConfigError, RavnestError, RemoteFault, UserFault
 
 EXIT_OURS, EXIT_USER, EXIT_REMOTE, EXIT_INTERRUPTED = 1, 2, 3, 130
 Entry = dict[str, Any]
@@ -83,6 +84,19 @@ def print_logs(console: Console, lines: Sequence[Entry]) -> None:
             Text.assemble((f"{when} {level:7s}{who} ", "dim"), (str(entry.get("text", "")), style)),
             soft_wrap=True,
         )
+
+
+def write_text(name: str, text: str) -> None:
+    """Write a file that the user named.
+
+    Raises:
+        ConfigError: it cannot be written.
+    """
+    path = Path(name).expanduser()
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be written: {error.strerror or error}") from None
 
 
 def fail(error: BaseException) -> int:

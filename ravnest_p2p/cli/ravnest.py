@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from ravnest_p2p.cli import inspecting, tracing
+from ravnest_p2p.cli import inspecting, planning, tracing
 from ravnest_p2p.core.compression import COMPRESSIONS
 
 if TYPE_CHECKING:
@@ -19,7 +19,9 @@ if TYPE_CHECKING:
 
 _EPILOG = """examples:
   ravnest peers
+  ravnest epoch
   ravnest inspect examples/cnn/train.py --stages 2
+  ravnest plan instance.json --out plan.json --explain
   ravnest submit examples/cnn/train.py --follow
   ravnest jobs --peer /ip4/192.0.2.1/tcp/4001/p2p/12D3KooW…
   ravnest fetch 5aafd19aa8bd --out model.safetensors
@@ -31,6 +33,8 @@ Exit codes: 0 well, 1 a fault of ours, 2 of the user, 3 of the swarm, 130 interr
 
 _CHOOSABLE = ("name", "passes", "stages", "clusters", "seed", "compression")
 """Settings of a job that flags replace."""
+
+_WITHOUT_SWARM = {"inspect": inspecting, "plan": planning}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -50,8 +54,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
-    if options.command == "inspect":
-        return inspecting.run(options)
+    if options.command in _WITHOUT_SWARM:
+        code: int = _WITHOUT_SWARM[options.command].run(options)
+        return code
     from ravnest_p2p.client.swarm import connect
 
     if options.command == "submit":
@@ -69,6 +74,14 @@ def _peers(swarm: Swarm, options: argparse.Namespace) -> None:
 
     peers = swarm.peers()
     output.print_json(peers) if options.json else output.print_peers(_console(), peers)
+
+
+def _epoch(swarm: Swarm, options: argparse.Namespace) -> None:
+    from ravnest_p2p.cli import output
+    from ravnest_p2p.cli.epoch_view import print_epoch
+
+    epoch = swarm.epoch()
+    output.print_json(epoch) if options.json else print_epoch(_console(), epoch)
 
 
 def _jobs(swarm: Swarm, options: argparse.Namespace) -> None:
@@ -219,8 +232,10 @@ def _parser() -> argparse.ArgumentParser:
         return command
 
     add("peers", _peers, "list the peers of the swarm", "ravnest peers --json")
+    add("epoch", _epoch, "show who leads, what is planned, and who refused what", "ravnest epoch --json")
     add("jobs", _jobs, "list the jobs of the swarm", "ravnest jobs")
-    inspecting.add_to(commands)
+    for asks_no_swarm in _WITHOUT_SWARM.values():
+        asks_no_swarm.add_to(commands)
     submit = add("submit", _submit, "submit a job", "ravnest submit examples/cnn/train.py --follow")
     submit.add_argument(
         "file",

@@ -6,7 +6,6 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -42,9 +41,9 @@ def trace(swarm: Swarm, options: argparse.Namespace) -> None:
 
     timeline = swarm.job(options.job).trace(options.last)
     if options.out:
-        _write(options.out, json.dumps(timeline.trace_events(), separators=(",", ":")))
+        output.write_text(options.out, json.dumps(timeline.trace_events(), separators=(",", ":")))
     if options.svg:
-        _write(options.svg, timeline.svg())
+        output.write_text(options.svg, timeline.svg())
     if options.json:
         output.print_json(as_dict(timeline))
     elif options.text:
@@ -107,13 +106,3 @@ def _next(options: argparse.Namespace) -> list[str]:
     if not lines:
         lines.append(f"--out trace.json writes every span: open that in {VIEWER}; --svg FILE draws them")
     return lines
-
-
-def _write(name: str, text: str) -> None:
-    from ravnest_p2p.core.errors import ConfigError
-
-    path = Path(name).expanduser()
-    try:
-        path.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise ConfigError(f"{path} cannot be written: {error.strerror or error}") from None

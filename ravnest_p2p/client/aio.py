@@ -92,6 +92,10 @@ class Swarm:
         """The peers that the gateway knows."""
         return await self._portal.acall(self._operations.entries, gateway.Peers(), "peers")
 
+    async def epoch(self) -> dict[str, Any]:
+        """Where the election stands: whose plan is obeyed, by whom, and who refused what."""
+        return await self._portal.acall(self._operations.ask, gateway.Epoch())
+
     async def jobs(self) -> list[Progress]:
         """The jobs that the gateway knows."""
         entries = await self._portal.acall(self._operations.entries, gateway.Jobs(), "jobs")

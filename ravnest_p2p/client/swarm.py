@@ -78,6 +78,10 @@ class Swarm:
         """The peers that the gateway knows."""
         return self._portal.call(self._operations.entries, gateway.Peers(), "peers")
 
+    def epoch(self) -> dict[str, Any]:
+        """Where the election stands: whose plan is obeyed, by whom, and who refused what."""
+        return self._portal.call(self._operations.ask, gateway.Epoch())
+
     def jobs(self) -> list[Progress]:
         """The jobs that the gateway knows."""
         return [

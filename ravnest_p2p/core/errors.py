@@ -136,6 +136,10 @@ class PlanningError(UserFault):
     """No valid plan exists for the job with these peers; the message says what is missing."""
 
 
+class PlanningProblemError(UserFault):
+    """A planning problem or a plan on paper is malformed; the message names the field."""
+
+
 class ConfigError(UserFault):
     """A setting or a file that the user gave does not hold."""
 

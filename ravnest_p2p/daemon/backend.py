@@ -19,6 +19,7 @@ from ravnest_p2p.core.planning.resume import resume_point
 from ravnest_p2p.core.types import BlobHash, JobId, JobPhase, JobPlan, PeerId
 from ravnest_p2p.daemon.control import Control
 from ravnest_p2p.daemon.copies import shared_out
+from ravnest_p2p.daemon.epoch_view import ask_ballots, epoch_view
 from ravnest_p2p.daemon.hosts import Hosts
 from ravnest_p2p.daemon.jobbook import JobBook, JobEntry, blobs_of
 from ravnest_p2p.daemon.logbook import Logbook
@@ -108,6 +109,24 @@ class Backend:
             }
             for peer, offer in sorted(capabilities.items())
         ]
+
+    async def epoch(self) -> dict[str, Any]:
+        """Where the election stands, and who obeys and refused what."""
+        view, control = self.control.view, self.control
+        await view.read_peers()
+        peers = list(view.capabilities)[:ASKED_PEERS]
+        ballots = await ask_ballots(self.session.rpc, self.own, control.ballot(), peers)
+        specs = {job: entry.spec for job, entry in self.book.jobs.items() if entry.spec is not None}
+        now_s, epoch_s = self.session.directory.now_s(), control.epoch_s
+        return epoch_view(
+            control.ballot(),
+            control.plan,
+            ballots,
+            specs,
+            view.capabilities,
+            epoch_s=epoch_s,
+            ends_in_s=epoch_s - now_s % epoch_s,
+        )
 
     async def jobs(self) -> list[dict[str, Any]]:
         await self.control.view.read_jobs()

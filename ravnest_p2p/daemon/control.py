@@ -36,7 +36,14 @@ from ravnest_p2p.daemon.hosts import Hosts
 from ravnest_p2p.daemon.jobbook import JobBook
 from ravnest_p2p.daemon.leader import Leader
 from ravnest_p2p.daemon.notices import Notices
-from ravnest_p2p.daemon.peer_messages import REPLAN, ReplanAsked, plain
+from ravnest_p2p.daemon.peer_messages import (
+    MAX_REFUSALS,
+    REPLAN,
+    BallotTold,
+    Refusal,
+    ReplanAsked,
+    plain,
+)
 from ravnest_p2p.daemon.plan_post import PlanPost
 from ravnest_p2p.daemon.session import Session
 from ravnest_p2p.daemon.survey import ask_outcome
@@ -84,6 +91,7 @@ class Control:
         self.leader = Leader(self._own, swarm, session, self.view, book, hosts.overview)
         self._consent = Consent(self._own, session.rpc, self.view, book, hosts)
         self._post = PlanPost(session.rpc)
+        self.epoch_s = config.epoch_s
         self._ticket_ttl_s = 2 * config.epoch_s
         self._shortest_term_s = config.min_term_s
         self._notices = Notices(session.directory, self._ticket_ttl_s)
@@ -99,6 +107,7 @@ class Control:
         self._retries: dict[JobId, tuple[float, float]] = {}
         self._planned_lending: frozenset[tuple[PeerId, int]] = frozenset()
         self._unheard: frozenset[PeerId] = frozenset()
+        self._refused: deque[Refusal] = deque(maxlen=MAX_REFUSALS)
         if book.adopted is not None:
             self._recent.add(book.adopted.plan_hash)
 
@@ -152,6 +161,19 @@ class Control:
             self._heard_s[peer] = now_s
         self._asked_reason = reason
         self.poke()
+
+    def ballot(self) -> BallotTold:
+        """Where this peer stands in the election."""
+        election, adopted = self.election, self.election.adopted
+        return BallotTold(
+            epoch=election.epoch,
+            term=election.term,
+            phase=election.phase,
+            leader=election.leader,
+            obeys=adopted.fence if adopted is not None else None,
+            plan_hash=adopted.plan_hash if adopted is not None else "",
+            refused=tuple(self._refused),
+        )
 
     def reachable(self, peer: PeerId, answers: bool) -> None:
         """A co-member has been silent for long, or speaks again: a dead one is not waited for as a leader."""
@@ -249,8 +271,10 @@ class Control:
                     await self._consider(self.view.plans[digest])
             case Explain(text=text):
                 log.info("%s", text)
-            case Refuse():
-                pass  # an `Explain` comes with it
+            case Refuse(fence=fence, leader=leader, why=why):
+                self._refused.append(
+                    Refusal(epoch=fence.epoch, term=fence.term, leader=leader, why=why[:500])
+                )
 
     async def _lead(self, fence: Fence) -> None:
         previous = self._before(fence)

@@ -49,6 +49,9 @@ class GatewayBackend(Protocol):
     async def peers(self) -> list[dict[str, Any]]:
         """[{"peer", "addresses", …}]; "addresses" lets a requester fall over to that peer."""
 
+    async def epoch(self) -> dict[str, Any]:
+        """{"epoch", "term", "phase", "leader", "plan", "peers": [{"peer", "obeys", "refused"}], …}"""
+
     async def jobs(self) -> list[dict[str, Any]]:
         """Status of each job known."""
 
@@ -162,6 +165,8 @@ class Gateway:
             return await backend.hello()
         if isinstance(request, wire.Peers):
             return {"peers": await backend.peers()}
+        if isinstance(request, wire.Epoch):
+            return await backend.epoch()
         if isinstance(request, wire.Jobs):
             return {"jobs": await backend.jobs()}
         if isinstance(request, wire.Status):

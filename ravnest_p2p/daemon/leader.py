@@ -108,6 +108,7 @@ class Leader:
             statuses=known,
             previous=previous,
             running=running,
+            owners=self._view.requesters,
         )
         self.check(made, previous)
         return made

@@ -32,6 +32,7 @@ from ravnest_p2p.daemon.keeper import Keeper
 from ravnest_p2p.daemon.logbook import Logbook
 from ravnest_p2p.daemon.offer import Offer
 from ravnest_p2p.daemon.peer_messages import (
+    BALLOT,
     KEEP,
     LOGS,
     OVERVIEW,
@@ -339,6 +340,9 @@ class Peer:
         async def trace(_: PeerId, body: dict[str, Any]) -> dict[str, Any]:
             return plain(await asyncio.to_thread(own_timeline, self.jobs_folder, parse(TraceAsked, body)))
 
+        async def ballot(_: PeerId, __: dict[str, Any]) -> dict[str, Any]:
+            return plain(control.ballot())
+
         calls: dict[str, Callable[[PeerId, dict[str, Any]], Awaitable[dict[str, Any]]]] = {
             OVERVIEW: overview,
             PLAN: plan,
@@ -346,6 +350,7 @@ class Peer:
             KEEP: keep,
             LOGS: logs,
             TRACE: trace,
+            BALLOT: ballot,
         }
         for name, handler in calls.items():
             await session.rpc.serve(name, handler)

@@ -1,9 +1,10 @@
 """What two ravnestd say to each other about jobs, checked field by field on arrival.
 
-Six calls (`network.rpc`): `overview` asks what a peer is doing, which serves the leader that plans, the
+Seven calls (`network.rpc`): `overview` asks what a peer is doing, which serves the leader that plans, the
 co-members that watch one another, and the gateway that shows a job; `plan` pushes a sealed plan ahead of
-the directory's next read; `replan` says why the adopted plan is stale; `keep` asks a peer to hold copies of
-blobs; `logs` and `trace` ask for log lines and for the timeline of a stage.
+the directory's next read; `replan` says why the adopted plan is stale; `keep` asks a peer to hold copies
+of blobs; `logs` and `trace` ask for log lines and for the timeline of a stage; `ballot` asks whom a peer
+obeys in the election, and which plans it refused.
 """
 
 from __future__ import annotations
@@ -12,9 +13,10 @@ from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from ravnest_p2p.core.ballot import Phase
 from ravnest_p2p.core.errors import FrameFormatError
 from ravnest_p2p.core.pipeline.timeline import MAX_SPANS
-from ravnest_p2p.core.types import BlobHash, Generation, JobId, JobPhase, JobPlan, Piece
+from ravnest_p2p.core.types import BlobHash, Fence, Generation, JobId, JobPhase, JobPlan, PeerId, Piece
 from ravnest_p2p.daemon.messages import Report
 from ravnest_p2p.network.gateway import MAX_LAST_S
 
@@ -24,6 +26,10 @@ MAX_KEPT = 4096
 """Blobs that one call may ask to be kept."""
 
 OVERVIEW, PLAN, REPLAN, KEEP, LOGS, TRACE = "overview", "plan", "replan", "keep", "logs", "trace"
+BALLOT = "ballot"
+
+MAX_REFUSALS = 16
+"""The newest plans that a peer refused, as it tells them."""
 
 
 class Body(BaseModel):
@@ -107,6 +113,33 @@ class TraceTold(Body):
     cluster: Annotated[int, Field(ge=0, lt=10_000)] = 0
     stage: Annotated[int, Field(ge=0, lt=10_000)] = 0
     spans: Annotated[str, Field(max_length=64 * MAX_SPANS)] = ""
+
+
+class Refusal(Body):
+    """A plan that was not obeyed, and why."""
+
+    epoch: int
+    term: int
+    leader: Annotated[PeerId, Field(max_length=128)]
+    why: Short
+
+
+class BallotTold(Body):
+    """Where a peer stands in the election.
+
+    Attributes:
+        leader: whose turn it is, or whom it obeys in this term.
+        obeys: (epoch, term) of the plan that it obeys, `plan_hash` its hash.
+        refused: the newest last.
+    """
+
+    epoch: int
+    term: int
+    phase: Phase
+    leader: Annotated[PeerId, Field(max_length=128)] | None = None
+    obeys: Fence | None = None
+    plan_hash: Annotated[str, Field(max_length=64)] = ""
+    refused: tuple[Refusal, ...] = Field(default=(), max_length=MAX_REFUSALS)
 
 
 Checked = TypeVar("Checked", bound=Body)

@@ -44,7 +44,7 @@ class SwarmView:
         capabilities: of the peers that are online, by peer.
         tickets: of the epoch asked for, by peer.
         plans: published plans by hash, the newest few.
-        submitted: jobs in order of submission.
+        submitted: jobs in order of submission; `requesters` says by whom.
         lending: peers that lend compute, each with how often it was seen to start anew.
     """
 
@@ -60,6 +60,7 @@ class SwarmView:
         self.plans: OrderedDict[str, Plan] = OrderedDict()
         self._sealed_plans: dict[str, bytes] = {}
         self.submitted: list[JobId] = []
+        self.requesters: dict[JobId, PeerId] = {}
         self.lending: frozenset[tuple[PeerId, int]] = frozenset()
         self._starts: dict[PeerId, tuple[float, int]] = {}
 
@@ -158,7 +159,7 @@ class SwarmView:
             if not entry.sealed:
                 entry.sealed = sealed.data
                 self._book.save()
-        self.submitted = list(requesters)
+        self.requesters, self.submitted = requesters, list(requesters)
         self._take_cancels(requesters, cancels)
 
     def _take_cancels(self, requesters: dict[JobId, PeerId], cancels: Sequence[Sealed]) -> None:

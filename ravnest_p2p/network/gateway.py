@@ -91,6 +91,12 @@ class Peers(_Request):
     op: Literal["peers"] = "peers"
 
 
+class Epoch(_Request):
+    """→ where the election stands: {epoch, term, phase, leader, plan, peers: [{peer, obeys, refused}]}"""
+
+    op: Literal["epoch"] = "epoch"
+
+
 class Jobs(_Request):
     """→ {jobs: [status, …]}"""
 
@@ -138,7 +144,7 @@ class Cancel(_Request):
     record: _Record
 
 
-Request = Hello | PutBlob | GetBlob | Submit | Peers | Jobs | Status | Logs | Trace | Result | Cancel
+Request = Hello | PutBlob | GetBlob | Submit | Peers | Epoch | Jobs | Status | Logs | Trace | Result | Cancel
 _requests: TypeAdapter[Request] = TypeAdapter(Annotated[Request, Field(discriminator="op")])
 
 

@@ -113,5 +113,12 @@ def structural_fault(plan: Plan) -> str:
     return ""
 
 
+def invented(plan: Plan, known: Collection[PeerId]) -> str:
+    """Why a plan that newly assigns peers whom nobody knows is refused; empty where it does not."""
+    new = {peer for job in plan.jobs if job.generation[:2] == plan.fence for peer in job.peers}
+    unknown = sorted(new.difference(known))
+    return f"it assigns {len(unknown)} peers that are not known" if unknown else ""
+
+
 def _digest(*parts: str) -> str:
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]

@@ -11,24 +11,23 @@ seed gives the same run:
 from __future__ import annotations
 
 import argparse
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from random import Random
 
 from ravnest_p2p.core.election import Adopted, Election, ElectionConfig
-from ravnest_p2p.core.types import Fence, Generation, JobId, JobPlan, PeerId, Plan
+from ravnest_p2p.core.types import Fence, PeerId
 
 from .clock import VirtualClock
 from .directory import SimulatedDirectory
 from .invariants import InvariantError, Invariants
 from .network import SimulatedNetwork
-from .planner import plan_pairs
-from .swarm import PUSHED_TO, SwarmPeer
-from .world import DISK, Published, World
+from .strangers import LET_IN, STRANGERS, Strangers
+from .swarm import SwarmPeer
+from .world import DISK, World
 
 MAX_SKEW_S = 1.5
-USURPER = PeerId("usurper")
-VANDAL = PeerId("vandal")
-POACHER = PeerId("poacher")
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +38,7 @@ class ScenarioConfig:
         faults_s: how long things go wrong.
         crashes: share of the peers that crash in this time, some of them more than once.
         partitions: how often the network splits.
-        hostile: whether strangers publish plans of their own: one without a ticket, two with one.
+        strangers: who publishes plans of its own, see `strangers`.
         terms_to_agree: terms after the start of the first quiet epoch within which all must agree.
     """
 
@@ -48,7 +47,7 @@ class ScenarioConfig:
     faults_s: float = 90.0
     crashes: float = 0.08
     partitions: int = 2
-    hostile: bool = True
+    strangers: tuple[PeerId, ...] = LET_IN
     terms_to_agree: int = 4
     epoch_s: float = 40.0
     term_s: float = 6.0
@@ -61,6 +60,7 @@ class Outcome:
     Attributes:
         fence: obeyed by all peers in the end.
         agreed_after_s: from the end of the faults.
+        terms: from then until most obey one plan, begun ones counted in.
         alive: peers alive in the end.
         adoptions, effective, frames: plans adopted, clusters formed, data frames taken.
         batches: most batches that a saved state contains.
@@ -68,6 +68,7 @@ class Outcome:
 
     fence: Fence
     agreed_after_s: float
+    terms: int
     alive: int
     events: int
     adoptions: int
@@ -111,7 +112,7 @@ class Scenario:
             clock,
             network,
             directory,
-            Invariants(strangers={POACHER}),
+            Invariants(strangers=STRANGERS),
             peers_expected=config.peers,
             election_class=election_class,
             disk=disk,
@@ -160,10 +161,7 @@ class Scenario:
             clock.after(start_s, self._split)
             clock.after(start_s + span_s * random.uniform(0.2, 0.55), self._heal)
         clock.after(first_s, self._tempt_leaders)
-        if config.hostile:
-            clock.after(first_s, self._usurp)
-            clock.after(first_s, self._vandalise)
-            clock.after(first_s, self._poach)
+        Strangers(self.world, self.peers, random).let_in(config.strangers, first_s)
 
     def _tempt_leaders(self) -> None:
         self.world.crash_of_leader = 0.1
@@ -201,11 +199,16 @@ class Scenario:
         clock, quiet_s = world.clock, world.clock.now_s
         next_epoch_s = config.epoch_s * (1 + (quiet_s + 5) // config.epoch_s)
         deadline_s = next_epoch_s + world.rules.grace_s + MAX_SKEW_S + config.terms_to_agree * config.term_s
+        begun = max((peer.fence for peer in self.peers if peer.alive), default=Fence(0, 0))
+        terms = 0
         clock.run_until(quiet_s + 5)
         while True:
             alive = [peer for peer in self.peers if peer.alive]
-            obeyed = {peer.saved for peer in alive}
-            agreed = next(iter(obeyed)) if len(obeyed) == 1 else None
+            obeyed = Counter(peer.saved for peer in alive)
+            most, count = obeyed.most_common(1)[0]
+            if terms == 0 and most is not None and 2 * count > len(alive):
+                terms = 1 + most.fence.term - (begun.term if begun.epoch == most.fence.epoch else 0)
+            agreed = most if len(obeyed) == 1 else None
             if agreed is not None:
                 break
             if clock.now_s >= deadline_s:
@@ -215,6 +218,7 @@ class Scenario:
         return Outcome(
             agreed.fence,
             clock.now_s - quiet_s,
+            max(1, terms),
             len(alive),
             clock.events,
             watch.adoptions,
@@ -223,55 +227,8 @@ class Scenario:
             max((done for _, _, done in world.blobs), default=0),
         )
 
-    def _hostile_plan(self, leader: PeerId, jobs: tuple[JobPlan, ...]) -> Published:
-        """A plan for the term that follows what most obey now."""
-        return Published(Plan(self.world.rules.swarm, self._next_fence(), leader, 0, "", "", jobs))
 
-    def _next_fence(self) -> Fence:
-        highest = max(
-            (peer.saved.fence for peer in self.peers if peer.saved is not None), default=Fence(0, 0)
-        )
-        epoch = int(self.world.clock.now_s // self._config.epoch_s)
-        return Fence(epoch, highest.term + 1 if highest.epoch == epoch else 0)
-
-    def _publish(self, leader: PeerId, published: Published) -> None:
-        fence = published.plan.fence
-        through = self._random.choice(self.peers).name
-        key, subkey = f"plan/{fence.epoch}", f"{fence.term}/{leader}"
-        self.world.directory.write(through, key, subkey, published, self._config.epoch_s)
-        for peer in self._random.sample(self.peers, min(PUSHED_TO, len(self.peers))):
-            self.world.network.send(PeerId(through), peer.name, published)
-
-    def _show_ticket(self, peer: PeerId, value: int) -> None:
-        epoch = self._next_fence().epoch
-        self.world.invariants.ticket(epoch, peer)
-        through = self._random.choice(self.peers).name
-        self.world.directory.write(through, f"tickets/{epoch}", peer, value, self._config.epoch_s)
-
-    def _usurp(self) -> None:
-        """A sound plan by somebody without a ticket."""
-        self._publish(USURPER, self._hostile_plan(USURPER, ()))
-        self.world.clock.after(4 + 4 * self._random.random(), self._usurp)
-
-    def _vandalise(self) -> None:
-        """A senseless plan by somebody with the lowest ticket of all."""
-        job = JobPlan(JobId("job-0"), Generation(*self._next_fence(), f"of-{VANDAL}"), ())
-        self._show_ticket(VANDAL, 0)
-        self._publish(VANDAL, self._hostile_plan(VANDAL, (job, job)))
-        self.world.clock.after(4 + 4 * self._random.random(), self._vandalise)
-
-    def _poach(self) -> None:
-        """A sound plan by somebody with a low ticket that ends all that runs: it has no jobs, or all anew."""
-        everybody = [peer.name for peer in self.peers]
-        anew = plan_pairs("", self._next_fence(), POACHER, everybody, None, {}, {}).jobs
-        for job in anew:
-            self.world.invariants.formed(POACHER, job)
-        self._show_ticket(POACHER, 1)
-        self._publish(POACHER, self._hostile_plan(POACHER, self._random.choice(((), anew))))
-        self.world.clock.after(2 + 4 * self._random.random(), self._poach)
-
-
-def _most(obeyed: set[Adopted | None]) -> str:
+def _most(obeyed: Iterable[Adopted | None]) -> str:
     return ", ".join(sorted(str(None if plan is None else plan.fence) for plan in obeyed)[-4:])
 
 

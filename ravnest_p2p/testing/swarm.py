@@ -28,10 +28,10 @@ from ravnest_p2p.core.election import (
 )
 from ravnest_p2p.core.errors import StaleGenerationError
 from ravnest_p2p.core.membership import Changed, Membership, PeerState
-from ravnest_p2p.core.types import Fence, Generation, JobId, JobPhase, JobPlan, PeerId
+from ravnest_p2p.core.types import Fence, Generation, JobId, JobPhase, JobPlan, PeerId, Plan
 
 from .consent import SimulatedConsent
-from .planner import plan_pairs, stays
+from .planner import invented, plan_pairs, stays
 from .stage import Frame, Receipt, Stage
 from .world import Published, World
 
@@ -75,6 +75,16 @@ class SwarmPeer:
     def now_s(self) -> float:
         """Time by this peer's clock."""
         return self._world.clock.now_s + self._skew_s
+
+    @property
+    def fence(self) -> Fence:
+        """The epoch and term that it believes to be in."""
+        return Fence(self.election.epoch, self.election.term)
+
+    @property
+    def plan(self) -> Plan | None:
+        """The plan that it obeys, as long as it runs."""
+        return None if self._plan is None else self._plan.plan
 
     def start(self) -> None:
         """Start, or start again with what is on the disk."""
@@ -162,7 +172,8 @@ class SwarmPeer:
         if key not in self._seen:
             self._seen[key] = published
             self._consent.learn(plan)
-        header = PlanHeader(plan.fence, plan.leader, published.hash, published.fault)
+        fault = published.fault or invented(plan, self._world.peers)
+        header = PlanHeader(plan.fence, plan.leader, published.hash, fault)
         if not header.verdict and self.election.deserves_a_look(header, self.now_s):
             previous = self._plan or self._newest_before(plan.fence)
             header = replace(header, doubt=self._consent.doubt(published, previous, self._running))
@@ -209,7 +220,7 @@ class SwarmPeer:
         world = self._world
         if life != self._life or not self.alive:
             return
-        previous = None if self._plan is None else self._plan.plan
+        previous = self.plan
         online = self._online()
         claimed = [peer._running for peer in online.values() if peer._running is not None]
         jobs = {job.job for job in (*claimed, *(() if previous is None else previous.jobs))}
@@ -362,7 +373,7 @@ class SwarmPeer:
         epoch, seen = self.election.epoch, self._world.directory.snapshot
         if self._shown and self.name not in seen(self.name, f"tickets/{epoch}"):
             self._show_ticket()
-        plan = None if self._plan is None else self._plan.plan
+        plan = self.plan
         if plan is None or plan.leader != self.name:
             return
         if f"{plan.fence.term}/{self.name}" not in seen(self.name, f"plan/{epoch}"):

@@ -63,8 +63,12 @@ class World:
 
     def ask(self, asker: PeerId, peer: PeerId) -> SwarmPeer | None:
         """The other peer, to be asked a question over a reliable stream; None where it does not answer."""
-        asked = self.peers[peer]
-        return asked if asked.alive and self.network.side(asker) == self.network.side(peer) else None
+        asked = self.peers.get(peer)  # a liar's plan may name somebody who is not there
+        return (
+            asked
+            if asked is not None and asked.alive and self.network.side(asker) == self.network.side(peer)
+            else None
+        )
 
     def tell(self, who: str, text: str) -> None:
         """Add a line to the transcript."""

@@ -49,6 +49,45 @@ class Backend:
     async def peers(self) -> list[dict[str, Any]]:
         return [{"peer": self.peer, "addresses": self.addresses}, *self.others]
 
+    async def epoch(self) -> dict[str, Any]:
+        return {
+            "epoch": 7,
+            "term": 1,
+            "phase": "led",
+            "leader": self.peer,
+            "epoch_s": 60.0,
+            "ends_in_s": 12.5,
+            "plan": {
+                "epoch": 7,
+                "term": 1,
+                "leader": self.peer,
+                "hash": "ab" * 32,
+                "jobs": [
+                    {
+                        "job": "cd" * 32,
+                        "name": "[red]cnn[/red]",
+                        "generation": "7.1.abcdefgh",
+                        "clusters": [[{"peer": self.peer, "lo": 0, "hi": 6}]],
+                        "standbys": [],
+                        "updates_per_s": 2.5,
+                        "reason": "",
+                    }
+                ],
+            },
+            "peers": [
+                {
+                    "peer": self.peer,
+                    "epoch": 7,
+                    "term": 1,
+                    "obeys": [7, 1],
+                    "agrees": True,
+                    "refused": [
+                        {"epoch": 7, "term": 0, "leader": "…thief", "why": "[b]a healthy cluster[/b]"}
+                    ],
+                }
+            ],
+        }
+
     async def jobs(self) -> list[dict[str, Any]]:
         return list(self.jobs_known.values())
 

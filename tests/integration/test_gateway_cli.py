@@ -58,6 +58,12 @@ def test_peers_jobs_and_status(peer: GatewayPeer, ravnest: Run, job: str) -> Non
     assert peer.backend.jobs_known[job]["name"] == "mine"
     assert json.loads(ravnest("peers", "--json")[1])[0]["peer"] == peer.peer_id
     assert peer.peer_id[-8:] in ravnest("peers")[1]
+    assert json.loads(ravnest("epoch", "--json")[1])["term"] == 1
+    shown = ravnest("epoch")[1]
+    assert "epoch 7, term 1: led by" in shown
+    for text in ("[red]cnn[/red]", f"0-5:…{peer.peer_id[-8:]}", "2.5000"):
+        assert text in shown
+    assert "7.0 by …thief was refused by 1: [b]a healthy cluster[/b]" in shown
     assert [known["job"] for known in json.loads(ravnest("jobs", "--json")[1])] == [job]
     assert job[:12] in ravnest("jobs")[1]
     assert json.loads(ravnest("status", job[:8], "--json")[1])["phase"] == "waiting"

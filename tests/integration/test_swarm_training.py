@@ -92,7 +92,11 @@ def plain_pytorch(request: rn.JobRequest, updates: int, model: nn.Module | None 
 
 @pytest.mark.parametrize(
     ("stages", "staleness_bound", "optimizer"),
-    [(1, 8, rn.Adam(lr=3e-3)), (2, 0, rn.SGD(lr=0.05, momentum=0.9)), (2, 0, rn.Muon())],
+    [
+        (1, 8, rn.Adam(lr=3e-3)),
+        (2, 0, rn.SGD(lr=0.05, momentum=0.9)),
+        pytest.param(2, 0, rn.Muon(), marks=pytest.mark.slow),
+    ],
     ids=["one stage, Adam", "two synchronous stages, SGD", "two synchronous stages, Muon"],
 )
 def test_training_without_staleness_is_plain_pytorch_bit_for_bit(
@@ -181,7 +185,7 @@ def stalenesses(connection: Swarm, swarm: LocalSwarm, job: str) -> list[tuple[Pe
 @pytest.mark.parametrize(
     ("staleness", "stages", "staleness_bound", "m", "updates_per_round"),
     [
-        ("fixed", 2, 1, 1, 100),
+        pytest.param("fixed", 2, 1, 1, 100, marks=pytest.mark.slow),
         ("fixed", 3, 2, 4, 2),
         ("measured", 3, 6, 8, 2),
         ("adaptive", 3, 4, 4, 5),

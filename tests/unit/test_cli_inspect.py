@@ -158,7 +158,7 @@ def test_peers_and_a_picture(file: str, tmp_path: Path, capsys: pytest.CaptureFi
         (["FILE:made", "--memory", "much"], "is no size"),
         (["FILE:made", "--peers", "lost.json"], "cannot be read"),
         (["FILE:made", "--peers", "FILE"], "is not JSON"),
-        (["FILE:made", "--svg", "/lost/folder/x.svg"], "there is no folder"),
+        (["FILE:made", "--svg", "/lost/folder/x.svg"], "x.svg cannot be written: No such file or directory"),
     ],
 )
 def test_mistakes_are_the_users_and_named(

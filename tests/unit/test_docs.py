@@ -296,7 +296,7 @@ def test_protocols_and_their_messages() -> None:
     assert set(code(checked("docs/design.md", "gateway"))) == requests
     assert code(checked("docs/design.md", "frames")) == [kind.name for kind in frames.FrameKind]
     m = peer_messages
-    calls = [m.OVERVIEW, m.PLAN, m.REPLAN, m.KEEP, m.LOGS, m.TRACE]
+    calls = [m.OVERVIEW, m.PLAN, m.REPLAN, m.KEEP, m.LOGS, m.TRACE, m.BALLOT]
     assert [code(row[0])[0] for row in table("docs/design.md", "calls")] == calls
 
 

@@ -5,7 +5,8 @@ each stage to fit its peer, and no needless peer. Solution: for each shape (clus
 every one if peers are few; else the fastest peers cut into like neighbours, peers near one another, and
 peers dealt out by memory. Each group gets its best order and cuts (`cost.draft_cluster`). Of the groupings
 within 5 % of the fastest, the one of most similar peers wins; of the shapes, a larger one must be clearly
-faster.
+faster. Where there are too many peers for every grouping, the compiled search (`search`) looks for a better
+one still, of clusters of any size.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from math import comb
 
 from ravnest_p2p.core.capability import dissimilarity, link_bps
 from ravnest_p2p.core.coordinates import predicted_rtt_s
+from ravnest_p2p.core.errors import PlanError
 from ravnest_p2p.core.planning.cost import (
     Draft,
     draft_cluster,
@@ -25,13 +27,17 @@ from ravnest_p2p.core.planning.cost import (
     updates_per_s,
 )
 from ravnest_p2p.core.planning.cuts import MIN_FLOPS
+from ravnest_p2p.core.planning.job_problem import problem_of
 from ravnest_p2p.core.types import Capability, JobSpec, PeerId
 
 MAX_STAGES = 8
 """Most stages that the planner chooses by itself; a job may ask for more."""
 
 MAX_CLUSTERS = 8
-"""Most clusters that the planner chooses by itself; a job may ask for more."""
+"""Most clusters of one shape that the planner chooses by itself; a job may ask for more."""
+
+MAX_SEARCHED_STAGES = 16
+"""Most stages that the search chooses."""
 
 CLEAR_GAIN = 1.1
 """A shape of more peers must be this many times faster than one of fewer."""
@@ -57,8 +63,11 @@ class Formation:
 class ClusterSearch:
     """Searches the clusters of one job among the given peers; remembers the groups that it has tried."""
 
-    def __init__(self, spec: JobSpec, peers: Sequence[Capability], memory_scale: float = 1.0) -> None:
+    def __init__(
+        self, spec: JobSpec, peers: Sequence[Capability], memory_scale: float = 1.0, seed: int = 0
+    ) -> None:
         self._spec = spec
+        self._seed = seed
         self._table = planning_table(spec, memory_scale)
         smallest = min(
             stage_need_bytes(spec, self._table, 0, 1, n, n + 1, 0) for n in range(len(spec.layers))
@@ -75,14 +84,46 @@ class ClusterSearch:
             clusters: replaces the number that the job asks for.
         """
         bound = len(self._peers) if most_peers is None else min(most_peers, len(self._peers))
+        wanted = self._spec.clusters if clusters is None else clusters
+        best = self._best_shape(bound, wanted)
+        searched = self._searched(bound, wanted)
+        if searched is None or best is None:
+            return searched or best
+        return searched if searched.rate > best.rate * _gain_wanted(best, searched) else best
+
+    def _best_shape(self, bound: int, clusters: int) -> Formation | None:
         best: Formation | None = None
-        for stages, count in self._shapes(bound, self._spec.clusters if clusters is None else clusters):
+        for stages, count in self._shapes(bound, clusters):
             if best is not None and self._fastest_possible(stages * count) <= best.rate * CLEAR_GAIN:
                 continue
             formation = self._best_of_shape(stages, count)
             if formation is not None and (best is None or formation.rate > best.rate * CLEAR_GAIN):
                 best = formation
         return best
+
+    def _searched(self, bound: int, clusters: int) -> Formation | None:
+        """What the compiled search finds among so many of the peers; None where every grouping was tried."""
+        if len(self._peers) <= _EVERY_GROUPING_UP_TO_PEERS:
+            return None
+        from ravnest_p2p.core.planning.search.solve import solve  # compiled, and seldom needed
+
+        by_speed = sorted(self._peers, key=lambda c: (-_speed(c), c.peer))
+        # A share of the fast ones and of the slow ones.
+        peers = [by_speed[n * len(by_speed) // bound] for n in range(bound)]
+        most_stages = min(MAX_SEARCHED_STAGES, self._table.count, bound)
+        problem = problem_of(self._spec, self._table, peers, most_stages=most_stages, clusters=clusters)
+        try:
+            layout = solve(problem, seed=self._seed, budget="quick")
+        except PlanError:
+            return None
+        drafts = (
+            draft_cluster(self._spec, self._table, [peers[i] for i in cluster.peers])
+            for cluster in layout.clusters
+        )
+        fitting = sorted((d for d in drafts if d is not None), key=lambda d: (d.interval_s, d.ids))
+        if not fitting or len(fitting) < clusters:
+            return None
+        return Formation(tuple(fitting), updates_per_s(self._spec, self._table, fitting))
 
     def _shapes(self, bound: int, clusters: int) -> list[tuple[int, int]]:
         """(stages, clusters), fewest peers first, of these fewest stages first."""
@@ -144,6 +185,12 @@ class ClusterSearch:
                 default=None,
             )
         return self._drafts[key]
+
+
+def _gain_wanted(best: Formation, other: Formation) -> float:
+    """How many times faster another formation must be: clearly, where it takes more peers."""
+    count, more = (sum(len(draft.peers) for draft in each.clusters) for each in (best, other))
+    return CLEAR_GAIN if more > count else 1.0
 
 
 def _speed(peer: Capability) -> float:

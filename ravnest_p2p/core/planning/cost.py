@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from ravnest_p2p.core.capability import link_bps
@@ -30,7 +30,7 @@ from ravnest_p2p.core.planning.cuts import (
 )
 from ravnest_p2p.core.planning.memory import StageMemory, stage_memory
 from ravnest_p2p.core.planning.recompute import ALWAYS, AUTO, NEVER, Stretches
-from ravnest_p2p.core.types import Capability, JobSpec, PeerId
+from ravnest_p2p.core.types import Capability, ClusterPlan, JobSpec, PeerId
 
 MAX_LATENCY_RATIO = 1000.0
 
@@ -287,6 +287,25 @@ def round_updates(spec: JobSpec, clusters: Sequence[Draft]) -> tuple[int, ...]:
     rates = [1.0 / cluster.interval_s for cluster in clusters]
     total = spec.updates_per_round * len(rates) / sum(rates)
     return tuple(max(1, int(rate * total + 0.5)) for rate in rates)
+
+
+def predicted_updates_per_s(
+    spec: JobSpec, clusters: Sequence[ClusterPlan], peers: Mapping[PeerId, Capability]
+) -> float | None:
+    """Of clusters as planned, by what their peers offer now; None where one of them is not known."""
+    if any(stage.peer not in peers for cluster in clusters for stage in cluster.stages):
+        return None
+    table = planning_table(spec)
+    drafts = [
+        draft_with_ranges(
+            spec,
+            table,
+            [peers[stage.peer] for stage in cluster.stages],
+            [(stage.lo, stage.hi) for stage in cluster.stages],
+        )
+        for cluster in clusters
+    ]
+    return updates_per_s(spec, table, drafts)
 
 
 def updates_per_s(spec: JobSpec, table: LayerTable, clusters: Sequence[Draft]) -> float:

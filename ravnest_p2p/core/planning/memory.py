@@ -18,6 +18,11 @@ PROCESS_OVERHEAD_BYTES = 300 * 1024 * 1024
 """Resident size of a worker that has imported torch and holds no tensor yet."""
 
 
+def tensor_room_bytes(memory_bytes: float) -> float:
+    """Tensors for which a peer's memory suffices, the inverse of `StageMemory.needed`."""
+    return max(0.0, memory_bytes - PROCESS_OVERHEAD_BYTES) * 5.0 / 8.0
+
+
 def optimizer_slots(optimizer: OptimizerSpec) -> int:
     """Copies of the parameters that the optimizer keeps as its state, at most.
 

@@ -13,7 +13,7 @@ not move what runs, and must say what a waiting job waits for. Solution: one pur
 | new                                                      | formed from the free peers                |
 | none of these can be done                                | waits, with the reason                    |
 
-Broken jobs choose their peers before new ones; within both, the order of submission counts.
+Jobs that had begun choose their peers before new ones, and within both the users take turns (`fairness`).
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from ravnest_p2p.core.planning.cost import (
     staleness_bounds,
     takes_part,
 )
+from ravnest_p2p.core.planning.fairness import Turn, next_turn
 from ravnest_p2p.core.planning.identity import plan_hash, tagged
 from ravnest_p2p.core.planning.repair import repaired
 from ravnest_p2p.core.planning.resume import ever_saved, resume_point
@@ -68,6 +69,7 @@ def make_plan(
     statuses: Mapping[JobId, JobStatus],
     previous: Plan | None,
     running: Mapping[JobId, JobPlan] | None = None,
+    owners: Mapping[JobId, PeerId] | None = None,
 ) -> Plan:
     """The plan that a leader publishes at `fence`; the same for the same facts on every peer.
 
@@ -77,6 +79,7 @@ def make_plan(
         statuses: what is known of them; a job without one has not been heard of yet.
         previous: the plan that was obeyed last.
         running: its jobs as they really run, see `core.consent.what_runs`; as it planned them if None.
+        owners: who submitted each job, as far as that is known.
     """
     online = _online(capabilities)
     planned = {job.job: job for job in previous.jobs} if previous is not None else {}
@@ -86,12 +89,16 @@ def make_plan(
     plans = _kept(open_jobs, online)
     free = dict(online)
     _take(free, plans.values())
-    to_form = [job for job in open_jobs if job not in plans]
-    to_form.sort(key=lambda job: not open_jobs[job].started)
-    for n, job in enumerate(to_form):
-        plans[job] = _formed(job, open_jobs[job], free, online, jobs_left=len(to_form) - n)
-        _take(free, [plans[job]])
-    for job in to_form:
+    waiting = {job: it.started for job, it in open_jobs.items() if job not in plans}
+    formed: list[JobId] = []
+    while waiting:
+        holding = {job: len(plan.peers) for job, plan in plans.items()}
+        turn = next_turn(waiting, owners or {}, holding, len(free))
+        plans[turn.job] = _formed(turn, open_jobs[turn.job], free, online, seed)
+        _take(free, [plans[turn.job]])
+        del waiting[turn.job]
+        formed.append(turn.job)
+    for job in formed:
         plan = plans[job]
         if plan.clusters:
             willing = _willing(open_jobs[job].spec, free)
@@ -194,14 +201,14 @@ def _spares(it: _Asked, free: Mapping[PeerId, Capability]) -> list[PeerId]:
 
 
 def _formed(
-    job: JobId,
+    turn: Turn,
     it: _Asked,
     free: Mapping[PeerId, Capability],
     online: Mapping[PeerId, Capability],
-    jobs_left: int,
+    seed: int,
 ) -> JobPlan:
     """The job's clusters from the free peers, or why it waits; without standbys and tag."""
-    spec = it.spec
+    spec, job = it.spec, turn.job
     unfit = waiting.malformed(spec)
     if unfit:
         return JobPlan(job, _NO_GENERATION, (), batches_done=it.batches_before, reason=unfit)
@@ -209,7 +216,7 @@ def _formed(
     waits = JobPlan(job, _NO_GENERATION, (), batches_done=it.batches_before if saved is None else saved[0])
     if saved is None and (it.batches_before > 0 or ever_saved(it.pieces, len(spec.layers))):
         return replace(waits, reason=waiting.for_pieces(spec, it.pieces, online))
-    drafts = _clusters(it, _willing(spec, free), jobs_left)
+    drafts = _clusters(it, _willing(spec, free), turn.most_peers, seed)
     if not drafts:
         return replace(waits, reason=waiting.for_peers(spec, free, online, it.memory_scale))
     batches_done, version, pieces = (0, 0, ()) if saved is None else saved
@@ -225,16 +232,15 @@ def _formed(
     )
 
 
-def _clusters(it: _Asked, free: Mapping[PeerId, Capability], jobs_left: int) -> tuple[Draft, ...]:
+def _clusters(it: _Asked, free: Mapping[PeerId, Capability], most_peers: int, seed: int) -> tuple[Draft, ...]:
     """Repaired where possible, else formed anew, else fewer clusters if the job had started; else empty."""
     spec = it.spec
     mended = repaired(spec, it.old, free, it.memory_scale) if it.old is not None else ()
     before = len(it.old.clusters) if it.old is not None else 0
     if mended and len(mended) == (spec.clusters or before):
         return mended
-    search = ClusterSearch(spec, list(free.values()), it.memory_scale)
-    share = max(1, len(free) // jobs_left)
-    formation = search.best(most_peers=share) or search.best()
+    search = ClusterSearch(spec, list(free.values()), it.memory_scale, seed)
+    formation = search.best(most_peers=most_peers) or search.best()
     if formation is not None:
         return formation.clusters
     if mended:
