@@ -186,7 +186,7 @@ def stalenesses(connection: Swarm, swarm: LocalSwarm, job: str) -> list[tuple[Pe
     ("staleness", "stages", "staleness_bound", "m", "updates_per_round"),
     [
         pytest.param("fixed", 2, 1, 1, 100, marks=pytest.mark.slow),
-        ("fixed", 3, 2, 4, 2),
+        pytest.param("fixed", 3, 2, 4, 2, marks=pytest.mark.slow),
         ("measured", 3, 6, 8, 2),
         ("adaptive", 3, 4, 4, 5),
     ],
