@@ -151,11 +151,12 @@ class Search:
         clusters = [self._cutter.cut(order, transfer_s)[1] for order in orders]
         return self._found([cluster for cluster in clusters if cluster is not None], transfer_s).objective
 
-    def _stay_with(self, start: Sequence[Cluster]) -> float:
-        """Price stages that move, try Q about that of the given clusters, and return the best."""
+    def _stay_with(self, start: Sequence[Cluster]) -> None:
+        """Price stages that move, and scout Q about that of the given clusters; anywhere if none fits."""
         sound = fitting(self._problem, start)
         if not sound:
-            return self.scout()
+            self.scout()
+            return
         worths = [worth(self._problem, cluster, {}).value for cluster in sound]
         if not self._problem.rules.moves_are_free:
             self._t.rules[STAY] = CLEAR_GAIN * sum(worths) / sum(len(cluster.peers) for cluster in sound)
@@ -163,7 +164,6 @@ class Search:
         self._scouted = [self._found(sound, transfer_s)]
         for factor in (1.0, 1.0 / NARROWING, NARROWING):
             self._scouted.append(self._anneal(start, transfer_s * factor, self._effort.scout, WARM))
-        return max(self._scouted, key=_worst_first).transfer_s
 
     def scout(self) -> float:
         """Q with which a short annealing does best; one cluster alone averages nothing and needs none.
