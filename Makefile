@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
-.PHONY: help setup lock demo examples test test-slow fuzz bench lint clean
+.PHONY: help setup lock demo examples test test-slow fuzz model-check bench lint clean
 
 help:
 	@echo "make demo       set up, then train the digits CNN on a local swarm of six peers"
@@ -14,6 +14,7 @@ help:
 	@echo "make test       set up, then check the code and run the tests (under 15 minutes on 2 cores)"
 	@echo "make test-slow  the long simulations: 1,000 seeds with 200 peers and more"
 	@echo "make fuzz       100,000 random packages against the loader and the operations (COUNT=…, SEED=…)"
+	@echo "make model-check  every state of the election's formal model: three minutes (needs spin and gcc)"
 	@echo "make bench      every benchmark against its goals: hours, on a machine that does nothing else (BENCH=model_zoo …)"
 	@echo "make lock       pin the newest versions of everything beside torch"
 	@echo "make setup      only set up: a virtual environment in .venv with pinned versions"
@@ -55,6 +56,9 @@ SEED ?= 0
 
 fuzz: $(READY)
 	OMP_NUM_THREADS=1 nice $(BIN)/python -m tests.fuzz.fuzz_packages --count $(COUNT) --seed $(SEED)
+
+model-check: $(READY)
+	$(BIN)/python -m tests.model_check
 
 BENCH ?= pipeline_sim planning model_zoo requirements memory compression pipeline async_penalty
 

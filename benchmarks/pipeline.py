@@ -84,7 +84,9 @@ LOOPBACK_STALENESS = 2
 """What our window measures over loopback, at times 3."""
 
 LIMIT_S = 400.0
-RATIO, ON_LOOPBACK = "ours / it", "ours on loopback"
+RATIO, ON_LOOPBACK, UNDELAYED = "ours / it", "ours on loopback", "ours on the same link without its delay"
+NEAR = (UNDELAYED, ON_LOOPBACK)
+"""What ours over a delay is compared with. The cost of carrying packets stands between the two."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -147,28 +149,39 @@ def _delay(rounds: int, seconds: float) -> tuple[dict[str, Any], list[Goal]]:
         rows |= {f"{case}: {side}": row for side, row in found.items()}
         rows |= {f"{case}: ours, round {n}": ours for n, ours in enumerate(measured["ours"], 1)}
     for case in DELAYED_OWN:
-        row = rows[f"{case}: {ON_LOOPBACK}"] = _own(case, min(OWN_SWARMS, rounds), seconds)
-        goals.append(Goal(f"ours / {ON_LOOPBACK}, {case}", row[RATIO], "", f">= {OWN_WANTED}"))
+        found = _own(case, min(OWN_SWARMS, rounds), seconds)
+        rows |= {f"{case}: {which}": row for which, row in found.items()}
+        goals += [
+            Goal(f"ours / {which}, {case}", row[RATIO], "", f">= {OWN_WANTED}")
+            for which, row in found.items()
+        ]
     return rows, goals
 
 
-def _own(case: Delayed, swarms: int, seconds: float) -> dict[str, float]:
-    """Our side on a delayed link in turns with our side on loopback; medians of the pairs of swarms."""
+def _own(case: Delayed, swarms: int, seconds: float) -> dict[str, dict[str, float]]:
+    """Our side on a delayed link in turns with our side on `NEAR`; medians of the groups of swarms."""
     print(f"{case}: how far ours runs ahead …", file=sys.stderr, flush=True)
     with DelayedLink(case.one_way_s) as link:
         alone = _ours(case.training, seconds, link.hosts)()
-    near = (Host(), Host())
+
+    def side(hosts: Sequence[Host], staleness: int) -> Start:
+        return _ours_in_turns(case.training, staleness, hosts, len(NEAR) * OWN_ROUNDS, "pinned")
+
     found = []
     for number in range(swarms):
-        print(f"pair {number + 1} of {swarms} …", file=sys.stderr, flush=True)
-        with DelayedLink(case.one_way_s, stands=True) as link:
+        print(f"swarms {number + 1} of {swarms} …", file=sys.stderr, flush=True)
+        with DelayedLink(case.one_way_s, stands=True) as far, DelayedLink(0.0, stands=True) as near:
             sides = {
-                "ours": _ours_in_turns(case.training, alone["staleness"], link.hosts, OWN_ROUNDS, "pinned"),
-                ON_LOOPBACK: _ours_in_turns(case.training, LOOPBACK_STALENESS, near, OWN_ROUNDS, "pinned"),
+                "ours": side(far.hosts, alone["staleness"]),
+                UNDELAYED: side(near.hosts, LOOPBACK_STALENESS),
+                ON_LOOPBACK: side((Host(), Host()), LOOPBACK_STALENESS),
             }
-            found.append(_by_turns(sides, OWN_ROUNDS, {"ours": link.pid})[ON_LOOPBACK])
-    medians = {key: statistics.median(row[key] for row in found) for key in found[0]}
-    return medians | {"least busy stage": min(alone["busy"])}
+            found.append(_by_turns(sides, OWN_ROUNDS, {"ours": far.pid, UNDELAYED: near.pid}))
+    return {
+        which: {key: statistics.median(rows[which][key] for rows in found) for key in found[0][which]}
+        | {"least busy stage, alone": min(alone["busy"])}
+        for which in NEAR
+    }
 
 
 def _against(measured: Mapping[str, Sequence[dict[str, Any]]], other: str) -> dict[str, float]:

@@ -13,10 +13,11 @@ from collections.abc import Iterable
 from ravnest_p2p.core import coordinates
 from ravnest_p2p.core.canonical import canonical_json, digest
 from ravnest_p2p.core.errors import RecordFormatError
-from ravnest_p2p.core.types import Capability, Device, Reachability
+from ravnest_p2p.core.types import Capability, Device, LinkMeasured, Reachability
 
 DEVICE_KINDS = ("cpu", "cuda", "mps")
 MAX_DEVICES = 32
+MAX_MEASURED = 8
 MAX_MEMORY_BYTES = 1 << 46
 MAX_FLOPS = 1e18
 MAX_BPS = 1e13
@@ -41,6 +42,8 @@ def checked(capability: Capability) -> Capability:
         raise RecordFormatError("capability: version is too long")
     if len(capability.devices) > MAX_DEVICES:
         raise RecordFormatError(f"capability: more than {MAX_DEVICES} devices")
+    if len(capability.measured) > MAX_MEASURED:
+        raise RecordFormatError(f"capability: more than {MAX_MEASURED} measured links")
     return Capability(
         peer=capability.peer,
         version=capability.version,
@@ -53,6 +56,7 @@ def checked(capability: Capability) -> Capability:
         reliability=_number("reliability", capability.reliability, 1.0),
         online=bool(capability.online),
         microbatch_flops=_number("microbatch_flops", capability.microbatch_flops, MAX_FLOPS),
+        measured=tuple(map(_measured, capability.measured)),
     )
 
 
@@ -84,6 +88,11 @@ def _device(device: Device) -> Device:
     if isinstance(memory, bool) or not isinstance(memory, int) or not 0 <= memory <= MAX_MEMORY_BYTES:
         raise RecordFormatError(f"capability: memory_bytes must be an integer in [0, {MAX_MEMORY_BYTES}]")
     return Device(kind=device.kind, memory_bytes=memory, flops=_number("flops", device.flops, MAX_FLOPS))
+
+
+def _measured(link: LinkMeasured) -> LinkMeasured:
+    up_bps = _number("a measured link's up_bps", link.up_bps, MAX_BPS)
+    return LinkMeasured(link.peer, up_bps, _number("a measured link's down_bps", link.down_bps, MAX_BPS))
 
 
 def _number(what: str, value: float, high: float) -> float:

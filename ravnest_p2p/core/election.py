@@ -38,31 +38,12 @@ from .ballot import (
     Turn,
     fence_text,
 )
-from .obedience import Obedience, fence_of
+from .equivocation import Equivocators
 from .rift import Rift
 from .tickets import TICKET_SPACE, TicketBook
 from .timeliness import untimely
 from .types import Fence, PeerId
 from .wording import peer_text
-
-__all__ = [
-    "Action",
-    "Adopt",
-    "Adopted",
-    "DrawTicket",
-    "Election",
-    "ElectionConfig",
-    "Explain",
-    "MakePlan",
-    "Obedience",
-    "Phase",
-    "PlanHeader",
-    "PublishTicket",
-    "Reconsider",
-    "Refuse",
-    "fence_of",
-]
-
 
 MAX_HELD = 64
 """Plans kept to be judged again when a ticket comes or the epoch begins."""
@@ -97,6 +78,7 @@ class Election:
         self._eligible = eligible
         self._expected = 0
         self._gone: set[PeerId] = set()
+        self._equivocators = Equivocators()
         self._next_tickets = self._new_book()
         self._held: list[PlanHeader] = []
         self._stale = ""
@@ -184,12 +166,16 @@ class Election:
         For a plan of an author without a known ticket, or of an epoch about to start, `poll` asks once more.
         """
         actions = self._turn_epoch(now_s)
+        if self._equivocators.hear(header.fence, header.leader, header.plan_hash):
+            self._wake_s = -inf
+            actions.append(Explain(f"{self._equivocates(header.leader)}: it is not obeyed again"))
         actions += self._judge(header, now_s)
         return actions
 
     def deserves_a_look(self, header: PlanHeader, now_s: float) -> bool:
         """Whether only its content can still speak against this plan."""
-        return self._above_obeyed(header) and self._untimely(header, now_s) is None
+        liar = self._equivocators.proven(header.leader) is not None
+        return not liar and self._above_obeyed(header) and self._untimely(header, now_s) is None
 
     def poll(self, now_s: float) -> Sequence[Action]:
         """Let time pass and say what is to be done now."""
@@ -275,7 +261,7 @@ class Election:
                 return []
         elif leader is not None and (here, leader) in self._refused:
             turn, why = Turn.REFUSED, f"the plan of {peer_text(leader)} was refused"
-        elif leader is not None and leader in self._blamed:
+        elif leader is not None and (leader in self._blamed or self._equivocates(leader)):
             turn, why = Turn.REFUSED, f"a plan of {peer_text(leader)} was refused, its next is not waited for"
         elif leader is not None and leader in self._gone and leader != self._peer:
             turn, why = Turn.SILENT, f"{peer_text(leader)} is gone"
@@ -320,6 +306,8 @@ class Election:
             return self._judge_again(header, adopted, now_s)
         if adopted is not None and fence < adopted.fence:
             return self._refuse(header, f"{fence_text(adopted.fence)} is obeyed, which is higher")
+        if self._equivocators.proven(header.leader) is not None:
+            return self._refuse(header, self._equivocates(header.leader))
         against_now = self._untimely(header, now_s)
         if against_now is not None:
             why, passes = against_now
@@ -347,6 +335,10 @@ class Election:
 
     def _untimely(self, header: PlanHeader, now_s: float) -> tuple[str, bool] | None:
         return untimely(header, now_s, self._epoch, self._tickets, self._config)
+
+    def _equivocates(self, leader: PeerId) -> str:
+        fence = self._equivocators.proven(leader)
+        return f"{peer_text(leader)} published two plans for {fence_text(fence)}" if fence is not None else ""
 
     def _judge_again(self, header: PlanHeader, adopted: Adopted, now_s: float) -> list[Action]:
         """A plan with the very fence that is obeyed: the same one, or a second leader."""

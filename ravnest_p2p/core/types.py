@@ -78,11 +78,21 @@ class Coordinate:
 
 
 @dataclass(frozen=True, slots=True)
+class LinkMeasured:
+    """What one peer measured of its link to another: bits a second there and back."""
+
+    peer: PeerId
+    up_bps: float
+    down_bps: float
+
+
+@dataclass(frozen=True, slots=True)
 class Capability:
     """What one peer offers, as it publishes it.
 
     Attributes:
         microbatch_flops: most operations of one micro-batch, over all stages, of a job that it takes part in.
+        measured: its newest links to others; these bound what they claim (`claims`).
     """
 
     peer: PeerId
@@ -96,6 +106,7 @@ class Capability:
     reliability: float
     online: bool = True
     microbatch_flops: float = MICROBATCH_FLOPS
+    measured: tuple[LinkMeasured, ...] = ()
 
     @property
     def memory_bytes(self) -> int:
@@ -336,7 +347,12 @@ class JobPlan:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What a leader publishes for one (epoch, term)."""
+    """What a leader publishes for one (epoch, term).
+
+    Attributes:
+        snapshot_hash: of the capabilities that it was made from.
+        idle: fingerprints of the peers among these that lend and have no part (`planning.turnout`).
+    """
 
     swarm: str
     fence: Fence
@@ -345,3 +361,4 @@ class Plan:
     snapshot_hash: str
     previous_hash: str
     jobs: tuple[JobPlan, ...] = field(default=())
+    idle: tuple[int, ...] = ()

@@ -10,16 +10,17 @@ import asyncio
 import random
 import time
 from collections import deque
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from math import inf
 from typing import TypeVar
 
 from ravnest_p2p.core.consent import Generations, Said, has_effect, lives, moved_jobs, successor
-from ravnest_p2p.core.types import JobId, JobPlan, PeerId, Plan
+from ravnest_p2p.core.planning.promotion import objection
+from ravnest_p2p.core.types import Fence, JobId, JobPlan, PeerId, Piece, Plan
 from ravnest_p2p.daemon.hosts import Hosts
 from ravnest_p2p.daemon.jobbook import JobBook
 from ravnest_p2p.daemon.peer_messages import OverviewAsked
-from ravnest_p2p.daemon.survey import said_of, survey
+from ravnest_p2p.daemon.survey import merged_pieces, said_of, survey
 from ravnest_p2p.daemon.view import SwarmView
 from ravnest_p2p.network.rpc import Rpc
 
@@ -108,9 +109,24 @@ class Consent:
         for old in (*running, *filter(effective, others)):
             elders = self._view.elders(old.generation)
             new = successor(old, () if planned is None else (planned,), elders)
-            if new is None or not effective(new):
+            if new is not None and effective(new):
+                continue
+            views = {peer: view for peer, told in answers.items() for view in told.stages if view.job == job}
+            if planned is None or self._against(old, planned, plan.fence, merged_pieces(views)):
                 return old
         return None
+
+    def _against(self, old: JobPlan, new: JobPlan, fence: Fence, pieces: Sequence[Piece]) -> str:
+        entry = self._book.jobs.get(old.job)
+        return objection(
+            old,
+            new,
+            fence,
+            spec=None if entry is None else entry.spec,
+            capabilities=self._view.capabilities,
+            elders=self._view.elders(old.generation),
+            pieces=pieces,
+        )
 
 
 def _sample(of: Collection[Name], most: int = JOBS_ASKED_FOR) -> set[Name]:

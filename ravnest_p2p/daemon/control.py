@@ -15,11 +15,10 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from math import inf
 
-from ravnest_p2p.core.election import (
+from ravnest_p2p.core.ballot import (
     Action,
     Adopt,
     DrawTicket,
-    Election,
     ElectionConfig,
     Explain,
     MakePlan,
@@ -28,10 +27,10 @@ from ravnest_p2p.core.election import (
     Reconsider,
     Refuse,
 )
+from ravnest_p2p.core.election import Election
 from ravnest_p2p.core.errors import RavnestError
 from ravnest_p2p.core.planning.identity import plan_hash
 from ravnest_p2p.core.types import Fence, JobId, JobPhase, JobPlan, PeerId, Plan
-from ravnest_p2p.daemon.consent import Consent
 from ravnest_p2p.daemon.hosts import Hosts
 from ravnest_p2p.daemon.jobbook import JobBook
 from ravnest_p2p.daemon.leader import Leader
@@ -45,6 +44,7 @@ from ravnest_p2p.daemon.peer_messages import (
     plain,
 )
 from ravnest_p2p.daemon.plan_post import PlanPost
+from ravnest_p2p.daemon.scrutiny import Scrutiny
 from ravnest_p2p.daemon.session import Session
 from ravnest_p2p.daemon.survey import ask_outcome
 from ravnest_p2p.daemon.view import SwarmView
@@ -89,7 +89,7 @@ class Control:
         self._hosts = hosts
         self.view = SwarmView(session.directory, swarm, book)
         self.leader = Leader(self._own, swarm, session, self.view, book, hosts.overview)
-        self._consent = Consent(self._own, session.rpc, self.view, book, hosts)
+        self._scrutiny = Scrutiny(self._own, session.rpc, self.view, book, hosts)
         self._post = PlanPost(session.rpc)
         self.epoch_s = config.epoch_s
         self._ticket_ttl_s = 2 * config.epoch_s
@@ -237,7 +237,7 @@ class Control:
         previous = self._before(plan.fence)
         header = self.leader.judged(plan, previous)
         if not header.verdict and self.election.deserves_a_look(header, self._session.directory.now_s()):
-            header = replace(header, doubt=await self._consent.doubt(plan, previous))
+            header = replace(header, doubt=await self._scrutiny.doubt(plan, previous))
         await self._act(self.election.plan_seen(header, self._session.directory.now_s()))
 
     async def _step(self) -> None:
@@ -280,7 +280,7 @@ class Control:
         previous = self._before(fence)
         try:
             plan = await self.leader.plan(fence, previous)
-            doubt = await self._consent.doubt(plan, previous)
+            doubt = await self._scrutiny.consent.doubt(plan, previous)
         except RavnestError as error:
             doubt = str(error)
         if doubt:

@@ -18,7 +18,7 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from ravnest_p2p.core.election import Adopted
+from ravnest_p2p.core.ballot import Adopted
 from ravnest_p2p.core.types import BlobHash, Fence, Generation, JobId, JobPhase, JobSpec, Piece
 from ravnest_p2p.network.blobs import BlobStore
 from ravnest_p2p.network.records_manifest import parse_manifest

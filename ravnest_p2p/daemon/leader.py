@@ -109,6 +109,7 @@ class Leader:
             previous=previous,
             running=running,
             owners=self._view.requesters,
+            elders=self._view.elders,
         )
         self.check(made, previous)
         return made

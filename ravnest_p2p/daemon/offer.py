@@ -20,8 +20,9 @@ import psutil
 
 from ravnest_p2p import __version__
 from ravnest_p2p.core import coordinates
+from ravnest_p2p.core.capability import MAX_MEASURED
 from ravnest_p2p.core.errors import OurFault, RavnestError
-from ravnest_p2p.core.types import Capability, Device, PeerId, Reachability
+from ravnest_p2p.core.types import Capability, Device, LinkMeasured, PeerId, Reachability
 from ravnest_p2p.daemon.config import DaemonConfig
 from ravnest_p2p.daemon.environment import thread_environment
 from ravnest_p2p.network.p2pd_waits import bounded
@@ -81,6 +82,7 @@ class Offer:
         self._down: deque[float] = deque(maxlen=KEPT_MEASUREMENTS)
         self._coordinate = coordinates.initial()
         self._probed: deque[PeerId] = deque(maxlen=32)
+        self._links: dict[PeerId, LinkMeasured] = {}
 
     @property
     def memory_bytes(self) -> int:
@@ -139,6 +141,7 @@ class Offer:
             reliability=uptime_s / (uptime_s + RELIABLE_AFTER_S),
             online=online,
             microbatch_flops=self._config.microbatch_flops,
+            measured=tuple(self._links.values()),
         )
 
     async def probe(self, prober: Prober, others: Sequence[Capability]) -> None:
@@ -157,5 +160,13 @@ class Offer:
         self._coordinate = coordinates.update(
             self._coordinate, other.coordinate, measured.rtt_s, tie=f"{self._own}{other.peer}"
         )
+        self._note_link(LinkMeasured(other.peer, measured.up_bps, measured.down_bps))
         self._up.append(measured.up_bps)
         self._down.append(measured.down_bps)
+
+    def _note_link(self, link: LinkMeasured) -> None:
+        """Keep the newest few, one for each peer."""
+        self._links.pop(link.peer, None)
+        while len(self._links) >= MAX_MEASURED:
+            del self._links[next(iter(self._links))]
+        self._links[link.peer] = link

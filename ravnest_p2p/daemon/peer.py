@@ -18,7 +18,7 @@ from typing import Any
 
 from hivemind.p2p import P2P
 
-from ravnest_p2p.core.election import ElectionConfig
+from ravnest_p2p.core.ballot import ElectionConfig
 from ravnest_p2p.core.errors import RavnestError
 from ravnest_p2p.core.types import PeerId, Plan
 from ravnest_p2p.daemon.backend import Backend

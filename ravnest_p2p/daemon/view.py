@@ -14,9 +14,11 @@ from collections import OrderedDict
 from collections.abc import Collection, Sequence
 
 from ravnest_p2p.core.capability import checked
+from ravnest_p2p.core.claims import bounded
 from ravnest_p2p.core.errors import RavnestError
 from ravnest_p2p.core.planning.identity import plan_hash
 from ravnest_p2p.core.types import Capability, Generation, JobId, JobPhase, PeerId, Plan
+from ravnest_p2p.core.wording import peer_text
 from ravnest_p2p.daemon.jobbook import JobBook
 from ravnest_p2p.network.directory import Directory
 from ravnest_p2p.network.records import (
@@ -34,6 +36,9 @@ MAX_PLANS = 64
 MAX_REMEMBERED = 16_384
 ELDER_S = 600.0
 """Known for so long, a peer is no stranger to any generation."""
+HEARD_OF_S = 30.0
+"""Within which a newcomer's record has reached whoever leads."""
+
 CANCELLED = "cancelled by its requester"
 
 
@@ -63,6 +68,7 @@ class SwarmView:
         self.requesters: dict[JobId, PeerId] = {}
         self.lending: frozenset[tuple[PeerId, int]] = frozenset()
         self._starts: dict[PeerId, tuple[float, int]] = {}
+        self._bounded: set[PeerId] = set()
 
     async def read_epoch(self, epoch: int) -> list[Plan]:
         """Read tickets and plans of the epoch; returns the plans."""
@@ -110,10 +116,23 @@ class SwarmView:
                 self.epochs_s[sealed.peer] = sealed.record.epoch_s
                 if capability.online:
                     found[sealed.peer] = capability
-        self.capabilities = found
+        self.capabilities = bounded(found)
+        self._tell_bounded(found)
         self._remember(found)
         self._starts = {peer: self._start(peer, offer.uptime_s) for peer, offer in found.items()}
         self.lending = frozenset((p, self._starts[p][1]) for p, offer in found.items() if offer.memory_bytes)
+
+    def _tell_bounded(self, claimed: dict[PeerId, Capability]) -> None:
+        """Say once of whom we believe less than it claims."""
+        bounded_now = {peer for peer, offer in claimed.items() if offer != self.capabilities[peer]}
+        for peer in sorted(bounded_now - self._bounded):
+            claim, taken = claimed[peer], self.capabilities[peer]
+            log.info(
+                "%s claims %.1f Mbit/s up and %.1f down; as others measured, it counts with %.1f and %.1f",
+                peer_text(peer),
+                *(bps / 1e6 for bps in (claim.up_bps, claim.down_bps, taken.up_bps, taken.down_bps)),
+            )
+        self._bounded = bounded_now
 
     def taken_up(self, plan: Plan) -> None:
         """The plan is obeyed from now on; who is known by now is an elder to its new generations."""
@@ -125,6 +144,11 @@ class SwarmView:
         now_s = time.monotonic()
         until_s = max(self._taken_up_s.get(generation, now_s), now_s - ELDER_S)
         return {peer for peer, seen_s in self._first_seen_s.items() if seen_s <= until_s}
+
+    def settled(self) -> set[PeerId]:
+        """Lending peers that everybody has had the time to hear of."""
+        since_s = time.monotonic() - HEARD_OF_S
+        return {peer for peer, _ in self.lending if self._first_seen_s.get(peer, since_s + 1) <= since_s}
 
     def _remember(self, online: Collection[PeerId]) -> None:
         now_s = time.monotonic()

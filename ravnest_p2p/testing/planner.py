@@ -11,6 +11,7 @@ from collections.abc import Collection, Mapping
 from random import Random
 
 from ravnest_p2p.core.consent import Said, has_effect, lives, of_members
+from ravnest_p2p.core.planning.turnout import fingerprints
 from ravnest_p2p.core.types import (
     ClusterPlan,
     Fence,
@@ -60,7 +61,8 @@ def plan_pairs(
             JobPlan(job, Generation(*fence, tag), (ClusterPlan(stages, 1),), batches_done=done, version=done)
         )
     previous_hash = "" if previous is None else plan_hash(previous)
-    return Plan(swarm, fence, leader, 0, _digest(*sorted(online)), previous_hash, tuple(jobs))
+    idle = fingerprints(free)
+    return Plan(swarm, fence, leader, 0, _digest(*sorted(online)), previous_hash, tuple(jobs), idle)
 
 
 def stays(

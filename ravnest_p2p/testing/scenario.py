@@ -16,7 +16,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from random import Random
 
-from ravnest_p2p.core.election import Adopted, Election, ElectionConfig
+from ravnest_p2p.core.ballot import Adopted, ElectionConfig
+from ravnest_p2p.core.election import Election
 from ravnest_p2p.core.types import Fence, PeerId
 
 from .clock import VirtualClock

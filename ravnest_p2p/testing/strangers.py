@@ -7,6 +7,7 @@
 | poacher     | the next       | sound, but ends all that runs                                              |
 | equivocator | the next       | sound and harmless, but two for one fence, each shown to half of the peers |
 | inventor    | the next       | keeps what runs, and forms clusters of peers that nobody knows             |
+| miser       | the next       | keeps what runs, forms one cluster, and leaves everybody else out          |
 
 Each does it again every few seconds, with the fence after the highest that anybody obeys.
 """
@@ -24,15 +25,15 @@ from .swarm import PUSHED_TO, SwarmPeer
 from .world import Published, World
 
 USURPER, VANDAL, POACHER = PeerId("usurper"), PeerId("vandal"), PeerId("poacher")
-EQUIVOCATOR, INVENTOR = PeerId("equivocator"), PeerId("inventor")
+EQUIVOCATOR, INVENTOR, MISER = PeerId("equivocator"), PeerId("inventor"), PeerId("miser")
 
-STRANGERS = (USURPER, VANDAL, POACHER, EQUIVOCATOR, INVENTOR)
+STRANGERS = (USURPER, VANDAL, POACHER, EQUIVOCATOR, INVENTOR, MISER)
 
-LET_IN = (USURPER, VANDAL, POACHER, INVENTOR)
+LET_IN = (USURPER, VANDAL, POACHER, INVENTOR, MISER)
 """Those of a usual scenario. Beside the others, an equivocator keeps large swarms from one plan for longer
 than a scenario waits."""
 
-TICKETS = {name: value for value, name in enumerate((VANDAL, POACHER, EQUIVOCATOR, INVENTOR))}
+TICKETS = {name: value for value, name in enumerate((VANDAL, POACHER, EQUIVOCATOR, INVENTOR, MISER))}
 """Lower than any that is drawn."""
 
 INVENTED = 4
@@ -56,6 +57,7 @@ class Strangers:
             POACHER: self._poach,
             EQUIVOCATOR: self._equivocate,
             INVENTOR: self._invent,
+            MISER: self._be_stingy,
         }
 
     def let_in(self, names: Collection[PeerId], after_s: float) -> None:
@@ -94,19 +96,24 @@ class Strangers:
 
     def _invent(self, fence: Fence) -> None:
         invented = [PeerId(f"nobody-{number}") for number in range(INVENTED)]
+        self._form_beside(INVENTOR, fence, invented)
+
+    def _be_stingy(self, fence: Fence) -> None:
+        busy = {peer for job in self._obeyed_jobs() for peer in job.peers}
+        self._form_beside(MISER, fence, [peer.name for peer in self._peers if peer.name not in busy][:2])
+
+    def _form_beside(self, leader: PeerId, fence: Fence, names: Sequence[PeerId]) -> None:
+        """Keep what runs, and form new jobs of these peers."""
         kept = self._obeyed_jobs()
         taken = {job.job for job in kept}
-        anew = (
-            replace(job, job=JobId(f"invented-{number}"))
-            for number, job in enumerate(self._pairs(INVENTOR, fence, invented))
-        )
-        self._publish(self._plan(INVENTOR, fence, (*kept, *(job for job in anew if job.job not in taken))))
+        anew = [
+            replace(job, job=JobId(f"of-{leader}-{number}"))
+            for number, job in enumerate(self._pairs(leader, fence, names))
+        ]
+        self._publish(self._plan(leader, fence, (*kept, *(job for job in anew if job.job not in taken))))
 
     def _pairs(self, leader: PeerId, fence: Fence, names: Sequence[PeerId]) -> tuple[JobPlan, ...]:
-        jobs = plan_pairs("", fence, leader, names, None, {}, {}).jobs
-        for job in jobs:
-            self._world.invariants.formed(leader, job)
-        return jobs
+        return plan_pairs("", fence, leader, names, None, {}, {}).jobs
 
     def _obeyed_jobs(self) -> tuple[JobPlan, ...]:
         """Of the highest plan that anybody obeys."""
@@ -119,6 +126,9 @@ class Strangers:
         return Fence(epoch, highest.term + 1 if highest.epoch == epoch else 0)
 
     def _plan(self, leader: PeerId, fence: Fence, jobs: tuple[JobPlan, ...]) -> Published:
+        for job in jobs:
+            if job.clusters and job.generation[:2] == fence:
+                self._world.invariants.formed(leader, job)
         return Published(Plan(self._world.rules.swarm, fence, leader, 0, "", "", jobs))
 
     def _publish(self, published: Published, shown_to: Sequence[SwarmPeer] | None = None) -> None:

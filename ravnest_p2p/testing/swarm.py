@@ -13,21 +13,21 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
-from ravnest_p2p.core.consent import Said, what_runs
-from ravnest_p2p.core.election import (
+from ravnest_p2p.core.ballot import (
     Action,
     Adopt,
     Adopted,
     DrawTicket,
     Explain,
     MakePlan,
-    Obedience,
     PlanHeader,
     PublishTicket,
     Reconsider,
 )
+from ravnest_p2p.core.consent import Said, what_runs
 from ravnest_p2p.core.errors import StaleGenerationError
 from ravnest_p2p.core.membership import Changed, Membership, PeerState
+from ravnest_p2p.core.obedience import Obedience
 from ravnest_p2p.core.types import Fence, Generation, JobId, JobPhase, JobPlan, PeerId, Plan
 
 from .consent import SimulatedConsent

@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 from random import Random
 from typing import TYPE_CHECKING
 
-from ravnest_p2p.core.election import Election, ElectionConfig
+from ravnest_p2p.core.ballot import ElectionConfig
+from ravnest_p2p.core.election import Election
 from ravnest_p2p.core.types import JobId, PeerId, Plan
 
 from .clock import VirtualClock

@@ -5,17 +5,10 @@ from __future__ import annotations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ravnest_p2p.core.election import (
-    Adopt,
-    DrawTicket,
-    Election,
-    ElectionConfig,
-    MakePlan,
-    Obedience,
-    PlanHeader,
-    Reconsider,
-)
+from ravnest_p2p.core.ballot import Adopt, DrawTicket, ElectionConfig, MakePlan, PlanHeader, Reconsider
+from ravnest_p2p.core.election import Election
 from ravnest_p2p.core.membership import TRANSITIONS, Membership, PeerState
+from ravnest_p2p.core.obedience import Obedience
 from ravnest_p2p.core.tickets import TicketBook
 from ravnest_p2p.core.types import Fence, Generation
 

@@ -116,6 +116,7 @@ def test_the_faults_do_happen():
         "by vandal: it names a job twice",
         "by inventor: it assigns 4 peers that are not known",
         "a healthy cluster",
+        "by miser: it leaves out",
         "its epoch is over",
     ):
         assert line in text, line

@@ -44,6 +44,7 @@ class World:
         self._works = works
         self._well = well
         view: Any = SimpleNamespace(
+            capabilities={},
             plans={plan_hash(each): each for each in known},
             read_jobs=self._read_jobs,
             elders=lambda _: {PeerId(peer) for peer in elders.split()},

@@ -7,7 +7,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from ravnest_p2p.core.election import ElectionConfig
+from ravnest_p2p.core.ballot import ElectionConfig
 from ravnest_p2p.core.planning.identity import plan_hash
 from ravnest_p2p.core.types import Fence, Generation, JobId, JobPlan, PeerId, Plan
 from ravnest_p2p.daemon.control import Control

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from ravnest_p2p.core.election import Adopted
+from ravnest_p2p.core.ballot import Adopted
 from ravnest_p2p.core.errors import BlobStoreError
 from ravnest_p2p.core.types import BlobHash, Fence, Generation, JobId, JobPhase, PeerId, Piece
 from ravnest_p2p.daemon.jobbook import MAX_JOBS, JobBook

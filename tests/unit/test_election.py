@@ -2,11 +2,10 @@
 
 import pytest
 
-from ravnest_p2p.core.election import (
+from ravnest_p2p.core.ballot import (
     Adopt,
     Adopted,
     DrawTicket,
-    Election,
     ElectionConfig,
     Explain,
     MakePlan,
@@ -16,6 +15,8 @@ from ravnest_p2p.core.election import (
     Reconsider,
     Refuse,
 )
+from ravnest_p2p.core.election import Election
+from ravnest_p2p.core.equivocation import Equivocators
 from ravnest_p2p.core.errors import ConfigError
 from ravnest_p2p.core.tickets import TICKET_SPACE
 from ravnest_p2p.core.types import Fence
@@ -372,3 +373,61 @@ def test_only_plans_that_could_be_obeyed_deserve_a_look():
     election.plan_seen(plan(), OPEN_S)
     assert not election.deserves_a_look(plan(), OPEN_S), "it is obeyed"
     assert election.deserves_a_look(plan(0, "b"), OPEN_S), "another hand's plan of the same fence"
+
+
+def test_who_published_two_plans_for_one_fence_is_never_obeyed_again():
+    election = peer("d")
+    election.plan_seen(plan(0, "a"), OPEN_S)
+    actions = election.plan_seen(plan(0, "a", tag=" changed"), OPEN_S)
+    assert Explain("a published two plans for 100.0: it is not obeyed again") in actions
+    for at_s, later in (
+        (OPEN_S + 9, plan(4, "a", tag=" later")),
+        (OPEN_S + 60, plan(0, "a", EPOCH + 1, tag=" next")),
+    ):
+        election.ticket_seen(later.fence.epoch, "a", 0)
+        election.poll(at_s)
+        assert not election.deserves_a_look(later, at_s)
+        (refused,) = decisions(election.plan_seen(later, at_s))
+        assert refused.why == "a published two plans for 100.0"
+
+
+def test_its_terms_end_as_soon_as_a_term_may():
+    election = peer("d")
+    election.plan_seen(plan(1, "b"), OPEN_S)
+    election.plan_seen(plan(1, "b", tag=" changed"), OPEN_S)
+    next_s = START_S + 60
+    for value, name in enumerate("bcd"):
+        election.ticket_seen(EPOCH + 1, name, value)
+    election.poll(next_s)
+    election.poll(next_s + 4)
+    election.poll(next_s + 6)
+    assert election.leader == "c"
+
+
+def test_what_proves_it_may_be_below_what_is_obeyed():
+    election = peer("d")
+    election.plan_seen(plan(2, "c"), OPEN_S + 9)
+    election.plan_seen(plan(0, "a"), OPEN_S + 9)
+    election.plan_seen(plan(0, "a", tag=" changed"), OPEN_S + 9)
+    assert not election.deserves_a_look(plan(4, "a", tag=" later"), OPEN_S + 9)
+    assert election.phase is Phase.LED, "the plan obeyed is another's"
+
+
+def test_the_same_plan_again_proves_nothing():
+    election = peer("d")
+    for _ in range(3):
+        election.plan_seen(plan(0, "a"), OPEN_S)
+    assert election.deserves_a_look(plan(4, "a", tag=" later"), OPEN_S + 9)
+
+
+def test_memory_of_what_authors_said_is_bounded(monkeypatch):
+    monkeypatch.setattr("ravnest_p2p.core.equivocation.MAX_SAID", 2)
+    monkeypatch.setattr("ravnest_p2p.core.equivocation.MAX_PROVEN", 2)
+    heard = Equivocators()
+    for term in range(4):
+        assert not heard.hear(Fence(1, term), "a", "h")
+    assert not heard.hear(Fence(1, 0), "a", "other"), "forgotten"
+    for name in "bcd":
+        assert not heard.hear(Fence(2, 0), name, "h")
+        assert heard.hear(Fence(2, 0), name, "other")
+    assert [heard.proven(name) is not None for name in "bcd"] == [False, True, True]

@@ -2,8 +2,8 @@
 
 import pytest
 
-from ravnest_p2p.core.election import Obedience
 from ravnest_p2p.core.errors import StaleGenerationError
+from ravnest_p2p.core.obedience import Obedience
 from ravnest_p2p.core.types import Fence, Generation
 
 

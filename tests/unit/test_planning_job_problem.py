@@ -59,7 +59,7 @@ def test_many_unequal_peers_are_grouped_better_than_by_simple_rules() -> None:
     ]
     job = spec(param_mb=40)
     search = ClusterSearch(job, swarm)
-    best, simple = search.best(), search._best_shape(24, 0)
+    best, simple = search.best(), search.simple(24, 0)
     assert best is not None
     assert simple is not None
     assert best.rate >= simple.rate

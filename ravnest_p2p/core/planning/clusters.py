@@ -85,13 +85,19 @@ class ClusterSearch:
         """
         bound = len(self._peers) if most_peers is None else min(most_peers, len(self._peers))
         wanted = self._spec.clusters if clusters is None else clusters
-        best = self._best_shape(bound, wanted)
+        best = self.simple(bound, wanted)
         searched = self._searched(bound, wanted)
         if searched is None or best is None:
             return searched or best
         return searched if searched.rate > best.rate * _gain_wanted(best, searched) else best
 
-    def _best_shape(self, bound: int, clusters: int) -> Formation | None:
+    def simple(self, bound: int, clusters: int) -> Formation | None:
+        """The best of all shapes by the simple groupings alone; None where none fits.
+
+        Args:
+            bound: on all peers together, at most as many as there are.
+            clusters: wanted number; 0 for any.
+        """
         best: Formation | None = None
         for stages, count in self._shapes(bound, clusters):
             if best is not None and self._fastest_possible(stages * count) <= best.rate * CLEAR_GAIN:

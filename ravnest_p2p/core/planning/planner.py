@@ -6,7 +6,8 @@ not move what runs, and must say what a waiting job waits for. Solution: one pur
 | what is known of a job                                   | its job plan                              |
 |----------------------------------------------------------|-------------------------------------------|
 | done, cancelled, failed                                  | none                                      |
-| runs, whichever plan formed its generation               | kept verbatim                             |
+| runs, whichever plan formed its generation               | kept verbatim, unless clearly better      |
+|                                                          | clusters are to be had (`promotion`)      |
 | planned before, no report on that generation yet         | kept while all its members are online     |
 | broken, or has saved rounds                              | repaired, else formed anew, else fewer    |
 |                                                          | clusters, from its newest held round      |
@@ -18,7 +19,7 @@ Jobs that had begun choose their peers before new ones, and within both the user
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from ravnest_p2p.core.canonical import canonical_json
@@ -31,11 +32,14 @@ from ravnest_p2p.core.planning.cost import (
     round_updates,
     staleness_bounds,
     takes_part,
+    updates_per_s,
 )
 from ravnest_p2p.core.planning.fairness import Turn, next_turn
 from ravnest_p2p.core.planning.identity import plan_hash, tagged
+from ravnest_p2p.core.planning.promotion import LEADERS_GAIN, better_clusters, old_enough
 from ravnest_p2p.core.planning.repair import repaired
 from ravnest_p2p.core.planning.resume import ever_saved, resume_point
+from ravnest_p2p.core.planning.turnout import fingerprints
 from ravnest_p2p.core.types import (
     Capability,
     ClusterPlan,
@@ -70,6 +74,7 @@ def make_plan(
     previous: Plan | None,
     running: Mapping[JobId, JobPlan] | None = None,
     owners: Mapping[JobId, PeerId] | None = None,
+    elders: Callable[[Generation], Collection[PeerId]] | None = None,
 ) -> Plan:
     """The plan that a leader publishes at `fence`; the same for the same facts on every peer.
 
@@ -80,6 +85,7 @@ def make_plan(
         previous: the plan that was obeyed last.
         running: its jobs as they really run, see `core.consent.what_runs`; as it planned them if None.
         owners: who submitted each job, as far as that is known.
+        elders: peers that are no strangers to a generation; to these alone it may move. None if to nobody.
     """
     online = _online(capabilities)
     planned = {job.job: job for job in previous.jobs} if previous is not None else {}
@@ -98,6 +104,12 @@ def make_plan(
         _take(free, [plans[turn.job]])
         del waiting[turn.job]
         formed.append(turn.job)
+    if elders is not None and all(plan.clusters for plan in plans.values()):
+        for job, plan in _moved(open_jobs, plans, free, online, elders, fence, seed).items():
+            free.update((peer, online[peer]) for peer in plans[job].peers)
+            plans[job] = plan
+            _take(free, [plan])
+            formed.append(job)
     for job in formed:
         plan = plans[job]
         if plan.clusters:
@@ -114,6 +126,7 @@ def make_plan(
         snapshot_hash=snapshot_hash(online.values()),
         previous_hash=plan_hash(previous),
         jobs=tuple(plans[job] for job in open_jobs),
+        idle=fingerprints([peer for peer, capability in free.items() if capability.memory_bytes]),
     )
 
 
@@ -219,8 +232,54 @@ def _formed(
     drafts = _clusters(it, _willing(spec, free), turn.most_peers, seed)
     if not drafts:
         return replace(waits, reason=waiting.for_peers(spec, free, online, it.memory_scale))
-    batches_done, version, pieces = (0, 0, ()) if saved is None else saved
-    kappas = round_updates(spec, drafts)
+    return _job_plan(job, it, drafts, (0, 0, ()) if saved is None else saved)
+
+
+def _moved(
+    jobs: Mapping[JobId, _Asked],
+    plans: Mapping[JobId, JobPlan],
+    free: Mapping[PeerId, Capability],
+    online: Mapping[PeerId, Capability],
+    elders: Callable[[Generation], Collection[PeerId]],
+    fence: Fence,
+    seed: int,
+) -> dict[JobId, JobPlan]:
+    """The first job that runs and gains clearly by moving, with its new plan: one at a time."""
+    share = len(online) // max(1, len(plans))
+    for job, plan in plans.items():
+        it = jobs[job]
+        if plan != it.old or it.phase is not JobPhase.RUNNING or not old_enough(plan, fence):
+            continue
+        saved = resume_point(it.pieces, online, len(it.spec.layers), not_before=it.batches_before)
+        members = {peer: online[peer] for peer in plan.peers if peer in online}
+        known = set(elders(plan.generation))
+        newcomers = {p: offer for p, offer in _willing(it.spec, free).items() if p in known}
+        if saved is None or not newcomers:
+            continue
+        drafts = better_clusters(
+            it.spec,
+            plan,
+            members | newcomers,
+            batches_done=saved[0],
+            most_peers=max(len(plan.peers), share),
+            memory_scale=it.memory_scale,
+            seed=seed,
+        )
+        if drafts:
+            return {job: _job_plan(job, it, drafts, saved)}
+    return {}
+
+
+def _job_plan(
+    job: JobId, it: _Asked, drafts: Sequence[Draft], saved: tuple[int, int, tuple[Piece, ...]]
+) -> JobPlan:
+    """Without standbys and tag.
+
+    Args:
+        saved: batches done, version and pieces where it begins.
+    """
+    batches_done, version, pieces = saved
+    kappas = round_updates(it.spec, drafts)
     return JobPlan(
         job=job,
         generation=_NO_GENERATION,
@@ -228,18 +287,22 @@ def _formed(
         batches_done=batches_done,
         version=version,
         pieces=pieces,
-        reason=waiting.with_fewer(spec, len(drafts)),
+        reason=waiting.with_fewer(it.spec, len(drafts)),
     )
 
 
 def _clusters(it: _Asked, free: Mapping[PeerId, Capability], most_peers: int, seed: int) -> tuple[Draft, ...]:
-    """Repaired where possible, else formed anew, else fewer clusters if the job had started; else empty."""
+    """Repaired where that is not clearly worse than anew; else formed anew; else fewer clusters if the job
+    had started; else empty."""
     spec = it.spec
     mended = repaired(spec, it.old, free, it.memory_scale) if it.old is not None else ()
     before = len(it.old.clusters) if it.old is not None else 0
-    if mended and len(mended) == (spec.clusters or before):
-        return mended
     search = ClusterSearch(spec, list(free.values()), it.memory_scale, seed)
+    if mended and len(mended) == (spec.clusters or before):
+        anew = search.simple(sum(len(draft.peers) for draft in mended), spec.clusters)
+        rate = updates_per_s(spec, planning_table(spec), mended)
+        if anew is None or anew.rate <= rate * LEADERS_GAIN:
+            return mended
     formation = search.best(most_peers=most_peers) or search.best()
     if formation is not None:
         return formation.clusters
