@@ -120,13 +120,22 @@ class Reconsider:
 
 
 @dataclass(frozen=True, slots=True)
+class Expose:
+    """Hand these two plans on to a few: they prove that their author published both for one fence."""
+
+    fence: Fence
+    leader: PeerId
+    plan_hashes: tuple[str, str]
+
+
+@dataclass(frozen=True, slots=True)
 class Explain:
     """One line for the log."""
 
     text: str
 
 
-Action = DrawTicket | PublishTicket | MakePlan | Adopt | Refuse | Reconsider | Explain
+Action = DrawTicket | PublishTicket | MakePlan | Adopt | Refuse | Reconsider | Expose | Explain
 
 
 class Phase(str, Enum):

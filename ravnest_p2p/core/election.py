@@ -26,30 +26,22 @@ from .ballot import (
     Action,
     Adopt,
     Adopted,
-    DrawTicket,
     ElectionConfig,
     Explain,
     MakePlan,
     Phase,
     PlanHeader,
-    PublishTicket,
-    Reconsider,
-    Refuse,
     Turn,
     fence_text,
 )
-from .equivocation import Equivocators
+from .conduct import Conduct
+from .own_ticket import OwnTicket
+from .pending import HeldPlans, Refusals
 from .rift import Rift
 from .tickets import TICKET_SPACE, TicketBook
 from .timeliness import untimely
 from .types import Fence, PeerId
 from .wording import peer_text
-
-MAX_HELD = 64
-"""Plans kept to be judged again when a ticket comes or the epoch begins."""
-
-MAX_TOLD = 4096
-"""Refusals reported in an epoch; beyond, plans are refused in silence."""
 
 
 class Election:
@@ -78,12 +70,11 @@ class Election:
         self._eligible = eligible
         self._expected = 0
         self._gone: set[PeerId] = set()
-        self._equivocators = Equivocators()
+        self._conduct = Conduct()
         self._next_tickets = self._new_book()
-        self._held: list[PlanHeader] = []
+        self._held = HeldPlans()
         self._stale = ""
         self._epoch = -1
-        self._own_value: int | None = None
         self._enter(floor(now_s / config.epoch_s), now_s)
 
     @property
@@ -128,7 +119,7 @@ class Election:
     def own_ticket(self, epoch: int, value: int) -> None:
         """Answer to `DrawTicket`; the ticket is published when it is under the threshold."""
         if epoch == self._epoch and 0 <= value < TICKET_SPACE:
-            self._own_value = value
+            self._own.value = value
             self._wake_s = -inf
 
     def ticket_seen(self, epoch: int, peer: PeerId, value: int) -> None:
@@ -166,28 +157,39 @@ class Election:
         For a plan of an author without a known ticket, or of an epoch about to start, `poll` asks once more.
         """
         actions = self._turn_epoch(now_s)
-        if self._equivocators.hear(header.fence, header.leader, header.plan_hash):
-            self._wake_s = -inf
-            actions.append(Explain(f"{self._equivocates(header.leader)}: it is not obeyed again"))
+        actions += self.plan_heard(header.fence, header.leader, header.plan_hash)
         actions += self._judge(header, now_s)
         return actions
 
+    def plan_heard(self, fence: Fence, leader: PeerId, plan_hash: str) -> list[Action]:
+        """Note that a plan was published, even one not worth judging: two of one fence prove a liar."""
+        if fence.epoch == self._epoch and leader in self._tickets:
+            self._conduct.note_term(leader, fence.term, self._tickets.rotation)
+        lie = self._conduct.hear(fence, leader, plan_hash)
+        if not lie:
+            return []
+        self._wake_s = -inf
+        return [*self._conduct.expose(leader), Explain(f"{lie}: it is not obeyed again")]
+
     def deserves_a_look(self, header: PlanHeader, now_s: float) -> bool:
         """Whether only its content can still speak against this plan."""
-        liar = self._equivocators.proven(header.leader) is not None
-        return not liar and self._above_obeyed(header) and self._untimely(header, now_s) is None
+        lies = self._conduct.lie_of(header.leader)
+        return not lies and self._above_obeyed(header) and self._untimely(header, now_s) is None
 
     def poll(self, now_s: float) -> Sequence[Action]:
         """Let time pass and say what is to be done now."""
         if now_s < self._wake_s:
             return ()
         actions = self._turn_epoch(now_s)
-        actions += self._held_due(now_s)
+        actions += self._held.due(
+            lambda held: held.fence.epoch >= self._epoch and self._above_obeyed(held),
+            lambda held: self._untimely(held, now_s) is None,
+        )
         if self._phase is Phase.SPREADING and now_s >= self._opens_s:
             self._move(Turn.OPENED, now_s)
         actions += self._ticket_due()
         actions += self._end_term(now_s)
-        actions += self._plan_due()
+        actions += self._plan_due(now_s)
         self._wake_s = self._next_wake(now_s)
         return actions
 
@@ -199,16 +201,14 @@ class Election:
         self._tickets = self._next_tickets if epoch == self._epoch + 1 else self._new_book()
         self._next_tickets = self._new_book()
         self._epoch = epoch
-        self._own_value = None
-        self._drawn = self._published = False
+        self._own = OwnTicket(epoch, self._config.tickets_wanted)
         self._made: Fence | None = None
         self._split = ""
         self._rift = Rift(self._config.term_s)
-        self._silences = 0
         self._last_told = False
         self._refused: set[tuple[Fence, PeerId]] = set()
-        self._blamed: set[PeerId] = set()
-        self._told: set[tuple[Fence, PeerId, str]] = set()
+        self._conduct.begin_epoch()
+        self._refusals = Refusals()
         self._opens_s = max(epoch * self._config.epoch_s, now_s) + self._config.grace_s
         self._phase, self._term, self._since_s = Phase.SPREADING, 0, now_s
         if self._adopted is not None and self._adopted.fence.epoch == epoch:
@@ -232,21 +232,19 @@ class Election:
         self._since_s = now_s
 
     def _ticket_due(self) -> list[Action]:
-        actions: list[Action] = []
-        if self._eligible and not self._drawn:
-            self._drawn = True
-            actions.append(DrawTicket(self._epoch, "" if self._adopted is None else self._adopted.plan_hash))
-        value = self._own_value
-        if self._eligible and value is not None and not self._published and self._under_threshold(value):
-            self._published = True
-            self._tickets.add(self._peer, value)
-            actions.append(PublishTicket(self._epoch))
-        return actions
+        if not self._eligible:
+            return []
+        actions = self._own.due("" if self._adopted is None else self._adopted.plan_hash, self._expected)
+        if self._own.published and self._own.value is not None:
+            self._tickets.add(self._peer, self._own.value)
+        return list(actions)
 
-    def _under_threshold(self, value: int) -> bool:
-        """About `tickets_wanted` peers are under it; it doubles with each silent term, so somebody is."""
-        wanted = self._config.tickets_wanted << self._silences
-        return value * self._expected < TICKET_SPACE * wanted
+    def _passed_over(self, leader: PeerId) -> str:
+        return self._conduct.why_not_wait(leader, self._term, self._tickets.rotation)
+
+    def _knows_few(self) -> bool:
+        """Whether so many tickets are missing that one's own rank says little."""
+        return 2 * len(self._tickets) < min(self._expected, self._config.tickets_wanted)
 
     def _end_term(self, now_s: float) -> list[Action]:
         """End the current term where it must end."""
@@ -261,8 +259,8 @@ class Election:
                 return []
         elif leader is not None and (here, leader) in self._refused:
             turn, why = Turn.REFUSED, f"the plan of {peer_text(leader)} was refused"
-        elif leader is not None and (leader in self._blamed or self._equivocates(leader)):
-            turn, why = Turn.REFUSED, f"a plan of {peer_text(leader)} was refused, its next is not waited for"
+        elif leader is not None and (passed_over := self._passed_over(leader)):
+            turn, why = Turn.REFUSED, passed_over
         elif leader is not None and leader in self._gone and leader != self._peer:
             turn, why = Turn.SILENT, f"{peer_text(leader)} is gone"
         elif age_s >= self._config.term_s:
@@ -275,7 +273,7 @@ class Election:
             self._last_told = True
             return [Explain(f"term {fence_text(here)} was the last of its epoch: waiting for the next")]
         if turn is Turn.SILENT:
-            self._silences = min(self._silences + 1, 64)
+            self._own.silence()
         self._move(turn, now_s)
         if turn is Turn.STALE and self._rift.fence is not None:
             self._split = self._split or self._rift.why(now_s)
@@ -287,13 +285,22 @@ class Election:
         over = f"term {fence_text(here)} is over: {why}; {peer_text(following)} is next"
         return [*self._ticket_due(), Explain(over)]
 
-    def _plan_due(self) -> list[Action]:
+    def _plan_due(self, now_s: float) -> list[Action]:
         fence = Fence(self._epoch, self._term)
-        if self._phase is not Phase.OPEN or not self._published or not self._eligible or self._made == fence:
+        if (
+            self._phase is not Phase.OPEN
+            or not self._own.published
+            or not self._eligible
+            or self._made == fence
+        ):
             return []
         if self._tickets.leader(self._term) != self._peer or (fence, self._peer) in self._refused:
             return []
         if self._adopted is not None and fence <= self._adopted.fence:
+            return []
+        if self._conduct.has_led(self._peer, self._term, self._tickets.rotation):
+            return []
+        if self._term == 0 and self._knows_few() and now_s - self._since_s < self._config.min_term_s:
             return []
         self._made = fence
         reason = "first plan of the epoch" if self._term == 0 else "no plan before"
@@ -305,26 +312,30 @@ class Election:
         if adopted is not None and fence == adopted.fence:
             return self._judge_again(header, adopted, now_s)
         if adopted is not None and fence < adopted.fence:
-            return self._refuse(header, f"{fence_text(adopted.fence)} is obeyed, which is higher")
-        if self._equivocators.proven(header.leader) is not None:
-            return self._refuse(header, self._equivocates(header.leader))
+            return self._refusals.refuse(header, f"{fence_text(adopted.fence)} is obeyed, which is higher")
         against_now = self._untimely(header, now_s)
         if against_now is not None:
             why, passes = against_now
             if passes:
-                self._hold(header)
-            return self._refuse(header, why) if why else []
+                self._held.hold(header)
+            return self._refusals.refuse(header, why) if why else []
+        author = self._conduct.against(header.leader, fence.term, self._tickets.rotation)
+        if author:
+            # Whoever does not know it yet may obey it: tell, and come together above it.
+            self._rift.note(fence, now_s)
+            self._wake_s = -inf
+            return [*self._conduct.expose(header.leader), *self._refusals.refuse(header, author)]
         against = header.verdict or header.doubt
         if not against:
             return self._adopt(header, now_s)
         if (fence, header.leader) not in self._refused:
             self._refused.add((fence, header.leader))
             if header.leader != self._peer:
-                self._blamed.add(header.leader)
+                self._conduct.blame(header.leader)
             self._wake_s = -inf
         if header.doubt:
             self._rift.note(fence, now_s)
-        return self._refuse(header, against)
+        return self._refusals.refuse(header, against)
 
     def _above_obeyed(self, header: PlanHeader) -> bool:
         """Whether its fence is above that of the plan obeyed, or the same one by another hand."""
@@ -335,10 +346,6 @@ class Election:
 
     def _untimely(self, header: PlanHeader, now_s: float) -> tuple[str, bool] | None:
         return untimely(header, now_s, self._epoch, self._tickets, self._config)
-
-    def _equivocates(self, leader: PeerId) -> str:
-        fence = self._equivocators.proven(leader)
-        return f"{peer_text(leader)} published two plans for {fence_text(fence)}" if fence is not None else ""
 
     def _judge_again(self, header: PlanHeader, adopted: Adopted, now_s: float) -> list[Action]:
         """A plan with the very fence that is obeyed: the same one, or a second leader."""
@@ -355,7 +362,7 @@ class Election:
             elif not self._split:
                 self._split = f"two plans for {fence_text(header.fence)}"
                 self._wake_s = -inf
-        return self._refuse(header, f"that of {peer_text(adopted.leader)} is obeyed")
+        return self._refusals.refuse(header, f"that of {peer_text(adopted.leader)} is obeyed")
 
     def _adopt(self, header: PlanHeader, now_s: float) -> list[Action]:
         self._adopted = Adopted(header.fence, header.leader, header.plan_hash)
@@ -367,26 +374,6 @@ class Election:
         self._wake_s = -inf
         text = f"adopting {fence_text(header.fence)} by {peer_text(header.leader)}"
         return [Adopt(header.fence, header.leader, header.plan_hash), Explain(text)]
-
-    def _refuse(self, header: PlanHeader, why: str) -> list[Action]:
-        """Refuse, and say so once."""
-        key = (header.fence, header.leader, why)
-        if key in self._told or len(self._told) >= MAX_TOLD:
-            return []
-        self._told.add(key)
-        text = f"refusing {fence_text(header.fence)} by {peer_text(header.leader)}: {why}"
-        return [Refuse(header.fence, header.leader, why), Explain(text)]
-
-    def _hold(self, header: PlanHeader) -> None:
-        if len(self._held) < MAX_HELD and header not in self._held:
-            self._held.append(header)
-
-    def _held_due(self, now_s: float) -> list[Action]:
-        """Ask for those held plans again that may be obeyed by now, and let go of those that never will."""
-        held = [h for h in self._held if h.fence.epoch >= self._epoch and self._above_obeyed(h)]
-        due = [header for header in held if self._untimely(header, now_s) is None]
-        self._held = [header for header in held if header not in due]
-        return [Reconsider(header.fence, header.leader, header.plan_hash) for header in due]
 
     def _next_wake(self, now_s: float) -> float:
         rules = self._config

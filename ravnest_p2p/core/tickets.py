@@ -66,6 +66,11 @@ class TicketBook:
         """Tickets by which another view may differ from this one, in either direction."""
         return max(2, ceil(self._slack * len(self._order)))
 
+    @property
+    def rotation(self) -> int:
+        """Terms after one that it led in which nobody leads again, by any view within the tolerance."""
+        return len(self._order) - self.tolerance
+
     def entitles(self, peer: PeerId, term: int) -> bool:
         """Whether some view within the tolerance makes this ticket holder the leader of the term."""
         rank = self.rank(peer)

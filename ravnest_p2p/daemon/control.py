@@ -21,6 +21,7 @@ from ravnest_p2p.core.ballot import (
     DrawTicket,
     ElectionConfig,
     Explain,
+    Expose,
     MakePlan,
     PlanHeader,
     PublishTicket,
@@ -233,6 +234,7 @@ class Control:
         """Judge a published plan, unless it is below what we obey already."""
         adopted = self.election.adopted
         if adopted is not None and plan.fence < adopted.fence:
+            await self._act(self.election.plan_heard(plan.fence, plan.leader, plan_hash(plan)))
             return
         previous = self._before(plan.fence)
         header = self.leader.judged(plan, previous)
@@ -269,6 +271,9 @@ class Control:
             case Reconsider(plan_hash=digest):
                 if digest in self.view.plans:
                     await self._consider(self.view.plans[digest])
+            case Expose(leader=leader, plan_hashes=digests):
+                proof = [sealed for digest in digests if (sealed := self.view.sealed_plan(digest))]
+                self._post.hand_on(proof, self.view.capabilities.keys() - {self._own, leader})
             case Explain(text=text):
                 log.info("%s", text)
             case Refuse(fence=fence, leader=leader, why=why):
@@ -320,7 +325,7 @@ class Control:
         self._take_up(plan)
         sealed = self.view.sealed_plan(digest)
         if sealed is not None:
-            self._post.hand_on(sealed, self.view.capabilities.keys() - {self._own, plan.leader})
+            self._post.hand_on([sealed], self.view.capabilities.keys() - {self._own, plan.leader})
         await self._hosts.obey(plan)
         await self._learn_outcomes(plan)
 

@@ -32,12 +32,13 @@ class PlanPost:
         """Hand an own plan to the first of these peers; returns when they have it or do not answer."""
         await self._send(sealed, list(dict.fromkeys(peers))[:PUSHED_TO])
 
-    def hand_on(self, sealed: bytes, peers: Collection[PeerId]) -> None:
-        """Hand an adopted plan to a few of these peers, without waiting for it."""
+    def hand_on(self, plans: Iterable[bytes], peers: Collection[PeerId]) -> None:
+        """Hand an adopted plan, or two that prove a liar, to a few of these peers, without waiting for it."""
         chosen = random.sample(sorted(peers), min(HANDED_ON_TO, len(peers)))
-        task = asyncio.create_task(self._send(sealed, chosen))
-        self._under_way.add(task)
-        task.add_done_callback(self._under_way.discard)
+        for sealed in plans:
+            task = asyncio.create_task(self._send(sealed, chosen))
+            self._under_way.add(task)
+            task.add_done_callback(self._under_way.discard)
 
     async def close(self) -> None:
         """Stop what is under way."""

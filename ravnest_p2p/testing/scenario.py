@@ -24,11 +24,13 @@ from .clock import VirtualClock
 from .directory import SimulatedDirectory
 from .invariants import InvariantError, Invariants
 from .network import SimulatedNetwork
-from .strangers import LET_IN, STRANGERS, Strangers
+from .strangers import STRANGERS, Strangers
 from .swarm import SwarmPeer
 from .world import DISK, World
 
 MAX_SKEW_S = 1.5
+LOOK_S, ALL_BACK_S = 0.5, 5.0
+"""How often the observer looks for agreement, and within which all that come back are there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +50,7 @@ class ScenarioConfig:
     faults_s: float = 90.0
     crashes: float = 0.08
     partitions: int = 2
-    strangers: tuple[PeerId, ...] = LET_IN
+    strangers: tuple[PeerId, ...] = STRANGERS
     terms_to_agree: int = 4
     epoch_s: float = 40.0
     term_s: float = 6.0
@@ -61,7 +63,7 @@ class Outcome:
     Attributes:
         fence: obeyed by all peers in the end.
         agreed_after_s: from the end of the faults.
-        terms: from then until most obey one plan, begun ones counted in.
+        terms: of the first quiet epoch, until most obey one plan of it.
         alive: peers alive in the end.
         adoptions, effective, frames: plans adopted, clusters formed, data frames taken.
         batches: most batches that a saved state contains.
@@ -196,30 +198,30 @@ class Scenario:
                 self.world.clock.after(3 * self._random.random(), peer.restart)
 
     def _agree(self) -> Outcome:
+        """Wait through the first quiet epoch, in which everything has to be well again."""
         world, config = self.world, self._config
         clock, quiet_s = world.clock, world.clock.now_s
-        next_epoch_s = config.epoch_s * (1 + (quiet_s + 5) // config.epoch_s)
-        deadline_s = next_epoch_s + world.rules.grace_s + MAX_SKEW_S + config.terms_to_agree * config.term_s
-        begun = max((peer.fence for peer in self.peers if peer.alive), default=Fence(0, 0))
+        epoch = 1 + int((quiet_s + ALL_BACK_S) // config.epoch_s)
+        within_s = world.rules.grace_s + MAX_SKEW_S + config.terms_to_agree * config.term_s
+        deadline_s = epoch * config.epoch_s + within_s
         terms = 0
-        clock.run_until(quiet_s + 5)
         while True:
+            clock.run_until(clock.now_s + LOOK_S)
             alive = [peer for peer in self.peers if peer.alive]
             obeyed = Counter(peer.saved for peer in alive)
             most, count = obeyed.most_common(1)[0]
-            if terms == 0 and most is not None and 2 * count > len(alive):
-                terms = 1 + most.fence.term - (begun.term if begun.epoch == most.fence.epoch else 0)
+            if terms == 0 and most is not None and most.fence.epoch == epoch and 2 * count > len(alive):
+                terms = 1 + most.fence.term
             agreed = most if len(obeyed) == 1 else None
-            if agreed is not None:
+            if agreed is not None and terms:
                 break
             if clock.now_s >= deadline_s:
                 raise InvariantError(f"{len(alive)} peers obey {len(obeyed)} plans: {_most(obeyed)}")
-            clock.run_until(clock.now_s + 1)
         watch = world.invariants
         return Outcome(
             agreed.fence,
             clock.now_s - quiet_s,
-            max(1, terms),
+            terms,
             len(alive),
             clock.events,
             watch.adoptions,

@@ -29,10 +29,6 @@ EQUIVOCATOR, INVENTOR, MISER = PeerId("equivocator"), PeerId("inventor"), PeerId
 
 STRANGERS = (USURPER, VANDAL, POACHER, EQUIVOCATOR, INVENTOR, MISER)
 
-LET_IN = (USURPER, VANDAL, POACHER, INVENTOR, MISER)
-"""Those of a usual scenario. Beside the others, an equivocator keeps large swarms from one plan for longer
-than a scenario waits."""
-
 TICKETS = {name: value for value, name in enumerate((VANDAL, POACHER, EQUIVOCATOR, INVENTOR, MISER))}
 """Lower than any that is drawn."""
 

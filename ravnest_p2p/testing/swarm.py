@@ -19,6 +19,7 @@ from ravnest_p2p.core.ballot import (
     Adopted,
     DrawTicket,
     Explain,
+    Expose,
     MakePlan,
     PlanHeader,
     PublishTicket,
@@ -212,6 +213,9 @@ class SwarmPeer:
                 world.clock.after(0.2 + world.random.random(), self._make_plan, self._life, action.fence)
             elif isinstance(action, Reconsider):
                 self._see(self._seen[action.fence, action.leader, action.plan_hash])
+            elif isinstance(action, Expose):
+                proof = (self._seen[action.fence, action.leader, digest] for digest in action.plan_hashes)
+                self._hand_on(HANDED_ON_TO, *proof)
             elif isinstance(action, Adopt):
                 self._adopt(self._seen[action.fence, action.leader, action.plan_hash])
 
@@ -260,7 +264,7 @@ class SwarmPeer:
         self.saved = self.election.adopted
         world.invariants.adopted(self.name, plan, published.hash)
         self._plan = published
-        self._hand_on(published)
+        self._hand_on(PUSHED_TO if plan.leader == self.name else HANDED_ON_TO, published)
         mine = published.by_peer.get(self.name)
         if mine is None:
             self._stop()
@@ -272,13 +276,13 @@ class SwarmPeer:
                 self._report(mine.generation)
         self._judge_own_plan()
 
-    def _hand_on(self, published: Published) -> None:
-        """As in the daemon: its leader hands a plan to many, everybody else to a few."""
+    def _hand_on(self, most: int, *plans: Published) -> None:
+        """To so many peers, as in the daemon."""
         world = self._world
         others = sorted(world.directory.snapshot(self.name, "alive"))
-        most = PUSHED_TO if published.plan.leader == self.name else HANDED_ON_TO
         for peer in world.random.sample(others, min(most, len(others))):
-            world.network.send(self.name, PeerId(peer), published)
+            for published in plans:
+                world.network.send(self.name, PeerId(peer), published)
 
     def _start(self, job: JobPlan) -> None:
         world = self._world

@@ -117,6 +117,8 @@ def test_the_faults_do_happen():
         "by inventor: it assigns 4 peers that are not known",
         "a healthy cluster",
         "by miser: it leaves out",
+        "it is not obeyed again",
+        "and it is the others' turn",
         "its epoch is over",
     ):
         assert line in text, line

@@ -49,9 +49,9 @@ def test_who_adopts_a_plan_hands_it_on_to_a_few_and_does_not_wait() -> None:
 
     async def run() -> None:
         sender, before = post(rpc), asyncio.all_tasks()
-        sender.hand_on(b"plan", PEERS[:1])
-        sender.hand_on(b"plan", PEERS)
-        sender.hand_on(b"plan", [])
+        sender.hand_on([b"plan"], PEERS[:1])
+        sender.hand_on([b"plan"], PEERS)
+        sender.hand_on([b"plan"], [])
         await rpc.all_called.wait()
         assert asyncio.all_tasks() > before
         await sender.close()
