@@ -173,8 +173,8 @@ class Election:
 
     def deserves_a_look(self, header: PlanHeader, now_s: float) -> bool:
         """Whether only its content can still speak against this plan."""
-        lies = self._conduct.lie_of(header.leader)
-        return not lies and self._above_obeyed(header) and self._untimely(header, now_s) is None
+        author = self._conduct.against(header.leader, header.fence.term, self._tickets.rotation)
+        return not author and self._above_obeyed(header) and self._untimely(header, now_s) is None
 
     def poll(self, now_s: float) -> Sequence[Action]:
         """Let time pass and say what is to be done now."""

@@ -11,7 +11,7 @@ one still, of clusters of any size.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations, permutations
 from math import comb
@@ -90,6 +90,11 @@ class ClusterSearch:
         if searched is None or best is None:
             return searched or best
         return searched if searched.rate > best.rate * _gain_wanted(best, searched) else best
+
+    def of_shapes(self, shapes: Iterable[tuple[int, int]]) -> Formation | None:
+        """The fastest of these shapes, (stages, clusters), by the simple groupings; None where none fits."""
+        found = (self._best_of_shape(stages, count) for stages, count in sorted(shapes))
+        return max((f for f in found if f is not None), key=lambda f: f.rate, default=None)
 
     def simple(self, bound: int, clusters: int) -> Formation | None:
         """The best of all shapes by the simple groupings alone; None where none fits.

@@ -40,6 +40,7 @@ from ravnest_p2p.core.planning.promotion import LEADERS_GAIN, better_clusters, o
 from ravnest_p2p.core.planning.repair import repaired
 from ravnest_p2p.core.planning.resume import ever_saved, resume_point
 from ravnest_p2p.core.planning.turnout import fingerprints
+from ravnest_p2p.core.planning.yardstick import simple_rate
 from ravnest_p2p.core.types import (
     Capability,
     ClusterPlan,
@@ -297,12 +298,14 @@ def _clusters(it: _Asked, free: Mapping[PeerId, Capability], most_peers: int, se
     spec = it.spec
     mended = repaired(spec, it.old, free, it.memory_scale) if it.old is not None else ()
     before = len(it.old.clusters) if it.old is not None else 0
-    search = ClusterSearch(spec, list(free.values()), it.memory_scale, seed)
     if mended and len(mended) == (spec.clusters or before):
-        anew = search.simple(sum(len(draft.peers) for draft in mended), spec.clusters)
-        rate = updates_per_s(spec, planning_table(spec), mended)
-        if anew is None or anew.rate <= rate * LEADERS_GAIN:
+        own = {peer.peer: peer for draft in mended for peer in draft.peers}
+        others = [offer for peer, offer in free.items() if peer not in own]
+        lengths = [len(draft.peers) for draft in mended]
+        anew = simple_rate(spec, lengths, own.values(), others, it.memory_scale)
+        if anew <= LEADERS_GAIN * updates_per_s(spec, planning_table(spec), mended):
             return mended
+    search = ClusterSearch(spec, list(free.values()), it.memory_scale, seed)
     formation = search.best(most_peers=most_peers) or search.best()
     if formation is not None:
         return formation.clusters

@@ -1,18 +1,18 @@
 """Whether a job was given clearly worse clusters than its peers, and those left free, would give.
 
 Problem: a plan can be sound and still be a bad one, by a leader that plays or is mistaken; but a search by
-every follower would take their cores from training. Solution: a follower forms the job's clusters by the
-simple rules alone (`ClusterSearch.simple`), out of no more peers than the plan took for it. An honest search
-never does much worse.
+every follower would take their cores from training. Solution: a follower forms clusters of the plan's shapes,
+and of one peer each, by the simple rules alone, out of no more peers than the plan took for the job. An
+honest search never does much worse.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 
-from ravnest_p2p.core.planning.clusters import ClusterSearch
+from ravnest_p2p.core.planning.clusters import MAX_CLUSTERS, ClusterSearch
 from ravnest_p2p.core.planning.cost import predicted_updates_per_s, takes_part
-from ravnest_p2p.core.types import Capability, JobId, JobPlan, JobSpec, PeerId, Plan
+from ravnest_p2p.core.types import Capability, JobId, JobSpec, PeerId, Plan
 
 CLEARLY_WORSE = 1.6
 """Times more updates a second by simple rules: what two peers know of links differs by less."""
@@ -39,7 +39,8 @@ def clearly_worse(
         planned = predicted_updates_per_s(spec, job.clusters, capabilities)
         if planned is None:
             continue
-        simple = _simple(spec, job, capabilities, free)
+        lengths = [len(cluster.stages) for cluster in job.clusters]
+        simple = simple_rate(spec, lengths, [capabilities[peer] for peer in job.peers], free)
         if simple > planned * CLEARLY_WORSE:
             return (
                 f"job {job.job[:8]}: {planned:.3g} updates/s, where the same peers and those left free "
@@ -48,12 +49,30 @@ def clearly_worse(
     return ""
 
 
-def _simple(
-    spec: JobSpec, job: JobPlan, capabilities: Mapping[PeerId, Capability], free: Iterable[Capability]
+def simple_rate(
+    spec: JobSpec,
+    lengths: Collection[int],
+    own: Iterable[Capability],
+    free: Iterable[Capability],
+    memory_scale: float = 1.0,
 ) -> float:
-    """Updates a second by simple rules, of at most as many peers as the job was given."""
+    """Updates a second that simple rules make of a job's peers and the fastest free ones; 0 if none fit.
+
+    Args:
+        lengths: stages of each of the clusters that it was given.
+    """
     fastest = sorted(free, key=lambda c: (-c.flops, c.peer))[:MAX_CANDIDATES]
-    own = [capabilities[peer] for peer in job.peers]
-    search = ClusterSearch(spec, [c for c in (*own, *fastest) if takes_part(spec, c)])
-    formation = search.simple(len(own), clusters=len(job.clusters) if spec.clusters else 0)
-    return 0.0 if formation is None else formation.rate
+    able = [c for c in (*own, *fastest) if takes_part(spec, c)]
+    found = ClusterSearch(spec, able, memory_scale).of_shapes(_shapes(spec, lengths))
+    return 0.0 if found is None else found.rate
+
+
+def _shapes(spec: JobSpec, lengths: Collection[int]) -> set[tuple[int, int]]:
+    """(stages, clusters) of no more peers than were given, as the job allows them."""
+    count, peers = len(lengths), sum(lengths)
+    shapes = {(min(lengths), count), (peers // count, count), (1, min(peers, MAX_CLUSTERS))}
+    return {
+        (stages, clusters)
+        for stages, clusters in shapes
+        if spec.stages in (0, stages) and spec.clusters in (0, clusters)
+    }
