@@ -43,6 +43,9 @@ DEFAULT_FOLDER = Path(__file__).resolve().parents[2] / "shared" / "planning"
 
 SEED = 1
 
+DIGITS = 4
+"""After the point, of the best values known."""
+
 FRESH = [("gpt350m", n, seed) for n, seed in ((6, 1), (7, 2), (8, 3), (9, 4), (10, 5), (10, 6))]
 """Made-up instances with exact answers: 12 layers, at most 5 stages."""
 
@@ -141,7 +144,7 @@ def _small_row(problem: Problem, optimum: float | None) -> dict[str, float]:
     seconds = time.perf_counter() - begin_s
     best = exact.objective if optimum is None else optimum
     return {
-        "exact / optimum": exact.objective / best,
+        "exact / optimum": (exact.objective if optimum is None else round(exact.objective, DIGITS)) / best,
         "exact s": exact.seconds,
         "genetic gap": 1.0 - score(problem, layout).objective / max(best, exact.objective),
         "genetic s": seconds,

@@ -4,7 +4,8 @@
 * `greedy`: the same after the slowest lines were left out, the best share of them, and near peers together.
 * `paper_fitness`: the genetic algorithm of Ravnest's prototype: a label for each peer; clusters short of
   memory are penalised, and the spread of the clusters' sums of memory over bandwidth.
-* `labels`: the same genetic algorithm with our objective as its fitness.
+* `labels`: the same genetic algorithm with our objective as its fitness, a label for peers that are left out,
+  and half of its first labels by `sort_and_slice`.
 
 All are given the planner's own cuts, rings and standbys, so that what is compared is the grouping alone. The
 genetic algorithms run for as long as they are told, over numbers of clusters.
@@ -64,7 +65,7 @@ class Rules:
 
     def paper_fitness(self, seconds: float, counts: Sequence[int], seed: int) -> Layout:
         """The best plan by the objective among the best labels by the paper's fitness, one for each count."""
-        need = self._problem.layers.memory_bytes[-1]
+        need = self._problem.layers.held_bytes[-1]
 
         def penalty(labels: Labels, count: int) -> float:
             memory = np.bincount(labels, self._memory, count)
@@ -72,7 +73,7 @@ class Rules:
             short = np.clip(need - memory[memory > 0], 0.0, None)
             return -float(MEMORY_WEIGHT * short.sum() + np.ptp(ratio))
 
-        return self._evolved(penalty, seconds, counts, seed)
+        return self._evolved(penalty, seconds, counts, seed, None)
 
     def labels(self, seconds: float, counts: Sequence[int], seed: int) -> Layout:
         """The same search with what the clusters are worth as its fitness."""
@@ -85,14 +86,35 @@ class Rules:
             transfer_s = slowest_transfer(self._problem, clusters)[0] * 2.0 * (1.0 - 1.0 / len(clusters))
             return value / (1.0 + transfer_s / self._problem.rules.round_s)
 
-        return self._evolved(worth, seconds, counts, seed)
+        return self._evolved(worth, seconds, counts, seed, self._by_speed(range(len(self._problem.peers))))
 
-    def _evolved(self, fitness: Fitness, seconds: float, counts: Sequence[int], seed: int) -> Layout:
+    def _evolved(
+        self,
+        fitness: Fitness,
+        seconds: float,
+        counts: Sequence[int],
+        seed: int,
+        order: Sequence[int] | None,
+    ) -> Layout:
+        """Args:
+        order: slices of it are among the first labels, and peers may be left out; None for neither.
+        """
         found = []
         for n, count in enumerate(counts):
-            labels = _evolve(fitness, len(self._problem.peers), count, seconds / len(counts), seed + n)
+            population = self._first(count, np.random.default_rng(seed + n), order)
+            kinds = count + (order is not None)
+            labels = _evolve(fitness, population, count, kinds, seconds / len(counts), seed + n)
             found.append(self._clusters(self._groups(labels, count)))
         return self._best(found)
+
+    def _first(self, count: int, chance: np.random.Generator, order: Sequence[int] | None) -> Labels:
+        peers = len(self._problem.peers)
+        population = chance.integers(0, count, (POPULATION, peers))
+        if order is not None:
+            sizes = chance.integers(2, self._problem.rules.most_stages + 1, POPULATION // 2)
+            slices = np.minimum(np.arange(peers)[None, :] // sizes[:, None], count)
+            population[: POPULATION // 2, list(order)] = slices
+        return population
 
     def _groups(self, labels: Labels, count: int) -> list[list[int]]:
         order = np.lexsort((self._rank[:, 1], self._rank[:, 0]))
@@ -137,10 +159,17 @@ def objective(problem: Problem, layout: Layout) -> float:
         return 0.0
 
 
-def _evolve(fitness: Fitness, peers: int, count: int, seconds: float, seed: int) -> Labels:
-    """Tournaments, one-point crossover, mutation of each label; the best labels ever seen."""
+def _evolve(
+    fitness: Fitness, population: Labels, count: int, kinds: int, seconds: float, seed: int
+) -> Labels:
+    """Tournaments, one-point crossover, mutation of each label; the best labels ever seen, which stay.
+
+    Args:
+        kinds: labels from 0 on; from `count` on they stand for no cluster.
+    """
     chance = np.random.default_rng(seed)
-    population = chance.integers(0, count, (POPULATION, peers))
+    peers = population.shape[1]
+    best: Labels
     best, best_fitness = population[0], -np.inf
     end_s = time.perf_counter() + seconds
     while time.perf_counter() < end_s:
@@ -161,5 +190,6 @@ def _evolve(fitness: Fitness, peers: int, count: int, seconds: float, seed: int)
         left = np.arange(peers)[None, :] < places
         population = np.concatenate([np.where(left, first, second), np.where(left, second, first)])
         mutated = chance.random(population.shape) < MUTATION
-        population = np.where(mutated, chance.integers(0, count, population.shape), population)
+        population = np.where(mutated, chance.integers(0, kinds, population.shape), population)
+        population[0] = best
     return best

@@ -32,12 +32,11 @@ from ravnest_p2p.core.obedience import Obedience
 from ravnest_p2p.core.types import Fence, Generation, JobId, JobPhase, JobPlan, PeerId, Plan
 
 from .consent import SimulatedConsent
+from .notices import SimulatedNotices
 from .planner import invented, plan_pairs, stays
 from .stage import Frame, Receipt, Stage
 from .world import Published, World
 
-BEAT_EVERY_S = 8.0
-BEAT_TTL_S = 30.0
 SUSPECT_AFTER_S = 5.0
 GONE_AFTER_S = 10.0
 PUSHED_TO, HANDED_ON_TO = 64, 3
@@ -102,13 +101,13 @@ class SwarmPeer:
         self._running: JobPlan | None = None
         self._given_up: JobPlan | None = None
         self._stage: Stage | None = None
-        self._ticket, self._shown = 0, False
+        self._ticket = 0
         self._seen: dict[tuple[Fence, PeerId, str], Published] = {}
         self._consent = SimulatedConsent(world, self.name, self._mate_gone)
         self._doubted: list[Published] = []
         self._broken: set[Generation] = set()
-        self._reports: list[Generation] = []
-        self._beat_due_s = self._joined_s = 0.0
+        self._notices = SimulatedNotices(world, self.name)
+        self._joined_s = 0.0
         self._awaiting = False
         self._mate_obeys = True
         world.network.attach(self.name, self._receive)
@@ -137,7 +136,7 @@ class SwarmPeer:
         self._poll()
         self._read()
         self._watch_mate()
-        self._refresh()
+        self._notices.refresh(self.now_s, self.election.epoch)
         self._poll()
         if self.alive:
             next_s = world.clock.now_s + 1.5 + world.random.random()
@@ -203,12 +202,12 @@ class SwarmPeer:
             elif isinstance(action, DrawTicket):
                 draw = hashlib.sha256(f"{world.rules.swarm}/{self.name}/{action.epoch}".encode()).digest()
                 self._ticket = int.from_bytes(draw, "big")
-                self._shown = False
+                self._notices.ticket = None
                 self.election.own_ticket(action.epoch, self._ticket)
             elif isinstance(action, PublishTicket):
                 world.invariants.ticket(action.epoch, self.name)
-                self._shown = True
-                self._show_ticket()
+                self._notices.ticket = self._ticket
+                self._notices.show_ticket(action.epoch)
             elif isinstance(action, MakePlan):
                 world.clock.after(0.2 + world.random.random(), self._make_plan, self._life, action.fence)
             elif isinstance(action, Reconsider):
@@ -240,7 +239,7 @@ class SwarmPeer:
             return
         self._see(published)
         if self._plan is published:
-            self._show_plan()
+            self._notices.show_plan(self.election.epoch)
             if world.random.random() < world.crash_of_leader:
                 self.crash()
 
@@ -264,6 +263,7 @@ class SwarmPeer:
         self.saved = self.election.adopted
         world.invariants.adopted(self.name, plan, published.hash)
         self._plan = published
+        self._notices.plan = published if plan.leader == self.name else None
         self._hand_on(PUSHED_TO if plan.leader == self.name else HANDED_ON_TO, published)
         mine = published.by_peer.get(self.name)
         if mine is None:
@@ -349,56 +349,12 @@ class SwarmPeer:
 
     def _report(self, generation: Generation) -> None:
         self._broken.add(generation)
-        self._reports.append(generation)
-        self._world.directory.write(self.name, "broken", str(generation), generation, 1e9)
+        self._notices.report(generation)
 
     def _judge_own_plan(self) -> None:
         if self._plan is not None:
             broken = self._broken & self._plan.generations
             self.election.replan_wanted(f"generation {min(broken)} broke" if broken else "")
-
-    def _refresh(self) -> None:
-        """Write the own records again from time to time, and the epoch's where they are not to be seen."""
-        self._repeat_unseen()
-        if self.now_s < self._beat_due_s:
-            return
-        self._beat_due_s = self.now_s + BEAT_EVERY_S
-        directory = self._world.directory
-        directory.write(self.name, "alive", self.name, None, BEAT_TTL_S)
-        for generation in self._reports:
-            directory.write(self.name, "broken", str(generation), generation, 1e9)
-        if self._shown:
-            self._show_ticket()
-        if self._plan is not None and self._plan.plan.leader == self.name:
-            self._show_plan()
-
-    def _repeat_unseen(self) -> None:
-        """As in the daemon: any write may be lost, and a term is too short to wait for the next beat."""
-        epoch, seen = self.election.epoch, self._world.directory.snapshot
-        if self._shown and self.name not in seen(self.name, f"tickets/{epoch}"):
-            self._show_ticket()
-        plan = self.plan
-        if plan is None or plan.leader != self.name:
-            return
-        if f"{plan.fence.term}/{self.name}" not in seen(self.name, f"plan/{epoch}"):
-            self._show_plan()
-
-    def _show_ticket(self) -> None:
-        epoch = self.election.epoch
-        ttl_s = self._world.rules.epoch_s
-        self._world.directory.write(self.name, f"tickets/{epoch}", self.name, self._ticket, ttl_s)
-
-    def _show_plan(self) -> None:
-        published = self._plan
-        if published is not None and published.plan.fence.epoch == self.election.epoch:
-            fence = published.plan.fence
-            self._world.directory.write(
-                self.name,
-                f"plan/{fence.epoch}",
-                f"{fence.term}/{self.name}",
-                published,
-                self._world.rules.epoch_s,
-            )
 
     def _receive(self, sender: PeerId, message: Ping | Frame | Receipt | Published) -> None:
         running = self._running

@@ -7,8 +7,9 @@ standbys and on the slowest transfer Q of all. Solution: branch and bound.
    and cuts, if the most reliable peer of all stood by for every stage.
 2. For each Q and number of clusters, the best partition by these bounds, by dynamic programming over sets.
    Where that cannot beat the best plan known, nothing with this Q and this many clusters can.
-3. Elsewhere, the most promising first, the partitions are gone through as far as their bounds allow; for
-   each, all orders and cuts that could still win, with the best standbys and the best rings.
+3. Elsewhere, the most promising first, the partitions are gone through as far as their bounds allow. Which
+   peers are idle is known then, so orders and cuts are bounded by what these add to them (`backing`); what
+   could still win is tried, with the best standbys and the best rings.
 
 Exact to `GAP`, relative.
 """
@@ -18,14 +19,16 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from itertools import permutations
 from math import perm
+from typing import NamedTuple
 
 import numpy as np
 from numba import njit
 
 from ravnest_p2p.core.errors import PlanError
 from ravnest_p2p.core.planning.layout import Cluster, Layout
-from ravnest_p2p.core.planning.objective import ring_steps_s, score, standbys_wanted, worth
+from ravnest_p2p.core.planning.objective import ring_steps_s, score, slowest_transfer
 from ravnest_p2p.core.planning.problem import Problem
+from ravnest_p2p.core.planning.search.backing import Backing, backing, best_backing
 from ravnest_p2p.core.planning.search.cuts_within import cuts_within
 from ravnest_p2p.core.planning.search.intervals import NEVER, around_s, slowest_part_s
 from ravnest_p2p.core.planning.search.kernels import (
@@ -69,6 +72,14 @@ def can_be_exact(problem: Problem) -> bool:
     peers = len(problem.peers)
     stages = min(problem.rules.most_stages, problem.layers.count, peers)
     return peers <= MOST_PEERS and sum(perm(peers, size) for size in range(1, stages + 1)) <= MOST_ORDERS
+
+
+class _Candidate(NamedTuple):
+    """A cluster of a set, with what it is worth at most beside these idle peers."""
+
+    most: float
+    cluster: Cluster
+    backing: Backing
 
 
 class Exact:
@@ -148,25 +159,53 @@ class Exact:
                 yield (chosen, *others)
 
     def _try_sets(self, sets: Sequence[int], bounds: Floats, transfer_s: float, share: float) -> None:
-        total = sum(float(bounds[each]) for each in sets)
-        choices: list[list[tuple[float, Cluster]]] = []
-        for each in sets:
-            least = self._objective / share - (total - float(bounds[each]))
-            choices.append(self._candidates(each, transfer_s, least))
-        self._choose(choices, 0, [], 0.0, share)
+        idle = [i for i in range(self._peers) if not any(each >> i & 1 for each in sets)]
+        backed = [self._backed(each, idle) for each in sets]
+        most = [float(bounds[each]) * part for each, part in zip(sets, backed, strict=True)]
+        choices: list[list[_Candidate]] = []
+        for n, each in enumerate(sets):
+            least = self._objective / share - (sum(most) - most[n])
+            found = self._candidates(each, transfer_s, least, idle, backed[n]) if most[n] > least else []
+            if not found:
+                return
+            choices.append(found)
+            most[n] = found[0].most
+        self._choose(choices, 0, [], 0.0, share, idle)
 
-    def _candidates(self, members: int, transfer_s: float, least: float) -> list[tuple[float, Cluster]]:
-        """Orders and cuts of a set whose bound is above `least`, best first."""
+    def _backed(self, members: int, idle: Sequence[int]) -> float:
+        """Which part of a set's bound these standbys leave: it had the best standby for every stage."""
+        rules, peers = self._problem.rules, self._problem.peers
+        fails = sorted((peers[i].fails_per_s for i in range(self._peers) if members >> i & 1), reverse=True)
+        saved_s = max(0.0, rules.recover_s - rules.failover_s)
+        uptimes = sorted((peers[i].uptime for i in idle), reverse=True)
+        loss = sum(fails) * rules.recover_s
+        # The most reliable for those that fail most often: no other way gains more.
+        gained = saved_s * sum(f * uptime for f, uptime in zip(fails, uptimes, strict=False))
+        best = saved_s * sum(fails) * max(peer.uptime for peer in peers)
+        return (1.0 + loss - best) / (1.0 + loss - gained)
+
+    def _candidates(
+        self, members: int, transfer_s: float, least: float, idle: Sequence[int], backed: float
+    ) -> list[_Candidate]:
+        """Orders and cuts of a set that could be worth more than `least` with these standbys, best first.
+
+        Args:
+            backed: which part of their bounds the standbys leave.
+        """
         peers = [i for i in range(self._peers) if members >> i & 1]
         orders = np.array(list(permutations(peers)), np.int64)
         bounds = SURE * _best_values(self._t, orders, transfer_s, *workspace(self._t, len(peers)))
-        found: list[tuple[float, Cluster]] = []
-        for order in orders[bounds > least * (1.0 + GAP)]:
-            for value, cuts in self._cuts_above(order, transfer_s, least * (1.0 + GAP)):
-                found.append((value, Cluster(tuple(map(int, order)), tuple(map(int, cuts[1:-1])))))
-        return sorted(found, key=lambda each: (-each[0], each[1].peers, each[1].cuts))
+        least *= 1.0 + GAP
+        found: list[_Candidate] = []
+        for order in orders[bounds * backed > least]:
+            for cuts in self._cuts_above(order, transfer_s, least / backed):
+                cluster = Cluster(tuple(map(int, order)), tuple(map(int, cuts[1:-1])))
+                about = backing(self._problem, cluster, idle)
+                if about.most > least:
+                    found.append(_Candidate(about.most, cluster, about))
+        return sorted(found, key=lambda each: (-each.most, each.cluster.peers, each.cluster.cuts))
 
-    def _cuts_above(self, order: Ints, transfer_s: float, least: float) -> Iterator[tuple[float, Ints]]:
+    def _cuts_above(self, order: Ints, transfer_s: float, least: float) -> Iterator[Ints]:
         """Cuts for peers in this order whose bound is above `least`; moves are free, so only time counts."""
         whole = np.linspace(0, self._problem.layers.count, order.size + 1).astype(np.int64)
         value_s = value_of_cuts(self._t, order, order.size, whole, INSTANT_S) * INSTANT_S
@@ -178,72 +217,42 @@ class Exact:
         for cuts in self._cuts[:count, : order.size + 1].copy():
             slowest_s = slowest_part_s(self._t, order, order.size, cuts)
             interval_s = max(slowest_s, around_s(self._t, order, order.size, cuts) / self._t.rules[WINDOW])
-            yield value_s / interval_s, cuts
+            if value_s > least * interval_s:
+                yield cuts
 
     def _choose(
         self,
-        choices: Sequence[Sequence[tuple[float, Cluster]]],
+        choices: Sequence[Sequence[_Candidate]],
         at: int,
-        chosen: list[Cluster],
+        chosen: list[_Candidate],
         value: float,
         share: float,
+        idle: Sequence[int],
     ) -> None:
         if at == len(choices):
-            self._try(chosen)
+            self._try(chosen, idle)
             return
-        rest = sum(each[0][0] if each else 0.0 for each in choices[at + 1 :])
-        for bound, cluster in choices[at]:
-            if not self._beats((value + bound + rest) * share):
+        rest = sum(each[0].most for each in choices[at + 1 :])
+        for each in choices[at]:
+            if not self._beats((value + each.most + rest) * share):
                 break
-            self._choose(choices, at + 1, [*chosen, cluster], value + bound, share)
+            self._choose(choices, at + 1, [*chosen, each], value + each.most, share, idle)
 
-    def _try(self, clusters: Sequence[Cluster]) -> None:
-        used = {peer for cluster in clusters for peer in cluster.peers}
-        idle = [i for i in range(self._peers) if i not in used]
-        standbys = best_standbys(self._problem, clusters, idle)
-        order, columns = _best_rings(self._problem, clusters)
-        layout = Layout(tuple(clusters), standbys, order, columns)
+    def _try(self, chosen: Sequence[_Candidate], idle: Sequence[int]) -> None:
+        clusters = [each.cluster for each in chosen]
+        share = self._share(len(clusters), slowest_transfer(self._problem, clusters)[0])
+        if not self._beats(sum(each.most for each in chosen) * share):
+            return
+        value, standbys = best_backing(self._problem, clusters, idle, [each.backing for each in chosen])
+        if not self._beats(value * share * (1.0 + GAP)):
+            return
+        layout = Layout(tuple(clusters), standbys, *_best_rings(self._problem, clusters))
         try:
             objective = score(self._problem, layout).objective
         except PlanError:
             return  # too few standbys
         if objective > self._objective:
             self._best, self._objective = layout, objective
-
-
-def best_standbys(
-    problem: Problem, clusters: Sequence[Cluster], idle: Sequence[int]
-) -> tuple[tuple[int, int], ...]:
-    """The best of all ways to let these peers stand by: enough of them, then most value, then most."""
-    stages = [
-        (peer, lo, hi)
-        for cluster in clusters
-        for peer, (lo, hi) in zip(cluster.peers, cluster.ranges(problem.layers.count), strict=True)
-    ]
-
-    wanted = standbys_wanted(problem, len(stages))
-
-    def judged(backed: dict[int, int]) -> tuple[bool, float, int]:
-        value = sum(worth(problem, cluster, backed).value for cluster in clusters)
-        return len(backed) >= wanted, value, len(backed)
-
-    best: tuple[tuple[bool, float, int], dict[int, int]] = (judged({}), {})
-
-    def extend(n: int, backed: dict[int, int]) -> None:
-        nonlocal best
-        if n == len(idle):
-            if (key := judged(backed)) > best[0]:
-                best = key, dict(backed)
-            return
-        extend(n + 1, backed)
-        for primary, lo, hi in stages:
-            if primary not in backed and problem.fits(idle[n], lo, hi):
-                backed[primary] = idle[n]
-                extend(n + 1, backed)
-                del backed[primary]
-
-    extend(0, {})
-    return tuple((standby, primary) for primary, standby in sorted(best[1].items()))
 
 
 def _best_rings(problem: Problem, clusters: Sequence[Cluster]) -> tuple[tuple[int, ...], int]:
