@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import NamedTuple
 
 SCOUTED, SOME, FEW, CHILDREN = 20, 4, 2, 24
@@ -12,8 +11,8 @@ SHARES = (0.3 / SCOUTED, 0.25 / SOME, 0.25 / FEW, 0.2 / CHILDREN)
 """Of all moves, each of those at a scouted Q, at some of the best of these, at a few of the best of those,
 and a child's."""
 
-MOVES = 200_000
-"""Moves of a search of one peer; those of more are as their square root."""
+MOVES, HALF_AT = 8_200_000, 150
+"""Moves of a search of very many peers, and how many peers get half as many; few get moves for each of them."""
 
 POLISH = 300
 """Changes tried on a plan at the end."""
@@ -36,11 +35,11 @@ class Effort(NamedTuple):
 
 
 def effort_for(peers: int, budget: str) -> Effort:
-    """How long a search of so many peers goes on: about a second for 350,000 moves.
+    """How long a search of so many peers goes on: about a second for 350,000 to 500,000 moves.
 
     Args:
         budget: of `BUDGETS`.
     """
-    moves = BUDGETS[budget] * MOVES * math.sqrt(peers)
+    moves = BUDGETS[budget] * MOVES * peers / (peers + HALF_AT)
     scout, some, few, child = (int(moves * share) for share in SHARES)
     return Effort(scout, some, few, child, int(BUDGETS[budget] * POLISH))
