@@ -61,7 +61,7 @@ class Mirror(nn.Module):
         return nn.functional.linear(h, self.door.weight.t(), self.bias)[:, :CLASSES]
 
 
-def small_request(**settings: Any) -> rn.JobRequest:
+def small_request(width: int = 16, **settings: Any) -> rn.JobRequest:
     """64 batches of 2 micro-batches of 8 samples, unless said otherwise."""
     chosen: dict[str, Any] = {
         "optimizer": rn.Adam(lr=3e-3),
@@ -71,7 +71,7 @@ def small_request(**settings: Any) -> rn.JobRequest:
         "stages": 1,
         "clusters": 1,
     }
-    return rn.JobRequest(small_model(), small_data(), **(chosen | settings))
+    return rn.JobRequest(small_model(width=width), small_data(), **(chosen | settings))
 
 
 def status(connection: Swarm, job: str) -> dict[str, Any]:

@@ -25,7 +25,8 @@ def test_a_job_moves_to_peers_that_another_leaves(tmp_path: Path, requester_home
         rn.connect(swarm.bootstrap.address) as connection,
     ):
         wait_lending(connection, swarm.peers)
-        shape: dict[str, Any] = {"passes": 400_000, "updates_per_round": 50}
+        # Wide enough for a plan that knows only operations to think it takes hours.
+        shape: dict[str, Any] = {"width": 512, "passes": 400_000, "updates_per_round": 500}
         other = connection.submit_request(
             small_request(**shape, name="other", clusters=PEERS - FIRST, stages=1)
         )
