@@ -26,19 +26,11 @@ from ravnest_p2p.core.planning.search.finish import finished
 from ravnest_p2p.core.planning.search.intervals import NEVER
 from ravnest_p2p.core.planning.search.kernels import ANY, NEAR, cluster_value, most_worth, workspace
 from ravnest_p2p.core.planning.search.memetic import Search
-from ravnest_p2p.core.planning.search.moves import (
-    ACTIVE,
-    IDLE,
-    State,
-    accept,
-    empty_state,
-    judge,
-    propose,
-    scratch,
-)
+from ravnest_p2p.core.planning.search.moves import accept, judge, propose, scratch
 from ravnest_p2p.core.planning.search.polish import Orders, polished
 from ravnest_p2p.core.planning.search.ring_order import ring_order
 from ravnest_p2p.core.planning.search.solve import solve
+from ravnest_p2p.core.planning.search.state import ACTIVE, IDLE, State, empty_state
 from ravnest_p2p.core.planning.search.tables import LOG_FLOPS, LOG_LINE, tables_of
 from ravnest_p2p.testing.planning_problems import instance, with_previous
 

@@ -15,7 +15,8 @@ import numpy as np
 from numba import njit
 
 from ravnest_p2p.core.planning.search.kernels import ANY, ROUGH, cluster_value
-from ravnest_p2p.core.planning.search.moves import ACTIVE, Proposal, State, accept, draw, judge, propose
+from ravnest_p2p.core.planning.search.moves import Proposal, accept, judge, propose
+from ravnest_p2p.core.planning.search.state import ACTIVE, State, draw
 from ravnest_p2p.core.planning.search.tables import Floats, Ints, Tables
 
 STEPS = 256

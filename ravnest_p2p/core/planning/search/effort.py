@@ -12,7 +12,7 @@ SHARES = (0.3 / SCOUTED, 0.25 / SOME, 0.25 / FEW, 0.2 / CHILDREN)
 and a child's."""
 
 MOVES, HALF_AT = 8_200_000, 150
-"""Moves of a search of very many peers, and how many peers get half as many; few get moves for each of them."""
+"""Moves of a search of very many peers, and how many peers get half as many."""
 
 POLISH = 300
 """Changes tried on a plan at the end."""

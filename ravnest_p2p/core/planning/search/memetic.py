@@ -39,8 +39,9 @@ from ravnest_p2p.core.planning.search.annealing import (
 from ravnest_p2p.core.planning.search.cutter import Cutter
 from ravnest_p2p.core.planning.search.effort import CHILDREN, FEW, SCOUTED, SOME, Effort
 from ravnest_p2p.core.planning.search.finish import finished, worth_keeping
-from ravnest_p2p.core.planning.search.moves import ACTIVE, State, empty_state, form, scratch
+from ravnest_p2p.core.planning.search.moves import scratch
 from ravnest_p2p.core.planning.search.polish import Orders, polished
+from ravnest_p2p.core.planning.search.state import ACTIVE, State, empty_state, form
 from ravnest_p2p.core.planning.search.tables import (
     LOG_FLOPS,
     LOG_LINE,
