@@ -81,7 +81,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--instances", type=Path, default=DEFAULT_FOLDER, metavar="FOLDER")
     options = parser.parse_args(arguments)
     known = _known(options.instances)
-    solve(parse_problem(instance("gpt350m", 6, 0, layers=12)), budget="quick")
+    solve(parse_problem(instance("gpt350m", 6, 0, layers=12)))
     results: dict[str, Any] = {}
     goals: list[Goal] = []
     for name, section in SECTIONS.items():
@@ -200,7 +200,7 @@ def _largest_problem() -> Problem:
 
 
 def _solve_largest() -> tuple[Solved, int]:
-    solve(parse_problem(instance("gpt350m", 6, 0, layers=12)), budget="quick")
+    solve(parse_problem(instance("gpt350m", 6, 0, layers=12)))
     solved = _solve(_largest_problem())
     return solved, 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 

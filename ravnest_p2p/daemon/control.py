@@ -89,7 +89,7 @@ class Control:
         self._book = book
         self._hosts = hosts
         self.view = SwarmView(session.directory, swarm, book)
-        self.leader = Leader(self._own, swarm, session, self.view, book, hosts.overview)
+        self.leader = Leader(self._own, swarm, session, self.view, book, hosts.overview, config.term_s / 2)
         self._scrutiny = Scrutiny(self._own, session.rpc, self.view, book, hosts)
         self._post = PlanPost(session.rpc)
         self.epoch_s = config.epoch_s
@@ -117,7 +117,7 @@ class Control:
         try:
             await self._run()
         finally:
-            await self._post.close()
+            await asyncio.gather(self._post.close(), self.leader.warmup.close())
 
     async def _run(self) -> None:
         read_epoch_s = read_peers_s = 0.0
@@ -211,6 +211,7 @@ class Control:
     async def _read_swarm(self) -> None:
         await asyncio.gather(self.view.read_peers(), self.view.read_jobs())
         self.election.expect_peers(len(self.view.capabilities))
+        self.leader.warmup.expect(len(self.view.lending))
 
     async def _read_epoch(self) -> None:
         epoch = self.election.epoch

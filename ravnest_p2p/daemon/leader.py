@@ -11,6 +11,7 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from functools import partial
 
 from ravnest_p2p.core.ballot import PlanHeader
 from ravnest_p2p.core.errors import PlanError, RemoteFault
@@ -23,6 +24,7 @@ from ravnest_p2p.daemon.peer_messages import Overview, OverviewAsked
 from ravnest_p2p.daemon.session import Session
 from ravnest_p2p.daemon.survey import running_jobs, statuses, survey
 from ravnest_p2p.daemon.view import SwarmView
+from ravnest_p2p.daemon.warmup import Warmup
 from ravnest_p2p.network.p2pd_waits import bounded
 
 log = logging.getLogger(__name__)
@@ -53,6 +55,7 @@ class Leader:
     """One peer's planning, as leader and as follower.
 
     Attributes:
+        warmup: of the search.
         unheard: peers that lend, and did not answer when this one planned last.
     """
 
@@ -64,7 +67,11 @@ class Leader:
         view: SwarmView,
         book: JobBook,
         overview: Callable[[OverviewAsked], Overview],
+        search_s: float,
     ) -> None:
+        """Args:
+        search_s: for which the search for clusters may go on; a term should not end meanwhile.
+        """
         self._own = own
         self._swarm = swarm
         self._session = session
@@ -72,6 +79,8 @@ class Leader:
         self._book = book
         self._overview = overview
         self._failed_s: dict[JobId, float] = {}
+        self._search_s = search_s
+        self.warmup = Warmup()
         self.unheard: frozenset[PeerId] = frozenset()
 
     async def plan(self, fence: Fence, previous: Plan | None) -> Plan:
@@ -97,7 +106,7 @@ class Leader:
         }
         for job, status in known.items():
             self._note_outcome(job, status)
-        made = await asyncio.to_thread(
+        plan = partial(
             make_plan,
             swarm=self._swarm,
             fence=fence,
@@ -111,8 +120,20 @@ class Leader:
             owners=self._view.requesters,
             elders=self._view.elders,
         )
+        made = await self._in_time(plan)
         self.check(made, previous)
         return made
+
+    async def _in_time(self, plan: Callable[..., Plan]) -> Plan:
+        """By the search where it is ready and ends before the term does, else by simple rules."""
+        if self.warmup.ready:
+            searching = asyncio.create_task(asyncio.to_thread(plan))
+            try:
+                # It cannot be stopped, and ends by itself soon after.
+                return await bounded(asyncio.shield(searching), self._search_s)
+            except asyncio.TimeoutError:
+                log.info("the search took over %.1f s, this plan follows simple rules", self._search_s)
+        return await asyncio.to_thread(plan, search=False)
 
     def judged(self, plan: Plan, previous: Plan | None) -> PlanHeader:
         """The plan's header with this peer's verdict on its content."""

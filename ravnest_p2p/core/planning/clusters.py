@@ -20,6 +20,7 @@ from ravnest_p2p.core.capability import dissimilarity, link_bps
 from ravnest_p2p.core.coordinates import predicted_rtt_s
 from ravnest_p2p.core.errors import PlanError
 from ravnest_p2p.core.planning.cost import (
+    MAX_BLOCKS,
     Draft,
     draft_cluster,
     planning_table,
@@ -45,9 +46,15 @@ CLEAR_GAIN = 1.1
 NEAR_BEST = 0.95
 """Groupings whose speed is at least this share of the best one's count as equally fast."""
 
-_EVERY_ORDER_UP_TO = 3
-_EVERY_GROUPING_UP_TO_PEERS = 6
+ROUGH_BLOCKS, LEAST_BLOCKS = 480, 16
+"""Clusters are compared by cuts between the first over the peers many blocks, and then cut finely; but the
+second at least. All groupings of 64 peers then take a second."""
+
+EVERY_GROUPING_UP_TO_PEERS = 6
+"""Of more peers, the search looks for the best clusters."""
+
 _EVERY_GROUPING_UP_TO = 60
+_EVERY_ORDER_UP_TO = 3
 
 Group = tuple[Capability, ...]
 
@@ -64,8 +71,16 @@ class ClusterSearch:
     """Searches the clusters of one job among the given peers; remembers the groups that it has tried."""
 
     def __init__(
-        self, spec: JobSpec, peers: Sequence[Capability], memory_scale: float = 1.0, seed: int = 0
+        self,
+        spec: JobSpec,
+        peers: Sequence[Capability],
+        memory_scale: float = 1.0,
+        seed: int | None = 0,
     ) -> None:
+        """Args:
+        memory_scale: what stages take over the estimate, as measured.
+        seed: of the compiled search, where peers are many; None for simple rules alone.
+        """
         self._spec = spec
         self._seed = seed
         self._table = planning_table(spec, memory_scale)
@@ -74,6 +89,9 @@ class ClusterSearch:
         )
         able = (peer for peer in peers if peer.flops >= MIN_FLOPS and peer.memory_bytes >= smallest)
         self._peers = sorted(able, key=lambda c: c.peer)
+        few = len(self._peers) <= EVERY_GROUPING_UP_TO_PEERS
+        rough = max(LEAST_BLOCKS, min(MAX_BLOCKS, ROUGH_BLOCKS // max(1, len(self._peers))))
+        self._rough = self._table if few else planning_table(spec, memory_scale, rough)
         self._drafts: dict[tuple[PeerId, ...], Draft | None] = {}
 
     def best(self, *, most_peers: int | None = None, clusters: int | None = None) -> Formation | None:
@@ -94,7 +112,7 @@ class ClusterSearch:
     def of_shapes(self, shapes: Iterable[tuple[int, int]]) -> Formation | None:
         """The fastest of these shapes, (stages, clusters), by the simple groupings; None where none fits."""
         found = (self._best_of_shape(stages, count) for stages, count in sorted(shapes))
-        return max((f for f in found if f is not None), key=lambda f: f.rate, default=None)
+        return self._refined(max((f for f in found if f is not None), key=lambda f: f.rate, default=None))
 
     def simple(self, bound: int, clusters: int) -> Formation | None:
         """The best of all shapes by the simple groupings alone; None where none fits.
@@ -110,11 +128,19 @@ class ClusterSearch:
             formation = self._best_of_shape(stages, count)
             if formation is not None and (best is None or formation.rate > best.rate * CLEAR_GAIN):
                 best = formation
-        return best
+        return self._refined(best)
+
+    def _refined(self, rough: Formation | None) -> Formation | None:
+        """The same clusters, cut finely."""
+        if rough is None or self._rough is self._table:
+            return rough
+        drafts = (draft_cluster(self._spec, self._table, draft.peers) or draft for draft in rough.clusters)
+        fine = sorted(drafts, key=lambda draft: (draft.interval_s, draft.ids))
+        return Formation(tuple(fine), updates_per_s(self._spec, self._table, fine))
 
     def _searched(self, bound: int, clusters: int) -> Formation | None:
         """What the compiled search finds among so many of the peers; None where every grouping was tried."""
-        if len(self._peers) <= _EVERY_GROUPING_UP_TO_PEERS:
+        if len(self._peers) <= EVERY_GROUPING_UP_TO_PEERS or self._seed is None:
             return None
         from ravnest_p2p.core.planning.search.solve import solve  # compiled, and seldom needed
 
@@ -162,7 +188,7 @@ class ClusterSearch:
             if len(fitting) < count:
                 continue
             fitting.sort(key=lambda draft: (draft.interval_s, draft.ids))
-            rate = updates_per_s(self._spec, self._table, fitting)
+            rate = updates_per_s(self._spec, self._rough, fitting)
             unlike = round(sum(_unlikeness(group) for group in groups), 6)
             found.append((Formation(tuple(fitting), rate), unlike, tuple(d.ids for d in fitting)))
         if not found:
@@ -174,7 +200,7 @@ class ClusterSearch:
         peers = self._peers
         if len(peers) < stages * count:
             return
-        if len(peers) <= _EVERY_GROUPING_UP_TO_PEERS and comb(len(peers), stages) <= _EVERY_GROUPING_UP_TO:
+        if len(peers) <= EVERY_GROUPING_UP_TO_PEERS and comb(len(peers), stages) <= _EVERY_GROUPING_UP_TO:
             yield from _every_grouping(tuple(peers), stages, count)
             return
         by_speed = sorted(peers, key=lambda c: (-_speed(c), c.peer))
@@ -189,7 +215,7 @@ class ClusterSearch:
     def _draft(self, group: Group) -> Draft | None:
         key = tuple(sorted(peer.peer for peer in group))
         if key not in self._drafts:
-            drafts = [draft_cluster(self._spec, self._table, order) for order in _orders(group)]
+            drafts = [draft_cluster(self._spec, self._rough, order) for order in _orders(group)]
             self._drafts[key] = min(
                 (draft for draft in drafts if draft is not None),
                 key=lambda draft: (draft.interval_s, draft.ids),

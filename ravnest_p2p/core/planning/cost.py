@@ -63,10 +63,10 @@ class Draft:
         return tuple(peer.peer for peer in self.peers)
 
 
-def planning_table(spec: JobSpec, memory_scale: float = 1.0) -> LayerTable:
-    """The job's layers with at most `MAX_BLOCKS` blocks to cut between (more if it asks for many stages)."""
+def planning_table(spec: JobSpec, memory_scale: float = 1.0, blocks: int = MAX_BLOCKS) -> LayerTable:
+    """The job's layers with at most so many blocks to cut between (more if it asks for many stages)."""
     share = least_share(spec.compression)
-    return LayerTable(spec.layers, max(MAX_BLOCKS, 4 * spec.stages), memory_scale, share)
+    return LayerTable(spec.layers, max(blocks, 4 * spec.stages), memory_scale, share)
 
 
 def staleness_limit(spec: JobSpec) -> int:

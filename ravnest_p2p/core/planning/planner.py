@@ -76,6 +76,7 @@ def make_plan(
     running: Mapping[JobId, JobPlan] | None = None,
     owners: Mapping[JobId, PeerId] | None = None,
     elders: Callable[[Generation], Collection[PeerId]] | None = None,
+    search: bool = True,
 ) -> Plan:
     """The plan that a leader publishes at `fence`; the same for the same facts on every peer.
 
@@ -87,6 +88,7 @@ def make_plan(
         running: its jobs as they really run, see `core.consent.what_runs`; as it planned them if None.
         owners: who submitted each job, as far as that is known.
         elders: peers that are no strangers to a generation; to these alone it may move. None if to nobody.
+        search: whether the compiled search may be used; else plans follow simple rules.
     """
     online = _online(capabilities)
     planned = {job.job: job for job in previous.jobs} if previous is not None else {}
@@ -94,6 +96,7 @@ def make_plan(
     asked = {job: _Asked(spec, statuses.get(job), old.get(job)) for job, spec in jobs.items()}
     open_jobs = {job: it for job, it in asked.items() if it.phase not in _OVER}
     plans = _kept(open_jobs, online)
+    searched = seed if search else None
     free = dict(online)
     _take(free, plans.values())
     waiting = {job: it.started for job, it in open_jobs.items() if job not in plans}
@@ -101,12 +104,12 @@ def make_plan(
     while waiting:
         holding = {job: len(plan.peers) for job, plan in plans.items()}
         turn = next_turn(waiting, owners or {}, holding, len(free))
-        plans[turn.job] = _formed(turn, open_jobs[turn.job], free, online, seed)
+        plans[turn.job] = _formed(turn, open_jobs[turn.job], free, online, searched)
         _take(free, [plans[turn.job]])
         del waiting[turn.job]
         formed.append(turn.job)
     if elders is not None and all(plan.clusters for plan in plans.values()):
-        for job, plan in _moved(open_jobs, plans, free, online, elders, fence, seed).items():
+        for job, plan in _moved(open_jobs, plans, free, online, elders, fence, searched).items():
             free.update((peer, online[peer]) for peer in plans[job].peers)
             plans[job] = plan
             _take(free, [plan])
@@ -219,7 +222,7 @@ def _formed(
     it: _Asked,
     free: Mapping[PeerId, Capability],
     online: Mapping[PeerId, Capability],
-    seed: int,
+    seed: int | None,
 ) -> JobPlan:
     """The job's clusters from the free peers, or why it waits; without standbys and tag."""
     spec, job = it.spec, turn.job
@@ -243,7 +246,7 @@ def _moved(
     online: Mapping[PeerId, Capability],
     elders: Callable[[Generation], Collection[PeerId]],
     fence: Fence,
-    seed: int,
+    seed: int | None,
 ) -> dict[JobId, JobPlan]:
     """The first job that runs and gains clearly by moving, with its new plan: one at a time."""
     share = len(online) // max(1, len(plans))
@@ -292,7 +295,9 @@ def _job_plan(
     )
 
 
-def _clusters(it: _Asked, free: Mapping[PeerId, Capability], most_peers: int, seed: int) -> tuple[Draft, ...]:
+def _clusters(
+    it: _Asked, free: Mapping[PeerId, Capability], most_peers: int, seed: int | None
+) -> tuple[Draft, ...]:
     """Repaired where that is not clearly worse than anew; else formed anew; else fewer clusters if the job
     had started; else empty."""
     spec = it.spec

@@ -38,7 +38,7 @@ def better_clusters(
     batches_done: int,
     most_peers: int,
     memory_scale: float = 1.0,
-    seed: int = 0,
+    seed: int | None = 0,
 ) -> tuple[Draft, ...]:
     """Clusters that are worth moving the job to; empty if there are none.
 

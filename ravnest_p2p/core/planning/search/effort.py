@@ -17,7 +17,8 @@ MOVES, HALF_AT = 8_200_000, 150
 POLISH = 300
 """Changes tried on a plan at the end."""
 
-BUDGETS = {"quick": 0.2, "normal": 1.0, "thorough": 5.0}
+QUICK = "quick"
+BUDGETS = {QUICK: 0.2, "normal": 1.0, "thorough": 5.0}
 """Share of these moves."""
 
 

@@ -3,6 +3,7 @@
 | peers                                      | way                                              |
 |--------------------------------------------|--------------------------------------------------|
 | up to 10, if in not too many stages        | memetic search, then proven or beaten by `exact` |
+|                                            | (not on the quick budget: seconds)               |
 | up to 2,000                                | memetic search                                   |
 | more                                       | shards of about a thousand                       |
 """
@@ -13,7 +14,7 @@ from collections.abc import Sequence
 
 from ravnest_p2p.core.planning.layout import Cluster, Layout
 from ravnest_p2p.core.planning.problem import Problem
-from ravnest_p2p.core.planning.search.effort import effort_for
+from ravnest_p2p.core.planning.search.effort import QUICK, effort_for
 from ravnest_p2p.core.planning.search.exact import Exact, can_be_exact
 from ravnest_p2p.core.planning.search.memetic import Progress, Search, silent
 from ravnest_p2p.core.planning.search.shards import MOST_AT_ONCE, search_shards
@@ -40,4 +41,5 @@ def solve(
     if peers > MOST_AT_ONCE:
         return search_shards(problem, seed, budget, progress)
     found = Search(problem, seed, effort_for(peers, budget), progress).run(start)
-    return Exact(problem, found).run() if not start and can_be_exact(problem) else found
+    provable = not start and budget != QUICK and can_be_exact(problem)
+    return Exact(problem, found).run() if provable else found
