@@ -209,7 +209,7 @@ class Scenario:
             clock.run_until(clock.now_s + LOOK_S)
             alive = [peer for peer in self.peers if peer.alive]
             obeyed = Counter(peer.saved for peer in alive)
-            most, count = obeyed.most_common(1)[0]
+            most, count = max(obeyed.items(), key=lambda each: each[1], default=(None, 0))
             if terms == 0 and most is not None and most.fence.epoch == epoch and 2 * count > len(alive):
                 terms = 1 + most.fence.term
             agreed = most if len(obeyed) == 1 else None

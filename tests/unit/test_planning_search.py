@@ -138,7 +138,7 @@ def test_exact_is_the_best_of_all(seed: int) -> None:
     plans = [[each] for each in clusters]
     plans += [[a, b] for a, b in combinations(clusters, 2) if set(a.peers).isdisjoint(b.peers)]
     best = max(score(problem, finished(problem, plan)).objective for plan in plans)
-    found = solve(problem, budget="quick")
+    found = solve(problem)
     assert score(problem, found).objective >= best * (1 - 1e-9)
     alone = finished(problem, [clusters[0]])
     assert score(problem, Exact(problem, alone).run()).objective >= best * (1 - 1e-9)
