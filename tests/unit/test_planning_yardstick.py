@@ -95,3 +95,12 @@ def test_no_more_peers_than_the_plan_took_are_compared_with() -> None:
     plan = planned(peers[:1], {JOB: asked})
     assert ClusterSearch(asked, peers).best().rate > 1.6 * ClusterSearch(asked, peers[:1]).best().rate
     assert clearly_worse(plan, {JOB: asked}, known(peers)) == ""
+
+
+def test_what_is_known_of_links_alone_condemns_nothing() -> None:
+    """Two peers measured other lines: what is slow by one's measurements may be the best by another's."""
+    asked = spec(stages=2, clusters=1)
+    peers = [peer(f"p{n}", bps=1e6 if n < 2 else 1e9) for n in range(4)]
+    plan = planned(peers[:2], {JOB: asked})
+    assert ClusterSearch(asked, peers).best().rate > 1.6 * ClusterSearch(asked, peers[:2]).best().rate
+    assert clearly_worse(plan, {JOB: asked}, known(peers)) == ""

@@ -9,13 +9,16 @@ honest search never does much worse.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
+from dataclasses import replace
 
+from ravnest_p2p.core.capability import MAX_BPS
+from ravnest_p2p.core.coordinates import initial
 from ravnest_p2p.core.planning.clusters import MAX_CLUSTERS, ClusterSearch
 from ravnest_p2p.core.planning.cost import predicted_updates_per_s, takes_part
-from ravnest_p2p.core.types import Capability, JobId, JobSpec, PeerId, Plan
+from ravnest_p2p.core.types import Capability, JobId, JobPlan, JobSpec, PeerId, Plan
 
 CLEARLY_WORSE = 1.6
-"""Times more updates a second by simple rules: what two peers know of links differs by less."""
+"""Times more updates a second by simple rules."""
 
 MAX_CANDIDATES = 64
 """Peers that are compared with, beside the plan's own."""
@@ -36,17 +39,37 @@ def clearly_worse(
         spec = jobs.get(job.job)
         if spec is None or not job.clusters or job.generation[:2] != plan.fence:
             continue
-        planned = predicted_updates_per_s(spec, job.clusters, capabilities)
-        if planned is None:
-            continue
-        lengths = [len(cluster.stages) for cluster in job.clusters]
-        simple = simple_rate(spec, lengths, [capabilities[peer] for peer in job.peers], free)
-        if simple > planned * CLEARLY_WORSE:
+        # What two peers know of links differs by a lot, and of compute by little: it must be worse by both.
+        unlinked = {peer: _unlinked(capability) for peer, capability in capabilities.items()}
+        worse = [
+            found
+            for known in (unlinked, capabilities)
+            if (found := _worse(spec, job, known, [known[c.peer] for c in free])) is not None
+        ]
+        if len(worse) == 2:
+            planned, simple = worse[-1]
             return (
                 f"job {job.job[:8]}: {planned:.3g} updates/s, where the same peers and those left free "
                 f"make {simple:.3g} by simple rules"
             )
     return ""
+
+
+def _worse(
+    spec: JobSpec, job: JobPlan, known: Mapping[PeerId, Capability], free: Iterable[Capability]
+) -> tuple[float, float] | None:
+    """Updates a second as planned and by simple rules; None where these do not make clearly more."""
+    planned = predicted_updates_per_s(spec, job.clusters, known)
+    if planned is None:
+        return None
+    lengths = [len(cluster.stages) for cluster in job.clusters]
+    simple = simple_rate(spec, lengths, [known[peer] for peer in job.peers], free)
+    return (planned, simple) if simple > planned * CLEARLY_WORSE else None
+
+
+def _unlinked(capability: Capability) -> Capability:
+    """As if links took no time."""
+    return replace(capability, up_bps=MAX_BPS, down_bps=MAX_BPS, coordinate=initial())
 
 
 def simple_rate(
