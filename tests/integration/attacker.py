@@ -92,9 +92,10 @@ class Attacker:
         self.run(self.directory.publish(ticket, 600.0))
 
     def highest_of_others(self) -> Fence:
-        """The highest fence of a plan that is not this attacker's."""
+        """The highest fence of a plan of this epoch that is not this attacker's; below all if there is none."""
         found = (sealed.record.plan for sealed in self.plans())  # type: ignore[union-attr]
-        return max(plan.fence for plan in found if plan.leader != self.identity.peer_id)
+        others = (plan.fence for plan in found if plan.leader != self.identity.peer_id)
+        return max(others, default=Fence(0, 0))
 
     def plans(self) -> list[Sealed]:
         """Published plans of this epoch, the oldest first."""
