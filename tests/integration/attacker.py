@@ -92,7 +92,7 @@ class Attacker:
         self.run(self.directory.publish(ticket, 600.0))
 
     def highest_of_others(self) -> Fence:
-        """The highest fence of a plan of this epoch that is not this attacker's; below all if there is none."""
+        """The highest fence of a plan of this epoch by another author; below all if there is none."""
         found = (sealed.record.plan for sealed in self.plans())  # type: ignore[union-attr]
         others = (plan.fence for plan in found if plan.leader != self.identity.peer_id)
         return max(others, default=Fence(0, 0))
