@@ -201,15 +201,16 @@ def test_a_ticket_is_no_licence_to_take_a_running_job(
             attacker.call(peer, "plan", {"sealed": attacker.sealed(PlanRecord(mine))})
             attacker.call(peer, "replan", {"reason": "the attacker wishes so"})
         fence = f"{mine.fence.epoch}.{mine.fence.term}"
-        # Its first plan for what it moves; later ones in its epoch also because others have their turn.
-        refusal = re.compile(
-            rf"refusing {fence} by …{mine.leader[-8:]}: (job {job.id[:8]}: |it has led|it leaves out)"
-        )
+        # Later ones of its epoch also because others have their turn.
+        moves = f"job {job.id[:8]}: it moves generation"
+        refusal = re.compile(rf"refusing {fence} by …{mine.leader[-8:]}: ({moves}|it has led)")
         wait_until(
             lambda said=refusal: all(said.search(log(p)) for p in swarm.all), 20.0, "everybody refuses"
         )
         # The swarm answers with a plan above the attacker's, so that whoever did obey it comes back.
         wait_until(lambda f=mine.fence: attacker.highest_of_others() > f, 20.0, "a plan above the attacker's")
+    robbed = re.compile(rf"refusing .* by …{me(attacker)[-8:]}: {moves}")
+    assert all(robbed.search(log(peer)) for peer in swarm.all)
     adopted = re.compile(rf"adopting .* by .*{me(attacker)[-8:]}")
     assert not [peer.name for peer in swarm.all if adopted.search(log(peer))]
 

@@ -34,20 +34,18 @@ def clearly_worse(
         capabilities: of the live peers that we know.
     """
     taken = {peer for job in plan.jobs for peer in (*job.peers, *job.standbys)}
-    free = [capability for peer, capability in capabilities.items() if peer not in taken]
+    free = [peer for peer in capabilities if peer not in taken]
+    # What two peers know of links differs by a lot, and of compute by little: it must be worse by both.
+    unlinked = {peer: _unlinked(capability) for peer, capability in capabilities.items()}
     for job in plan.jobs:
         spec = jobs.get(job.job)
         if spec is None or not job.clusters or job.generation[:2] != plan.fence:
             continue
-        # What two peers know of links differs by a lot, and of compute by little: it must be worse by both.
-        unlinked = {peer: _unlinked(capability) for peer, capability in capabilities.items()}
-        worse = [
-            found
-            for known in (unlinked, capabilities)
-            if (found := _worse(spec, job, known, [known[c.peer] for c in free])) is not None
-        ]
-        if len(worse) == 2:
-            planned, simple = worse[-1]
+        if _worse(spec, job, unlinked, free) is None:
+            continue
+        found = _worse(spec, job, capabilities, free)
+        if found is not None:
+            planned, simple = found
             return (
                 f"job {job.job[:8]}: {planned:.3g} updates/s, where the same peers and those left free "
                 f"make {simple:.3g} by simple rules"
@@ -56,14 +54,14 @@ def clearly_worse(
 
 
 def _worse(
-    spec: JobSpec, job: JobPlan, known: Mapping[PeerId, Capability], free: Iterable[Capability]
+    spec: JobSpec, job: JobPlan, known: Mapping[PeerId, Capability], free: Iterable[PeerId]
 ) -> tuple[float, float] | None:
     """Updates a second as planned and by simple rules; None where these do not make clearly more."""
     planned = predicted_updates_per_s(spec, job.clusters, known)
     if planned is None:
         return None
     lengths = [len(cluster.stages) for cluster in job.clusters]
-    simple = simple_rate(spec, lengths, [known[peer] for peer in job.peers], free)
+    simple = simple_rate(spec, lengths, [known[peer] for peer in job.peers], [known[peer] for peer in free])
     return (planned, simple) if simple > planned * CLEARLY_WORSE else None
 
 
