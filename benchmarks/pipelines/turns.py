@@ -58,6 +58,10 @@ def told_to_end() -> bool:
     return bool(select.select([sys.stdin], [], [], 0)[0])
 
 
+class BeganAnew(RuntimeError):
+    """A side started other processes while turns were taken, and so worked in the turns of others."""
+
+
 class Side:
     """One side's processes, stopped and let go on together with all that they started."""
 
@@ -76,8 +80,16 @@ class Side:
                 process.kill()
                 raise RuntimeError(f"a side of the comparison failed: {process.communicate()[1][-2000:]}")
         pids = [process.pid for process in self._processes] + ([] if link is None else [link])
-        roots = [psutil.Process(pid) for pid in pids]
-        self._all = [one for root in roots for one in (root, *root.children(recursive=True))]
+        self._roots = [psutil.Process(pid) for pid in pids]
+        self._all = self._found()
+
+    def _found(self) -> list[psutil.Process]:
+        return [one for root in self._roots for one in (root, *root.children(recursive=True))]
+
+    def check(self) -> None:
+        """Raises `BeganAnew` where it has processes that did not stand in the turns of others."""
+        if new := set(self._found()) - set(self._all):
+            raise BeganAnew(f"a side has begun anew: {[process.pid for process in new]}")
 
     def signal(self, number: signal.Signals) -> None:
         for one in self._all:
@@ -106,7 +118,12 @@ class Side:
 def take_turns(
     starts: Mapping[str, Start], ours: str, rounds: int, links: Mapping[str, int] = MappingProxyType({})
 ) -> tuple[list[Turn], dict[str, End]]:
-    """All turns, ours and another by pairs, and how each side ended."""
+    """All turns, ours and another by pairs, and how each side ended.
+
+    Raises:
+        BeganAnew: one did.
+        RuntimeError: one failed.
+    """
     turns: list[Turn] = []
     with ExitStack() as stack:
         sides: dict[str, Side] = {}
@@ -124,6 +141,8 @@ def take_turns(
                     time.sleep(TURN_S)
                     turns.append(Turn(name, begin_s, time.time()))
                     sides[name].signal(signal.SIGSTOP)
+            for side in sides.values():
+                side.check()
         ends = {name: side.end() for name, side in sides.items()}
         stack.pop_all()
     return turns, ends

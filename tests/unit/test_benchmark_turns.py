@@ -1,8 +1,11 @@
 """Turns of a benchmark's sides: what is counted, and that a side that began anew is not compared."""
 
+import subprocess
+import sys
+
 import pytest
 
-from benchmarks.pipelines.turns import End, Turn, done_in, ratios
+from benchmarks.pipelines.turns import BeganAnew, End, Side, Turn, done_in, ratios
 
 TURNS = [Turn("ours" if n % 2 == 0 else "other", float(n), n + 1.0) for n in range(20)]
 OURS = TURNS[::2]
@@ -41,3 +44,29 @@ def test_a_side_that_began_anew_is_not_compared() -> None:
     late = marks(3.0, OURS)[28:]
     with pytest.raises(RuntimeError, match="began anew"):
         ratios(TURNS, {"ours": end(late), "other": end(marks(1.0, TURNS[1::2]))})
+
+
+STARTS_ANOTHER = f"""
+import subprocess, sys
+print("ready", flush=True)
+sys.stdin.readline()
+other = subprocess.Popen([{sys.executable!r}, "-c", "import sys; sys.stdin.read()"], stdin=subprocess.PIPE)
+print("started", flush=True)
+sys.stdin.readline()
+"""
+
+
+def test_a_side_that_starts_a_process_is_found_out() -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-c", STARTS_ANOTHER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdin is not None
+    assert process.stdout is not None
+    with process:
+        side = Side(lambda: [process])
+        side.check()
+        process.stdin.write("go on\n")
+        process.stdin.flush()
+        assert process.stdout.readline() == "started\n"
+        with pytest.raises(BeganAnew):
+            side.check()
