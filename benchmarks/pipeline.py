@@ -6,13 +6,14 @@ The same GPT, micro-batches, micro-batches an update, optimizer and cores on eve
 * the ceiling: two processes of plain PyTorch that each train the whole model and never talk;
 * the best synchronous schedules, of torch.distributed.pipelining over gloo.
 
-Sections: `loopback` (against all of these), `delay` (a link with a real delay between two network namespaces;
-needs linux, root and iproute2), `overhead` (what of a stage's time goes into our code: Python in its
-operations, between them, in the worker's other threads and in `ravnestd`).
+Sections: `loopback` (against all of these), `delay` (the same over a link with a real delay between two
+network namespaces; needs linux, root and iproute2), `own` (ours over such a link against ours without the
+delay), `overhead` (what of a stage's time goes into our code: Python in its operations, between them, in the
+worker's other threads and in `ravnestd`).
 Sides that are compared take turns of a second (`pipelines.turns`), where TCP can do without a clock that sees
 the stops. For the rest a round takes every side once, and the median of the rounds counts. The first updates
 never do.
-Two hours on two cores; nothing else should run.
+Three hours on two cores; nothing else should run.
 """
 
 from __future__ import annotations
@@ -38,8 +39,8 @@ from benchmarks.pipelines.turns import READY, TURN_S, BeganAnew, Start, ratios, 
 from ravnest_p2p.testing.local_swarm import Host
 
 ROUNDS, QUICK_ROUNDS = (
-    {"loopback": 60, "delay": 5, "overhead": 3},
-    {"loopback": 30, "delay": 1, "overhead": 1},
+    {"loopback": 60, "delay": 5, "own": 5, "overhead": 3},
+    {"loopback": 30, "delay": 1, "own": 1, "overhead": 1},
 )
 SECONDS, QUICK_SECONDS = 20.0, 10.0
 FASTEST = 1.5
@@ -78,10 +79,9 @@ DELAYED = {
 computations take beside it: the last has a model for which they take twice as long, and no goal."""
 
 DELAYED_OWN = (Delayed(ON_CORES, 0.025), Delayed(ON_CORES, 0.1))
-OWN_SWARMS, OWN_TRIES, OWN_ROUNDS, OWN_WANTED = 5, 3, 40, 0.97
-"""Of ours over a delay against ours on loopback: groups of swarms, how often each is begun at most, turns of
-each, the goal of the groups' median. Stages are pinned to cores, since swarms of the same kind differ by 3 %
-by which core a stage got."""
+OWN_TRIES, OWN_ROUNDS, OWN_WANTED = 3, 40, 0.97
+"""Of a group of swarms: how often it is begun at most, turns of each, the goal of the groups' median. Stages
+are pinned to cores, since swarms of the same kind differ by 3 % by which core a stage got."""
 
 LOOPBACK_STALENESS = 2
 """What our window measures over loopback, at times 3."""
@@ -127,11 +127,7 @@ def _loopback(rounds: int, _: float) -> tuple[dict[str, Any], list[Goal]]:
 
 
 def _delay(rounds: int, seconds: float) -> tuple[dict[str, Any], list[Goal]]:
-    """Against the others by rounds, for TCP does not stand; against our own loopback in turns.
-
-    A few hundredths count there, and a link that stands with its side gives them. Its staleness is what our
-    window measures on one that does not.
-    """
+    """By rounds, for TCP does not stand."""
     rows: dict[str, Any] = {}
     goals = []
     for case, wanted in DELAYED.items():
@@ -151,43 +147,46 @@ def _delay(rounds: int, seconds: float) -> tuple[dict[str, Any], list[Goal]]:
             goals.append(Goal(f"ours / {best}, {case}", found[best][RATIO], "", f">= {wanted}"))
         rows |= {f"{case}: {side}": row for side, row in found.items()}
         rows |= {f"{case}: ours, round {n}": ours for n, ours in enumerate(measured["ours"], 1)}
-    for case in DELAYED_OWN:
-        found = _own(case, min(OWN_SWARMS, rounds), seconds)
-        rows |= {f"{case}: {which}": row for which, row in found.items()}
-        goals += [
-            Goal(f"ours / {which}, {case}", row[RATIO], "", f">= {OWN_WANTED}")
-            for which, row in found.items()
-        ]
     return rows, goals
 
 
-def _own(case: Delayed, swarms: int, seconds: float) -> dict[str, dict[str, float]]:
-    """Our side on a delayed link in turns with our side on `NEAR`; medians of the groups of swarms."""
-    print(f"{case}: how far ours runs ahead …", file=sys.stderr, flush=True)
-    with DelayedLink(case.one_way_s) as link:
-        alone = _ours(case.training, seconds, link.hosts)()
+def _own(groups: int, seconds: float) -> tuple[dict[str, Any], list[Goal]]:
+    """In turns, for a few hundredths count; a link that stands with its side makes that possible."""
+    rows: dict[str, Any] = {}
+    goals = []
+    for case in DELAYED_OWN:
+        print(f"{case}: how far ours runs ahead …", file=sys.stderr, flush=True)
+        with DelayedLink(case.one_way_s) as link:
+            alone = _ours(case.training, seconds, link.hosts)()
+        rows[f"{case}: alone"] = alone
+        found = []
+        for number in range(1, groups + 1):
+            print(f"group {number} of {groups} …", file=sys.stderr, flush=True)
+            found.append(_tried(partial(_group, case, alone["staleness"])))
+            rows |= {f"{case}: {which}, group {number}": found[-1][which] for which in NEAR}
+        for which in NEAR:
+            ratio = statistics.median(group[which][RATIO] for group in found)
+            goals.append(Goal(f"ours / {which}, {case}", ratio, "", f">= {OWN_WANTED}"))
+    return rows, goals
+
+
+def _group(case: Delayed, staleness: int) -> dict[str, Any]:
+    """Our side on a delayed link in turns with our side on `NEAR`.
+
+    Args:
+        staleness: what our window measures on the delayed link where it does not stand.
+    """
 
     def side(hosts: Sequence[Host], staleness: int) -> Start:
         return _ours_in_turns(case.training, staleness, hosts, len(NEAR) * OWN_ROUNDS, "pinned")
 
-    def group() -> dict[str, Any]:
-        with DelayedLink(case.one_way_s, stands=True) as far, DelayedLink(0.0, stands=True) as near:
-            sides = {
-                "ours": side(far.hosts, alone["staleness"]),
-                UNDELAYED: side(near.hosts, LOOPBACK_STALENESS),
-                ON_LOOPBACK: side((Host(), Host()), LOOPBACK_STALENESS),
-            }
-            return _by_turns(sides, OWN_ROUNDS, {"ours": far.pid, UNDELAYED: near.pid})
-
-    found = []
-    for number in range(swarms):
-        print(f"swarms {number + 1} of {swarms} …", file=sys.stderr, flush=True)
-        found.append(_tried(group))
-    return {
-        which: {key: statistics.median(rows[which][key] for rows in found) for key in found[0][which]}
-        | {"least busy stage, alone": min(alone["busy"])}
-        for which in NEAR
-    }
+    with DelayedLink(case.one_way_s, stands=True) as far, DelayedLink(0.0, stands=True) as near:
+        sides = {
+            "ours": side(far.hosts, staleness),
+            UNDELAYED: side(near.hosts, LOOPBACK_STALENESS),
+            ON_LOOPBACK: side((Host(), Host()), LOOPBACK_STALENESS),
+        }
+        return _by_turns(sides, OWN_ROUNDS, {"ours": far.pid, UNDELAYED: near.pid})
 
 
 def _tried(group: Side) -> dict[str, Any]:
@@ -232,7 +231,7 @@ def _overhead(rounds: int, seconds: float) -> tuple[dict[str, Any], list[Goal]]:
     ]
 
 
-SECTIONS = {"loopback": _loopback, "delay": _delay, "overhead": _overhead}
+SECTIONS = {"loopback": _loopback, "delay": _delay, "own": _own, "overhead": _overhead}
 
 
 def _ours_in_turns(
