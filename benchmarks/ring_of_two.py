@@ -2,22 +2,40 @@
 
 from __future__ import annotations
 
-from ravnest_p2p.core.rings import RingRound
+from collections.abc import Sequence
+
+from ravnest_p2p.core.rings import SegmentRound, deliver
 from ravnest_p2p.training import averaging
 from ravnest_p2p.training.stage import StageTrainer
+
+
+class Mirror:
+    """A member that holds the same, and keeps nothing."""
+
+    def __init__(self, values: averaging.SegmentValues) -> None:
+        self._values = values
+
+    def part(self, chunk: int, share: float) -> averaging.Chunk:
+        return self._values.part(chunk, share)
+
+    def add(self, chunk: int, share: float, sums: Sequence[averaging.Chunk]) -> averaging.Chunk:
+        return self._values.add(chunk, share, sums)
+
+    def hold(self, chunk: int, mean: averaging.Chunk) -> averaging.Chunk:
+        return mean
 
 
 def average(trainer: StageTrainer) -> None:
     """All parameters in a ring of two, in the memory that a worker takes for it; they stay as they are."""
     names = [*trainer.params]
-    ring = RingRound(0, 2, [1, 1])
-    flat = averaging.weighted(averaging.gather(trainer.params, trainer.buffers, names), ring.scale)
-    chunks = averaging.cut(flat, ring.size)
-    ring.start()
-    for step, (chunk, take) in enumerate(((1, averaging.accumulate), (0, averaging.replace))):
-        arrived = chunks[chunk].clone()
-        if take is averaging.replace:
-            arrived.mul_(ring.size)
-        ring.chunk_received(step, chunk)
-        take(chunks[chunk], averaging.view(arrived))
+    flat = averaging.gather(trainer.params, trainer.buffers, names)
+    chunks = averaging.chunk_count(flat.numel(), 2)
+    values = averaging.SegmentValues(flat, chunks)
+    own = SegmentRound(0, [1, 1], chunks, values)
+    other = SegmentRound(1, [1, 1], chunks, Mirror(values))
+    while own.outcome is None:
+        for sender, receiver in ((own, other), (other, own)):
+            if (send := sender.next_for(receiver.rank)) is not None:
+                payload = None if send.payload is None else send.payload.copy()
+                deliver(receiver, sender.rank, send._replace(payload=payload))
     averaging.scatter(flat, trainer.params, trainer.buffers, names)

@@ -11,12 +11,13 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from itertools import permutations
 
 from torch import Tensor
 
 from ravnest_p2p.core.ledger import DataOrder, Shares, sample_of
 from ravnest_p2p.core.pipeline.schedule import Average, StageSchedule
-from ravnest_p2p.core.rings import Accumulate, Member, Replace, RingRound, Segment, SendChunk, segments
+from ravnest_p2p.core.rings import Member, Segment, SegmentRound, deliver, segments
 from ravnest_p2p.core.types import ClusterPlan
 from ravnest_p2p.testing.clock import VirtualClock
 from ravnest_p2p.testing.lossy_link import Faults
@@ -74,31 +75,20 @@ def train_clusters(
 
 
 def average(members: Sequence[StageTrainer], names: Sequence[str], weights: Sequence[float]) -> None:
-    """One segment's ring: each member's tensors of these names become the weighted mean, the same bits."""
-    rings = [RingRound(rank, len(members), weights) for rank in range(len(members))]
-    if not names or rings[0].unchanged:
+    """One segment's round: each member's tensors of these names become the weighted mean, the same bits."""
+    if len(members) == 1 or not names or not any(weights):
         return
-    flats = [
-        averaging.weighted(averaging.gather(member.params, member.buffers, names), ring.scale)
-        for member, ring in zip(members, rings, strict=True)
+    flats = [averaging.gather(member.params, member.buffers, names) for member in members]
+    chunks = averaging.chunk_count(flats[0].numel(), len(members))
+    rounds = [
+        SegmentRound(rank, weights, chunks, averaging.SegmentValues(flat, chunks))
+        for rank, flat in enumerate(flats)
     ]
-    chunks = [averaging.cut(flat, len(members)) for flat in flats]
-    actions = [ring.start() for ring in rings]
-    while not rings[0].finished:
-        sent = [
-            (action, bytes(averaging.view(chunks[rank][action.chunk])))
-            for rank, its in enumerate(actions)
-            for action in its
-            if isinstance(action, SendChunk)
-        ]
-        for ring in rings:
-            send, payload = sent[ring.previous_rank]
-            actions[ring.rank] = ring.chunk_received(send.step, send.chunk)
-            for action in actions[ring.rank]:
-                if isinstance(action, Accumulate):
-                    averaging.accumulate(chunks[ring.rank][action.chunk], payload)
-                elif isinstance(action, Replace):
-                    averaging.replace(chunks[ring.rank][action.chunk], payload)
+    while any(one.outcome is None for one in rounds):
+        for sender, other in permutations(rounds, 2):
+            while (send := sender.next_for(other.rank)) is not None:
+                payload = None if send.payload is None else send.payload.copy()
+                deliver(other, sender.rank, send._replace(payload=payload))
     for member, flat in zip(members, flats, strict=True):
         averaging.scatter(flat, member.params, member.buffers, names)
 

@@ -1,15 +1,16 @@
 """Parameters as one flat vector that a ring can cut, add up and write back.
 
-Problem: a ring averages a segment: some parameters and buffers, of many shapes, that its members all hold.
-It has to move them as equal chunks, without copying them again, and must never let one member's NaN, or a
-chunk of another size, into everybody's model. Solution: `gather` lays the named tensors one after another in
-one float32 vector, chunks are byte views of it, every received chunk is checked before it is added, and
-`scatter` writes the vector back. Integer buffers (BatchNorm's count) are not averaged.
+Problem: a segment is some parameters and buffers, of many shapes, that its members all hold. They are moved as
+equal chunks, without a second copy of all, and one member's NaN, or a chunk of another size, must never get
+into everybody's model. Solution: `gather` lays the named tensors one after another in one float32 vector,
+`SegmentValues` adds up and checks one chunk at a time, and `scatter` writes the vector back. Integer buffers
+(BatchNorm's count) are not averaged.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, MutableMapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,10 +22,16 @@ from ravnest_p2p.core.rings import chunk_bounds
 ELEMENT_BYTES = 4
 """Chunks are little-endian float32."""
 
-_CHECKED = 1 << 16
-"""Elements that are checked at once."""
+CHUNK_BYTES = 1 << 18
+"""Of one chunk at most: small beside what a link has underway, large beside what a frame costs."""
 
 Payload = bytes | bytearray | memoryview
+Chunk = np.ndarray[Any, np.dtype[np.float32]]
+
+
+def chunk_count(elements: int, ways: int) -> int:
+    """Chunks that a segment is cut into: as many for each way, none larger than `CHUNK_BYTES`."""
+    return ways * max(1, -(-elements * ELEMENT_BYTES // (ways * CHUNK_BYTES)))
 
 
 def gather(params: Mapping[str, Tensor], buffers: Mapping[str, Tensor], names: Sequence[str]) -> Tensor:
@@ -91,45 +98,70 @@ def scatter(
             buffers[name] = part.to(device=tensor.device, dtype=tensor.dtype, copy=True)
 
 
-def weighted(flat: Tensor, weight: float) -> Tensor:
-    """Scale a vector in place by this member's share of the samples, and return it; the shares sum to 1."""
-    return flat.mul_(weight)
+class SegmentValues:
+    """The arithmetic of `core.rings.round` on a vector that `gather` made.
 
-
-def cut(flat: Tensor, members: int) -> list[Tensor]:
-    """The chunks of a ring of `members`, in order, sharing memory with `flat`."""
-    return [flat[start:stop] for start, stop in chunk_bounds(flat.numel(), members)]
-
-
-def view(chunk: Tensor) -> memoryview:
-    """Bytes of a chunk, sharing memory with it: what a link sends."""
-    return chunk.numpy().data.cast("B")
-
-
-def accumulate(chunk: Tensor, payload: Payload, dtype: str = "float32") -> None:
-    """Add a received chunk to ours, in place.
+    A chunk underway is a float32 array of its own; what arrives is added to in place. Nothing of the vector
+    changes before `hold`, which puts the mean in the own part's place.
 
     Args:
-        chunk: part of a vector of `gather`: shape (elements,), float32, CPU, contiguous, finite.
-        payload: little-endian bytes of as many elements.
-        dtype: as the frame names it.
-    Raises:
-        ChunkMismatchError: another dtype or length than ours has; ours is unchanged.
-        NonFiniteError: NaN or infinity, in the payload or in the sum; ours is unchanged.
+        flat: shape (elements,), float32, CPU, contiguous, finite.
+        chunks: nearly equal parts that it is cut into.
     """
-    mine, theirs = chunk.numpy(), _received(chunk, payload, dtype)
-    with np.errstate(over="ignore", invalid="ignore"):
-        for part in _parts(chunk):
-            _refuse_non_finite(mine[part] + theirs[part], part.start)
-    np.add(mine, theirs, out=mine)
+
+    def __init__(self, flat: Tensor, chunks: int) -> None:
+        self._own = [flat.numpy()[start:stop] for start, stop in chunk_bounds(flat.numel(), chunks)]
+
+    def received(self, chunk: int, payload: Payload, dtype: str = "float32") -> Chunk:
+        """A chunk as it came: little-endian bytes.
+
+        Raises:
+            ChunkMismatchError: no such chunk, or another dtype or length than ours has.
+        """
+        if not 0 <= chunk < len(self._own):
+            raise ChunkMismatchError(f"chunk {chunk} of {len(self._own)}")
+        wanted, length = self._own[chunk].nbytes, memoryview(payload).nbytes
+        if dtype != "float32" or length != wanted:
+            raise ChunkMismatchError(f"a chunk of {length} bytes of {dtype}, not {wanted} of float32")
+        return np.frombuffer(payload, dtype="<f4")
+
+    def part(self, chunk: int, share: float) -> Chunk:
+        """The own part times its share, new memory."""
+        own = self._own[chunk]
+        return own * np.float32(share) if share else np.zeros_like(own)
+
+    def add(self, chunk: int, share: float, sums: Sequence[Chunk]) -> Chunk:
+        """The sums, in this order, and then the own part times its share.
+
+        Raises:
+            NonFiniteError: NaN or infinity, in one of them or in what comes out.
+        """
+        if not sums:
+            return self.part(chunk, share)
+        first, *rest = sums
+        total = first if first.flags.writeable else first.copy()
+        with np.errstate(over="ignore", invalid="ignore"):
+            for one in rest:
+                total += one
+            if share:
+                total += self._own[chunk] * np.float32(share)
+        _refuse_non_finite(total)
+        return total
+
+    def hold(self, chunk: int, mean: Chunk) -> Chunk:
+        """Put the mean in the own part's place; returns it as it is handed on.
+
+        Raises:
+            NonFiniteError: NaN or infinity; the own part is unchanged.
+        """
+        _refuse_non_finite(mean)
+        self._own[chunk][:] = mean
+        return mean
 
 
-def replace(chunk: Tensor, payload: Payload, dtype: str = "float32") -> None:
-    """Put a received, complete chunk in the place of ours; arguments and errors as `accumulate`."""
-    theirs = _received(chunk, payload, dtype)
-    for part in _parts(chunk):
-        _refuse_non_finite(theirs[part], part.start)
-    chunk.numpy()[:] = theirs
+def view(chunk: Chunk) -> memoryview:
+    """Bytes of a chunk, sharing memory with it: what a link sends."""
+    return chunk.data.cast("B")
 
 
 def _refuse_diverged(name: str, values: Tensor) -> None:
@@ -152,21 +184,11 @@ def _averaged(
     return found
 
 
-def _received(chunk: Tensor, payload: Payload, dtype: str) -> np.ndarray:
-    wanted = chunk.numel() * ELEMENT_BYTES
-    length = memoryview(payload).nbytes
-    if dtype != "float32" or length != wanted:
-        raise ChunkMismatchError(f"a chunk of {length} bytes of {dtype}, not {wanted} of float32")
-    return np.frombuffer(payload, dtype="<f4")
-
-
-def _parts(chunk: Tensor) -> list[slice]:
-    """A chunk is checked in parts, which need no memory of its size."""
-    return [slice(start, start + _CHECKED) for start in range(0, chunk.numel(), _CHECKED)]
-
-
-def _refuse_non_finite(values: np.ndarray, start: int) -> None:
+def _refuse_non_finite(values: Chunk) -> None:
+    # One pass without memory of its own; a sum of squares may overflow where no value does.
+    with np.errstate(over="ignore", invalid="ignore"):
+        if np.isfinite(np.dot(values, values)):
+            return
     finite = np.isfinite(values)
     if not finite.all():
-        element = start + int(finite.argmin())
-        raise NonFiniteError(f"a chunk whose element {element} is, or becomes, not finite")
+        raise NonFiniteError(f"a chunk whose element {int(finite.argmin())} is, or becomes, not finite")

@@ -1,125 +1,69 @@
-"""A whole ring in float32: every member ends with the same bits, near the true weighted mean."""
+"""Averaging in any order of messages, with any deaths: the rest end with the same bits, a weighted mean."""
 
 from __future__ import annotations
 
 import itertools
-import math
-import random
-import struct
-from collections import deque
+from collections.abc import Callable
+from typing import Any
 
+import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ravnest_p2p.core.rings import (
-    Accumulate,
-    Finished,
-    Replace,
-    RingRound,
-    SendChunk,
-    chunk_bounds,
-    normalised,
-    segments,
-)
+from ravnest_p2p.core.rings import Outcome, Ways, chunk_bounds, segments, ways
 from ravnest_p2p.core.types import ClusterPlan, PeerId, StageAssignment
+from ravnest_p2p.testing.rings_sim import RingsSim, run
 
-
-def float32(x: float) -> float:
-    return float(struct.unpack("<f", struct.pack("<f", x))[0])
-
-
-def bits(values: list[float]) -> bytes:
-    return struct.pack(f"<{len(values)}f", *values)
-
-
-def run_ring(
-    vectors: list[list[float]], weights: list[float], rng: random.Random
-) -> tuple[list[list[float]], int]:
-    """Run all members, messages arriving in any order that links allow; also the most elements one sent."""
-    size = len(vectors)
-    rings = [RingRound(rank, size, weights) for rank in range(size)]
-    bounds = chunk_bounds(len(vectors[0]), size)
-    buffers = [
-        list(v) if ring.unchanged else [float32(x * ring.scale) if ring.scale else 0.0 for x in v]
-        for v, ring in zip(vectors, rings, strict=True)
-    ]
-    links: list[deque[tuple[int, int, list[float]]]] = [deque() for _ in range(size)]
-    sent = [0] * size
-
-    def carry_out(rank: int, actions: list, data: list[float]) -> None:  # type: ignore[type-arg]
-        for action in actions:
-            if isinstance(action, Finished):
-                continue
-            start, stop = bounds[action.chunk]
-            if isinstance(action, SendChunk):
-                sent[rank] += stop - start
-                links[rings[rank].next_rank].append((action.step, action.chunk, buffers[rank][start:stop]))
-            elif isinstance(action, Accumulate):
-                own = buffers[rank][start:stop]
-                buffers[rank][start:stop] = [float32(a + b) for a, b in zip(own, data, strict=True)]
-            elif isinstance(action, Replace):
-                buffers[rank][start:stop] = data
-
-    waiting = list(range(size))
-    started: set[int] = set()
-    while True:
-        ready = waiting + [r for r in started if links[r]]
-        if not ready:
-            break
-        rank = rng.choice(ready)
-        if rank in waiting:
-            waiting.remove(rank)
-            started.add(rank)
-            carry_out(rank, rings[rank].start(), [])
-        else:
-            step, chunk, data = links[rank].popleft()
-            carry_out(rank, rings[rank].chunk_received(step, chunk), data)
-    assert all(ring.finished for ring in rings)
-    return buffers, max(sent)
-
-
-values = st.floats(-1e6, 1e6, width=32)
+MOST = 7
+"""Members."""
 
 
 @st.composite
-def rings(draw: st.DrawFn) -> tuple[list[list[float]], list[float]]:
-    size, elements = draw(st.integers(1, 6)), draw(st.integers(0, 13))
-    vectors = [draw(st.lists(values, min_size=elements, max_size=elements)) for _ in range(size)]
+def sims(
+    draw: st.DrawFn, deaths: bool = True
+) -> tuple[Callable[[int], RingsSim], dict[int, list[tuple[int, int]]]]:
+    """A segment's averaging by its seed, and who dies when."""
+    size = draw(st.integers(1, MOST))
+    columns, window = draw(st.integers(1, size)), draw(st.integers(1, 4))
+    chunks = draw(st.integers(1, 12))
+    elements = draw(st.integers(chunks, 30))
     weights = draw(st.lists(st.sampled_from([0.0, 1.0, 3.0, 64.0]), min_size=size, max_size=size))
-    return vectors, weights
+    own = np.random.default_rng(draw(st.integers(0, 99))).normal(size=(size, elements))
+
+    def shape(members: int) -> Ways:
+        return ways(members, min(members, columns))
+
+    moments = st.dictionaries(st.integers(0, 80), st.lists(st.integers(0, size - 1), max_size=2), max_size=2)
+    dying = draw(moments) if deaths else {}
+    return (
+        lambda seed: RingsSim(own, weights, chunks, seed=seed, ways=shape, window=window),
+        {moment: [(0, rank) for rank in ranks] for moment, ranks in dying.items()},
+    )
 
 
-@settings(max_examples=200, deadline=None)
-@given(rings(), st.integers(0, 1 << 30))
-def test_all_members_end_with_the_same_weighted_mean(
-    ring: tuple[list[list[float]], list[float]], seed: int
-) -> None:
-    vectors, weights = ring
-    size, elements = len(vectors), len(vectors[0])
-    results, sent = run_ring(vectors, weights, random.Random(seed))
-    if size == 1 or not any(weights):
-        assert results == vectors
-        assert sent == 0
-        return
-    assert len({bits(result) for result in results}) == 1
-    shares = normalised(weights)
-    for place in range(elements):
-        terms = [w * v[place] for w, v in zip(shares, vectors, strict=True)]
-        assert abs(results[0][place] - math.fsum(terms)) <= 1e-6 * math.fsum(map(abs, terms)) + 1e-30
-    assert sent <= 2 * (size - 1) * math.ceil(elements / size)
+seeds = st.integers(0, 1 << 30)
 
 
-@given(rings(), st.integers(0, 1 << 30))
-def test_the_result_does_not_depend_on_timing(ring: tuple[list[list[float]], list[float]], seed: int) -> None:
-    vectors, weights = ring
-    one, _ = run_ring(vectors, weights, random.Random(0))
-    other, _ = run_ring(vectors, weights, random.Random(seed))
-    assert list(map(bits, one)) == list(map(bits, other))
+@settings(max_examples=400, deadline=None)
+@given(sims(), seeds)
+def test_whoever_dies_the_rest_end_with_one_weighted_mean(drawn: Any, seed: int) -> None:
+    make, deaths = drawn
+    sim = make(seed)
+    run([sim], deaths)
+    sim.check()
 
 
-def test_what_was_not_trained_may_be_anything() -> None:
-    results, _ = run_ring([[1.5, -2.0], [math.nan, math.inf]], [4, 0], random.Random(0))
-    assert results == [[1.5, -2.0], [1.5, -2.0]]
+@settings(deadline=None)
+@given(sims(deaths=False), seeds)
+def test_the_result_does_not_depend_on_timing(drawn: Any, seed: int) -> None:
+    make, _ = drawn
+    results = []
+    for sim in (make(0), make(seed)):
+        run([sim], {})
+        results += [member.numbers.result().tobytes() for member in sim.members]
+        sim.check()
+    if sim.members[0].round.outcome is Outcome.MEAN:
+        assert len(set(results)) == 1
 
 
 @given(st.lists(st.sets(st.integers(1, 19), max_size=6), min_size=1, max_size=5))

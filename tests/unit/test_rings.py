@@ -1,4 +1,4 @@
-"""Segments of differently cut clusters, and one ring member's moves and refusals."""
+"""Segments of differently cut clusters, the ways of chunks, and one member's moves and refusals."""
 
 from __future__ import annotations
 
@@ -8,17 +8,20 @@ import pytest
 
 from ravnest_p2p.core.errors import ChunkMismatchError, OurFault, PlanError
 from ravnest_p2p.core.rings import (
-    Accumulate,
-    Finished,
+    Formed,
+    Grid,
+    Hop,
+    Kind,
     Member,
-    Phase,
-    Replace,
-    RingRound,
+    Outcome,
+    Ring,
     Segment,
-    SendChunk,
+    SegmentRound,
     chunk_bounds,
+    neighbours,
     normalised,
     segments,
+    ways,
 )
 from ravnest_p2p.core.types import ClusterPlan, PeerId, StageAssignment
 
@@ -73,47 +76,183 @@ def test_normalised() -> None:
             normalised(bad)
 
 
+def test_the_ways_of_a_ring_of_three() -> None:
+    ring = Ring(3)
+    assert [ring.hop(0, place) for place in range(3)] == [
+        Hop(takes=(), gives=1, source=2, passes=(1,), sum_togo=4, mean_togo=1),
+        Hop(takes=(0,), gives=2, source=0, passes=(), sum_togo=3, mean_togo=0),
+        Hop(takes=(1,), gives=None, source=None, passes=(0,), sum_togo=2, mean_togo=2),
+    ]
+    assert neighbours(ring, 1) == ({0}, {2})
+    assert Ring(1).hop(0, 0) == Hop((), None, None, (), 0, 0)
+
+
+SHAPES = [(size, columns) for size in range(1, 14) for columns in range(1, size + 1)]
+
+
+@pytest.mark.parametrize(("size", "columns"), SHAPES)
+def test_every_way_sums_each_member_once_and_comes_to_all(size: int, columns: int) -> None:
+    found = ways(size, columns)
+    for way in range(found.count):
+        hops = [found.hop(way, place) for place in range(size)]
+        (end,) = [place for place, hop in enumerate(hops) if hop.gives is None]
+        assert hops[end].source is None
+        for place, hop in enumerate(hops):
+            assert all(hops[taken].gives == place for taken in hop.takes)
+            assert hop.gives is None or place in hops[hop.gives].takes
+            assert all(hops[given].source == place for given in hop.passes)
+            assert hop.source is None or place in hops[hop.source].passes
+            assert hop.mean_togo == max((1 + hops[given].mean_togo for given in hop.passes), default=0)
+            mean = hops[end].mean_togo
+            assert hop.sum_togo == (mean if hop.gives is None else 1 + hops[hop.gives].sum_togo)
+        assert set(_up(hops, end)) == set(_down(hops, end)) == set(range(size))
+    assert all(found.hop(found.completed_by(place), place).source is None for place in range(size))
+
+
+def _up(hops: list[Hop], place: int) -> list[int]:
+    return [place, *(found for taken in hops[place].takes for found in _up(hops, taken))]
+
+
+def _down(hops: list[Hop], place: int) -> list[int]:
+    return [place, *(found for given in hops[place].passes for found in _down(hops, given))]
+
+
+@pytest.mark.parametrize(("size", "columns"), [(12, 4), (13, 4), (1000, 32)])
+def test_a_grid_takes_rows_and_columns_of_steps_and_no_more_bytes(size: int, columns: int) -> None:
+    grid, rows = Grid(size, columns), -(-size // columns)
+    places = range(size) if size < 100 else (0, 500, 999)
+    hops = {place: [grid.hop(way, place) for way in range(grid.count)] for place in places}
+    steps = 2 * (columns - 1 + rows - 1)
+    assert max(hop.sum_togo for its in hops.values() for hop in its) == steps
+    if size % columns == 0:
+        sent = [sum((hop.gives is not None) + len(hop.passes) for hop in its) for its in hops.values()]
+        assert sent == [2 * (size - 1)] * len(sent), "as a ring does"
+
+
+@pytest.mark.parametrize(("size", "columns"), [(3, 0), (3, 4), (0, 1)])
+def test_no_grid_is_our_fault(size: int, columns: int) -> None:
+    with pytest.raises(OurFault):
+        Grid(size, columns)
+
+
+class Written:
+    """The arithmetic in writing."""
+
+    def part(self, chunk: int, share: float) -> str:
+        return f"{share:g}·{chunk}"
+
+    def add(self, chunk: int, share: float, sums: list[str]) -> str:
+        return " + ".join([*sums, self.part(chunk, share)])
+
+    def hold(self, chunk: int, mean: str) -> str:
+        return mean
+
+
 def test_the_moves_of_one_member_of_three() -> None:
-    ring = RingRound(1, 3, [1, 2, 1])
-    assert ring.scale == 0.5
-    assert (ring.previous_rank, ring.next_rank) == (0, 2)
-    assert ring.start() == [SendChunk(0, 1, Phase.REDUCE)]
-    assert ring.chunk_received(0, 0) == [Accumulate(0), SendChunk(1, 0, Phase.REDUCE)]
-    assert ring.chunk_received(1, 2) == [Accumulate(2), SendChunk(2, 2, Phase.GATHER)]
-    assert ring.chunk_received(2, 1) == [Replace(1), SendChunk(3, 1, Phase.GATHER)]
-    assert not ring.finished
-    assert ring.chunk_received(3, 0) == [Replace(0), Finished()]
-    assert ring.finished
+    member = SegmentRound(1, [1, 2, 1], 3, Written(), window=1)
+    assert member.next_for(0) is None
+    (first,) = [member.next_for(2)]
+    assert first is not None
+    assert (first.kind, first.chunk, first.payload) == (Kind.SUM, 1, "0.5·1")
+    member.sum_arrived(0, 0, 0, "a")
+    assert member.next_for(2)[1:4] == (Kind.SUM, 0, "a + 0.5·0")
+    member.sum_arrived(0, 0, 2, "b")
+    assert member.next_for(2)[1:4] == (Kind.MEAN, 2, "b + 0.5·2"), "complete here"
+    member.mean_arrived(0, 0, 1, "c")
+    assert member.next_for(2)[1:4] == (Kind.MEAN, 1, "c")
+    assert member.outcome is None
+    member.mean_arrived(0, 0, 0, "d")
+    assert member.next_for(2) is None
+    assert member.next_for(0)[4:] == ((0,), ()), "nobody behind it lacks chunk 0"
+    member.noted(2, 0, [1, 2], [])
+    assert member.next_for(0)[4:] == ((1,), ())
+    assert member.next_for(2)[4:] == ((), (2,)), "all have what was complete here"
+    member.noted(0, 0, [], [0, 1])
+    assert member.outcome is Outcome.MEAN
+    assert member.next_for(2)[4:] == ((), (1,))
 
 
-@pytest.mark.parametrize(("size", "weights"), [(1, [5]), (1, [0]), (3, [0, 0, 0])])
-def test_nothing_to_average_finishes_at_once(size: int, weights: list[float]) -> None:
-    ring = RingRound(0, size, weights)
-    assert ring.unchanged
-    assert ring.start() == [Finished()]
-    assert ring.finished
-    with pytest.raises(ChunkMismatchError, match="nothing more"):
-        ring.chunk_received(0, 0)
+def test_of_its_own_chunks_only_a_window_is_underway() -> None:
+    member = SegmentRound(0, [1, 1], 8, Written(), window=2)
+    sent = [member.next_for(1) for _ in range(3)]
+    assert [None if send is None else send.chunk for send in sent] == [0, 2, None]
+    member.mean_arrived(1, 0, 0, "a")
+    assert member.next_for(1).chunk == 4
 
 
-@pytest.mark.parametrize(("step", "chunk"), [(0, 0), (0, 1), (1, 2), (1, 0), (-1, 2), (0, 9)])
-def test_a_wrong_chunk_is_refused_and_changes_nothing(step: int, chunk: int) -> None:
-    ring = RingRound(0, 3, [1, 1, 1])
-    ring.start()
-    with pytest.raises(ChunkMismatchError, match="rank 0 of 3"):
-        ring.chunk_received(step, chunk)
-    assert ring.chunk_received(0, 2)[0] == Accumulate(2)
+def test_what_has_the_longest_way_goes_first() -> None:
+    member = SegmentRound(0, [1, 1, 1], 6, Written(), window=1)
+    member.sum_arrived(2, 0, 1, "complete")
+    member.sum_arrived(2, 0, 2, "underway")
+    assert [member.next_for(1).chunk for _ in range(3)] == [0, 2, 1]
+
+
+@pytest.mark.parametrize(("weights", "rank"), [([5], 0), ([0], 0), ([0, 0, 0], 2)])
+def test_nothing_to_average_finishes_at_once(weights: list[float], rank: int) -> None:
+    member = SegmentRound(rank, weights, 4, Written())
+    assert member.outcome is (Outcome.MEAN if any(weights) else Outcome.UNCHANGED)
+    assert all(member.next_for(other) is None for other in range(len(weights)))
     with pytest.raises(ChunkMismatchError):
-        ring.chunk_received(0, 2)
+        member.sum_arrived(1, 0, 0, "a")
+
+
+def test_what_is_not_due_is_refused_and_changes_nothing() -> None:
+    member = SegmentRound(1, [1, 1, 1], 6, Written())
+    refused = [
+        lambda: member.sum_arrived(2, 0, 0, "from the member after"),
+        lambda: member.sum_arrived(0, 0, 1, "where none is taken"),
+        lambda: member.sum_arrived(0, 0, 99, "no chunk"),
+        lambda: member.sum_arrived(0, 0, "0", "no chunk"),
+        lambda: member.sum_arrived(1, 0, 0, "from itself"),
+        lambda: member.sum_arrived(7, 0, 0, "from nobody"),
+        lambda: member.sum_arrived(0, 0b100, 0, "in a formation that nobody agreed on"),
+        lambda: member.mean_arrived(2, 0, 0, "from the member after"),
+        lambda: member.mean_arrived(0, 0, 2, "of what is complete here"),
+        lambda: member.noted(2, 0, [1], []),
+        lambda: member.noted(0, 0, [], [1]),
+        lambda: member.formed(0, Formed(0b1, frozenset())),
+        lambda: member.formed(0, Formed(0b10000, frozenset())),
+        lambda: member.formed(0, Formed(0b100, frozenset({6}))),
+    ]
+    for refuse in refused:
+        with pytest.raises(ChunkMismatchError):
+            refuse()
+    member.sum_arrived(0, 0, 0, "a")
+    for repeated in range(2):
+        with pytest.raises(ChunkMismatchError):
+            member.sum_arrived(0, 0, 0, f"repeated, {repeated}")
+        member.next_for(2)
+    assert member.formation == 0
+
+
+def test_the_rest_of_three_go_on_with_what_one_of_them_holds() -> None:
+    member = SegmentRound(0, [1, 2, 1], 3, Written(), window=1)
+    assert member.next_for(1).payload == "0.25·0"
+    member.sum_arrived(2, 0, 1, "whole")
+    member.died(2)
+    assert member.next_for(1) is None, "nothing is sent before all have said what they hold"
+    assert member.news() == [(1, Formed(0b100, frozenset({1})))]
+    member.sum_arrived(1, 0b100, 2, "early")
+    member.formed(1, Formed(0b100, frozenset()))
+    sent = [member.next_for(1) for _ in range(2)]
+    assert [(send.kind, send.chunk, send.payload) for send in sent] == [
+        (Kind.SUM, 0, f"{1 / 3:g}·0"),
+        (Kind.MEAN, 1, "whole + 0.25·1"),
+    ]
+    member.mean_arrived(1, 0, 0, "of a formation that is over")
+    member.mean_arrived(1, 0b100, 0, "a")
+    assert member.next_for(1).payload == f"early + {1 / 3:g}·2"
+
+
+def test_who_is_taken_for_dead_leaves_its_segment_as_it_was() -> None:
+    member = SegmentRound(1, [1, 1, 1], 3, Written())
+    member.formed(0, Formed(0b010, frozenset()))
+    assert member.outcome is Outcome.CUT_OUT
+    assert member.next_for(2) is None
+    assert member.news() == []
 
 
 def test_misuse_is_our_fault() -> None:
-    ring = RingRound(0, 2, [1, 1])
-    with pytest.raises(OurFault, match="before"):
-        ring.chunk_received(0, 1)
-    ring.start()
-    with pytest.raises(OurFault):
-        ring.start()
-    for rank, size, weights in ((2, 2, [1, 1]), (-1, 2, [1, 1]), (0, 2, [1])):
+    for rank, weights, chunks in ((2, [1, 1], 1), (-1, [1, 1], 1), (0, [-1, 1], 1), (0, [1, 1], -1)):
         with pytest.raises(OurFault):
-            RingRound(rank, size, weights)
+            SegmentRound(rank, weights, chunks, Written())

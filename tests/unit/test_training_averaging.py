@@ -24,7 +24,7 @@ def test_gather_and_scatter_follow_the_names_and_leave_counts_alone() -> None:
     assert flat.tolist() == [7, 7, 0, 1, 2, 3, 4, 5, 1, 1]
     assert flat.dtype == torch.float32
     weight, mean = params["w"], buffers["mean"]
-    averaging.scatter(averaging.weighted(flat, 2.0), params, buffers, names)
+    averaging.scatter(flat * 2.0, params, buffers, names)
     assert params["w"] is weight
     assert weight.requires_grad
     assert weight.tolist() == [[0, 2, 4], [6, 8, 10]]
@@ -60,38 +60,62 @@ def test_a_diverged_tensor_is_named_also_where_nobody_else_holds_the_segment() -
         averaging.check_finite(params, {}, ["weight"])
 
 
-def test_chunks_share_memory() -> None:
-    flat = torch.arange(5.0)
-    chunks = averaging.cut(flat, 3)
-    assert [chunk.tolist() for chunk in chunks] == [[0, 1], [2, 3], [4]]
-    np.frombuffer(averaging.view(chunks[1]), dtype="<f4")[:] = 9
-    averaging.accumulate(chunks[0], np.array([1, 2], dtype="<f4").tobytes())
-    averaging.replace(chunks[2], bytearray(4))
-    assert flat.tolist() == [1, 3, 9, 9, 0]
+def values(*numbers: float, chunks: int = 1) -> tuple[torch.Tensor, averaging.SegmentValues]:
+    flat = torch.tensor(numbers, dtype=torch.float32)
+    return flat, averaging.SegmentValues(flat, chunks)
 
 
-@pytest.mark.parametrize("take", [averaging.accumulate, averaging.replace])
-def test_foreign_chunks_are_refused_and_change_nothing(take) -> None:
-    chunk = torch.tensor([1.0, 3e38])
-    for payload, dtype in [
-        (bytes(4), "float32"),
-        (bytes(12), "float32"),
-        (bytes(8), "float64"),
-        (b"", "float32"),
+def wire(*numbers: float) -> bytearray:
+    return bytearray(np.array(numbers, dtype="<f4").tobytes())
+
+
+def test_sums_grow_in_place_and_the_own_part_stays_until_the_mean_is_held() -> None:
+    flat, its = values(0, 1, 2, 3, 4, chunks=3)
+    assert its.part(1, 0.5).tolist() == [1, 1.5]
+    assert its.part(1, 0).tolist() == [0, 0]
+    arrived = its.received(1, wire(10, 20))
+    total = its.add(1, 0.5, [arrived])
+    assert total is arrived
+    assert bytes(averaging.view(total)) == wire(11, 21.5)
+    assert its.add(2, 1, [its.received(2, bytes(wire(6)))]).tolist() == [10]
+    assert its.add(2, 1, [its.received(2, wire(6)), its.received(2, wire(7))]).tolist() == [17]
+    assert its.add(2, 0.5, []).tolist() == [2]
+    assert flat.tolist() == [0, 1, 2, 3, 4]
+    assert its.hold(1, total) is total
+    assert flat.tolist() == [0, 1, 11, 21.5, 4]
+
+
+def test_foreign_chunks_are_refused_and_change_nothing() -> None:
+    flat, its = values(1.0, 3e38)
+    for chunk, payload, dtype in [
+        (0, bytes(4), "float32"),
+        (0, bytes(12), "float32"),
+        (0, bytes(8), "float64"),
+        (0, b"", "float32"),
+        (1, bytes(8), "float32"),
+        (-1, bytes(8), "float32"),
     ]:
         with pytest.raises(ChunkMismatchError):
-            take(chunk, payload, dtype)
+            its.received(chunk, payload, dtype)
     for bad in (float("nan"), float("inf"), -float("inf")):
-        with pytest.raises(NonFiniteError, match="element 1"):
-            take(chunk, np.array([1, bad], dtype="<f4").tobytes())
-    assert chunk.tolist() == torch.tensor([1.0, 3e38]).tolist()
+        for take in (lambda got: its.hold(0, got), lambda got: its.add(0, 1.0, [got])):
+            with pytest.raises(NonFiniteError, match="element 1"):
+                take(its.received(0, wire(1, bad)))
+    assert flat.tolist() == torch.tensor([1.0, 3e38]).tolist()
 
 
-def test_a_sum_that_overflows_is_refused() -> None:
-    chunk = torch.tensor([3e38])
+def test_a_sum_that_overflows_is_refused_and_a_large_one_is_not() -> None:
+    flat, its = values(3e38)
     with pytest.raises(NonFiniteError):
-        averaging.accumulate(chunk, np.array([3e38], dtype="<f4").tobytes())
-    assert chunk.isfinite().all()
+        its.add(0, 1.0, [its.received(0, wire(3e38))])
+    assert its.add(0, 1.0, [its.received(0, wire(-3e38))]).tolist() == [0]
+    assert its.add(0, 0.25, [its.received(0, wire(1e38))])[0] > 1.7e38, "its square overflows"
+
+
+def test_a_segment_is_cut_evenly_for_all_ways() -> None:
+    assert averaging.chunk_count(0, 3) == averaging.chunk_count(7, 3) == 3
+    assert averaging.chunk_count(averaging.CHUNK_BYTES, 3) == 6
+    assert averaging.chunk_count(16 << 20, 4) == 256
 
 
 def test_the_device_is_measured(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,67 +1,63 @@
-"""The transport of `core.rings`: chunks of a stage's segments, around the rings, and back into the weights.
+"""The transport of `core.rings`: chunks of a stage's segments to and from the other holders, and into the weights.
 
-A stage takes part in one ring for each of its segments, and all of them run at once. Each ring has its own
-two links: chunks come from the member before and go to the member after. Nothing of a segment is written
-back before its ring is finished.
+A stage takes part in one round for each of its segments, and all of them run at once. Two holders of a segment
+have one link for both directions. What a link takes next is decided when it has room for it, so that little
+waits; chunks are added up in the event loop, in some tens of microseconds each. Nothing of a segment is written
+back before its round is over.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
 
 from ravnest_p2p.core.errors import ChunkMismatchError
-from ravnest_p2p.core.rings import (
-    Accumulate,
-    Finished,
-    Replace,
-    RingAction,
-    RingRound,
-    Segment,
-    SendChunk,
-    chunk_bounds,
-    segments,
-)
+from ravnest_p2p.core.rings import Kind, Ring, Segment, SegmentRound, Send, deliver, segments
 from ravnest_p2p.core.types import JobPlan, PeerId
 from ravnest_p2p.daemon.worker.wires import link_limits, lost
+from ravnest_p2p.network.frames import Frame
 from ravnest_p2p.network.link_server import LinkServer
 from ravnest_p2p.network.links import Link
-from ravnest_p2p.network.links_state import LinkLimits
 from ravnest_p2p.training import averaging
 
 Compute = Callable[[Callable[[], Any]], Awaitable[Any]]
+Round = SegmentRound[averaging.Chunk]
 
 
 @dataclass(slots=True)
-class Ring:
-    """One segment of this stage, and the links to the ring's members beside it."""
+class SegmentLinks:
+    """One segment of this stage, and the links to its other holders, by rank.
+
+    Attributes:
+        early: a member's first frame of the next round, which it began before we did.
+    """
 
     segment: Segment
     rank: int
     names: list[str]
     elements: int
-    before: Link | None = None
-    after: Link | None = None
+    to: dict[int, Link] = field(default_factory=dict)
+    early: dict[int, Frame] = field(default_factory=dict)
 
     @property
     def size(self) -> int:
         return len(self.segment.members)
 
     @property
-    def limits(self) -> LinkLimits:
-        largest = max(stop - start for start, stop in chunk_bounds(self.elements, self.size))
-        return link_limits(largest * averaging.ELEMENT_BYTES)
+    def others(self) -> list[int]:
+        return [rank for rank in range(self.size) if rank != self.rank]
 
-    def channel(self, sender: int) -> str:
-        return f"ring/{self.segment.lo}/{sender}"
+    def channel(self, other: int) -> str:
+        low, high = sorted((self.rank, other))
+        return f"ring/{self.segment.lo}/{low}/{high}"
 
 
 class RingExchange:
-    """All rings of one stage.
+    """All segments of one stage.
 
     Args:
         names_of: segment's layers [lo, hi) → names of the parameters and buffers that they hold, in order.
@@ -81,100 +77,162 @@ class RingExchange:
         self._plan = plan
         self._params = params
         self._buffers = buffers
-        self._rings: list[Ring] = []
+        self._segments: list[SegmentLinks] = []
         for segment in segments(plan.clusters):
             if (cluster, stage) in segment.members:
                 names = names_of(segment.lo, segment.hi)
                 elements = averaging.elements(params, buffers, names)
                 if not elements:
                     continue  # layers that only use parameters of others
-                self._rings.append(Ring(segment, segment.members.index((cluster, stage)), names, elements))
+                rank = segment.members.index((cluster, stage))
+                self._segments.append(SegmentLinks(segment, rank, names, elements))
 
     @property
     def links(self) -> list[Link]:
-        return [link for ring in self._rings for link in (ring.before, ring.after) if link is not None]
+        return [link for its in self._segments for link in its.to.values()]
 
     def expect(self) -> None:
-        """Let the member before dial us, in every ring."""
-        for ring in self._rings:
-            if ring.size > 1:
-                before = (ring.rank - 1) % ring.size
-                ring.before = self._server.expect(ring.channel(before), self._peer(ring, before), ring.limits)
+        """Let the members before us dial."""
+        for its in self._segments:
+            for other in its.others:
+                if other < its.rank:
+                    limits = link_limits(averaging.CHUNK_BYTES)
+                    its.to[other] = self._server.expect(its.channel(other), self._peer(its, other), limits)
 
     async def dial(self, nonce_of: Callable[[PeerId], Awaitable[str]]) -> None:
-        """Dial the member after us, in every ring."""
+        """Dial the members after us."""
 
-        async def dial(ring: Ring) -> None:
-            peer = self._peer(ring, (ring.rank + 1) % ring.size)
-            channel = ring.channel(ring.rank)
-            ring.after = await self._server.dial(peer, await nonce_of(peer), channel, ring.limits)
+        async def dial(its: SegmentLinks, other: int) -> None:
+            peer, limits = self._peer(its, other), link_limits(averaging.CHUNK_BYTES)
+            its.to[other] = await self._server.dial(peer, await nonce_of(peer), its.channel(other), limits)
 
-        await asyncio.gather(*(dial(ring) for ring in self._rings if ring.size > 1))
+        after = [(its, other) for its in self._segments for other in its.others if other > its.rank]
+        await asyncio.gather(*(dial(its, other) for its, other in after))
 
     async def average(self, number: int, weights: Sequence[float], compute: Compute) -> None:
         """Replace every segment by its weighted mean over the clusters; `weights` are those of the clusters.
 
         Raises:
-            ChunkMismatchError: a member sent what does not belong here; nothing of that segment was changed.
+            ChunkMismatchError, NonFiniteError: a member sent what does not belong here; nothing of that segment
+                was changed.
+            CoMemberLostError: a member was lost.
         """
-        await asyncio.gather(*(self._average(ring, number, weights, compute) for ring in self._rings))
+        await asyncio.gather(*(self._average(its, number, weights, compute) for its in self._segments))
 
-    async def _average(self, ring: Ring, number: int, weights: Sequence[float], compute: Compute) -> None:
-        of_members = [weights[member.cluster] for member in ring.segment.members]
-        round_ = RingRound(ring.rank, ring.size, of_members)
-        if round_.unchanged:
-            await compute(lambda: averaging.check_finite(self._params, self._buffers, ring.names))
+    async def _average(
+        self, its: SegmentLinks, number: int, weights: Sequence[float], compute: Compute
+    ) -> None:
+        of_members = [weights[member.cluster] for member in its.segment.members]
+        if its.size == 1 or not any(of_members):
+            await compute(lambda: averaging.check_finite(self._params, self._buffers, its.names))
             return
-        flat: Tensor = await compute(
-            lambda: averaging.weighted(
-                averaging.gather(self._params, self._buffers, ring.names), round_.scale
-            )
-        )
-        chunks = averaging.cut(flat, ring.size)
-        actions: list[RingAction] = round_.start()
-        while not round_.finished:
-            await self._send(ring, number, actions, chunks)
-            assert ring.before is not None, "a ring of several members has a link from the member before"
-            with lost(ring.before):
-                frame = await ring.before.receive()
-            step, index = _place(frame.header, number)
-            actions = round_.chunk_received(step, index)
-            if isinstance(actions[0], Replace):
-                # Ours has been sent, a whole turn of the ring ago, and the link keeps no copy of it.
-                assert ring.after is not None, "a ring of several members has a link to the member after"
-                with lost(ring.after):
-                    await ring.after.drained(ring.size - 1)
-            await compute(lambda: _take(actions, chunks, frame.payload))  # noqa: B023 (awaited in the iteration)
-        await compute(lambda: averaging.scatter(flat, self._params, self._buffers, ring.names))
+        flat: Tensor = await compute(lambda: averaging.gather(self._params, self._buffers, its.names))
+        chunks = averaging.chunk_count(its.elements, its.size)
+        values = averaging.SegmentValues(flat, chunks)
+        await Traffic(its, number, SegmentRound(its.rank, of_members, chunks, values, Ring), values).run()
+        await compute(lambda: averaging.scatter(flat, self._params, self._buffers, its.names))
 
-    async def _send(self, ring: Ring, number: int, actions: list[RingAction], chunks: list[Tensor]) -> None:
-        assert ring.after is not None, "a ring of several members has a link to the member after"
-        for action in actions:
-            if isinstance(action, SendChunk):
-                header = {"r": number, "t": action.step, "c": action.chunk}
-                with lost(ring.after):
-                    await ring.after.send(header, [averaging.view(chunks[action.chunk])])
-
-    def _peer(self, ring: Ring, rank: int) -> PeerId:
-        member = ring.segment.members[rank]
+    def _peer(self, its: SegmentLinks, rank: int) -> PeerId:
+        member = its.segment.members[rank]
         return self._plan.clusters[member.cluster].stages[member.stage].peer
 
 
-def _place(header: dict[str, Any], number: int) -> tuple[int, int]:
-    place = header.get("r"), header.get("t"), header.get("c")
-    if any(type(part) is not int for part in place) or place[0] != number:
-        raise ChunkMismatchError(f"a chunk of round {place[0]!r}, step {place[1]!r} came in round {number}")
-    return place[1], place[2]  # type: ignore[return-value]
+class Traffic:
+    """One segment's round over its links."""
+
+    def __init__(
+        self, its: SegmentLinks, number: int, round_: Round, values: averaging.SegmentValues
+    ) -> None:
+        self._its = its
+        self._number = number
+        self._round = round_
+        self._values = values
+        self._changed = {other: asyncio.Event() for other in its.others}
+        self._over = asyncio.Event()
+
+    async def run(self) -> None:
+        """Until the mean is here and all that others need of us is on its way.
+
+        Raises:
+            ChunkMismatchError, NonFiniteError, CoMemberLostError: as for `RingExchange.average`.
+        """
+        over = asyncio.create_task(self._over.wait())
+        writing = [asyncio.create_task(self._write(other)) for other in self._its.others]
+        reading = [asyncio.create_task(self._read(other)) for other in self._its.others]
+        pending: set[asyncio.Task[Any]] = {over, *writing, *reading}
+        try:
+            self._look()
+            while not all(task.done() for task in (over, *writing)):
+                done, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
+                for task in done:
+                    task.result()
+        finally:
+            for task in (over, *writing, *reading):
+                task.cancel()
+            await asyncio.wait({over, *writing, *reading})
+
+    def _look(self) -> None:
+        """Something has changed: there may be something to send, or no more."""
+        if self._round.outcome is not None:
+            self._over.set()
+        for event in self._changed.values():
+            event.set()
+
+    async def _write(self, other: int) -> None:
+        link, changed = self._its.to[other], self._changed[other]
+        while True:
+            send = self._round.next_for(other)
+            if send is None:
+                if self._over.is_set():
+                    return
+                changed.clear()
+                await changed.wait()
+                continue
+            buffers = [] if send.payload is None else [averaging.view(send.payload)]
+            with lost(link):
+                await link.send(_header(self._number, send), buffers)
+
+    async def _read(self, other: int) -> None:
+        link = self._its.to[other]
+        while True:
+            frame = self._its.early.pop(other, None)
+            if frame is None:
+                with lost(link):
+                    frame = await link.receive()
+            if frame.header.get("r") == self._number + 1:
+                self._its.early[other] = frame
+                return
+            deliver(self._round, other, _sent(frame, self._number, self._values))
+            self._look()
 
 
-def _take(
-    actions: Sequence[RingAction], chunks: list[Tensor], payload: bytes | bytearray | memoryview
-) -> None:
-    for action in actions:
-        match action:
-            case Accumulate():
-                averaging.accumulate(chunks[action.chunk], payload)
-            case Replace():
-                averaging.replace(chunks[action.chunk], payload)
-            case SendChunk() | Finished():
-                pass
+def _header(number: int, send: Send[averaging.Chunk]) -> dict[str, Any]:
+    header: dict[str, Any] = {"r": number, "f": send.formation}
+    if send.kind is not None:
+        header |= {"k": send.kind.value, "c": send.chunk}
+    if send.held:
+        header["h"] = send.held
+    if send.settled:
+        header["s"] = send.settled
+    return header
+
+
+def _sent(frame: Frame, number: int, values: averaging.SegmentValues) -> Send[averaging.Chunk]:
+    """What a member sent.
+
+    Raises:
+        ChunkMismatchError: the frame is none of this round.
+    """
+    header = frame.header
+    formation, chunk = header.get("f"), header.get("c")
+    held, settled = header.get("h", []), header.get("s", [])
+    lists = isinstance(held, list) and isinstance(settled, list)
+    whole = lists and all(type(one) is int for one in (formation, *held, *settled))
+    if not whole or header.get("r") != number:
+        raise ChunkMismatchError(f"a frame of round {header.get('r')!r} came in round {number}")
+    if "k" not in header:
+        return Send(formation, None, None, None, tuple(held), tuple(settled))
+    if type(chunk) is not int or header["k"] not in (Kind.SUM.value, Kind.MEAN.value):
+        raise ChunkMismatchError(f"a frame of chunk {chunk!r} that is neither a sum nor a mean")
+    payload = values.received(chunk, frame.payload)
+    return Send(formation, Kind(header["k"]), chunk, payload, tuple(held), tuple(settled))

@@ -1,0 +1,26 @@
+"""Averaging among clusters: segments, the ways of chunks, and one member's part in a round."""
+
+from ravnest_p2p.core.rings.round import Arithmetic, Formed, Kind, Outcome, SegmentRound, Send, deliver
+from ravnest_p2p.core.rings.segments import Member, Segment, chunk_bounds, normalised, segments
+from ravnest_p2p.core.rings.ways import Grid, Hop, Ring, Ways, neighbours, ways
+
+__all__ = [
+    "Arithmetic",
+    "Formed",
+    "Grid",
+    "Hop",
+    "Kind",
+    "Member",
+    "Outcome",
+    "Ring",
+    "Segment",
+    "SegmentRound",
+    "Send",
+    "Ways",
+    "chunk_bounds",
+    "deliver",
+    "neighbours",
+    "normalised",
+    "segments",
+    "ways",
+]

@@ -1,0 +1,434 @@
+"""One member's part in averaging one segment once, whoever dies meanwhile.
+
+Problem: all live members shall end with the same weighted mean, or with what they had, though any of them may
+die at any moment; without a second copy of everything, and with every link busy. Solution: the segment is cut
+into chunks, each of which takes a way (`ways`) by itself:
+
+    open ──sum complete here, or mean arrived──▶ held ──all members hold it──▶ settled
+
+A member's own part stays as it is until the chunk is held, so an open chunk can be summed again. A held chunk's
+mean is kept until it is settled, so that who still lacks it can be given it. When a member dies, all that live
+tell each other which chunks they hold, and form anew: what one of them holds spreads from there, what nobody
+holds is summed again among the rest, with weights that sum to 1. Messages of an older formation count for
+nothing. A formation's number is the set of the dead as bits, which only grows, so all end in the same one.
+
+Chunks that a member starts by itself wait until an earlier one has come back as a mean: at most `window` of
+its own are underway, which bounds what any member has to store for others. Of what is ready for a link, that
+with the longest rest of its way goes first, so that all ways end together.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Generic, NamedTuple, Protocol, TypeVar
+
+from ravnest_p2p.core.errors import ChunkMismatchError, OurFault
+from ravnest_p2p.core.rings.segments import normalised
+from ravnest_p2p.core.rings.ways import Hop, Ring, Ways
+
+WINDOW = 8
+NOTES = 16
+"""Receipts that wait at most for a chunk to ride on."""
+
+T = TypeVar("T")
+
+
+class Arithmetic(Protocol[T]):
+    """What is done to chunks; `T` is one chunk's values, underway."""
+
+    def part(self, chunk: int, share: float) -> T:
+        """The own part, times its share; zeros where that is 0, since what was not trained may not be finite."""
+        ...
+
+    def add(self, chunk: int, share: float, sums: Sequence[T]) -> T:
+        """The arrived sums, in this order, and then the own part times its share.
+
+        Raises:
+            NonFiniteError, ChunkMismatchError: a sum is none; the own part is unchanged.
+        """
+        ...
+
+    def hold(self, chunk: int, mean: T) -> T:
+        """Put the mean in the place of the own part; returns what the mean is handed on as.
+
+        Raises:
+            NonFiniteError, ChunkMismatchError: it is none; the own part is unchanged.
+        """
+        ...
+
+
+class Kind(str, Enum):
+    SUM = "sum"
+    MEAN = "mean"
+
+
+class Send(NamedTuple, Generic[T]):
+    """What to send to one member next.
+
+    Attributes:
+        kind, chunk, payload: None where only receipts go.
+        held: chunks whose means came from that member, and that all behind us have.
+        settled: chunks that every member has.
+    """
+
+    formation: int
+    kind: Kind | None
+    chunk: int | None
+    payload: T | None
+    held: tuple[int, ...]
+    settled: tuple[int, ...]
+
+
+class Formed(NamedTuple):
+    """What a member tells all others after a death: whom it takes for dead, and what it holds."""
+
+    formation: int
+    held: frozenset[int]
+
+
+class Outcome(str, Enum):
+    """How a round ended here: with the mean; as it was, for nobody trained; or without us."""
+
+    MEAN = "mean"
+    UNCHANGED = "unchanged"
+    CUT_OUT = "cut out"
+
+
+@dataclass(slots=True)
+class _Outbox(Generic[T]):
+    """What is ready for one member; the longest rest of the way first."""
+
+    ready: list[tuple[int, int, Kind]] = field(default_factory=list)
+    fresh: deque[int] = field(default_factory=deque)
+    held: list[int] = field(default_factory=list)
+    settled: list[int] = field(default_factory=list)
+
+
+class SegmentRound(Generic[T]):
+    """Feed it what arrives and who dies; ask it what to send, and at last for the outcome.
+
+    Args:
+        rank: ours among all members, dead ones included.
+        weights: of all members, such as their samples trained since the last round.
+        chunks: that the segment is cut into.
+        arithmetic: does to chunks what is due.
+        ways: of so many members.
+        window: of our own chunks that are underway at once.
+    Raises:
+        OurFault: numbers that make no round.
+    """
+
+    def __init__(
+        self,
+        rank: int,
+        weights: Sequence[float],
+        chunks: int,
+        arithmetic: Arithmetic[T],
+        ways: Callable[[int], Ways] = Ring,
+        window: int = WINDOW,
+    ) -> None:
+        if not 0 <= rank < len(weights) or chunks < 0 or window < 1:
+            raise OurFault(f"rank {rank} of {len(weights)} members, {chunks} chunks, {window} underway")
+        normalised(weights)
+        self.rank = rank
+        self.formation = 0
+        self.outcome: Outcome | None = None
+        self._weights = tuple(weights)
+        self._chunks = chunks
+        self._arithmetic = arithmetic
+        self._make_ways = ways
+        self._window = window
+        self._changed = False
+        self._held: set[int] = set()
+        self._settled: set[int] = set()
+        self._means: dict[int, T] = {}
+        self._told: dict[int, Formed] = {}
+        self._early: list[Callable[[], None]] = []
+        self._news: list[tuple[int, Formed]] = []
+        self._begin()
+
+    @property
+    def live(self) -> list[int]:
+        """Ranks that are not known to be dead."""
+        return [rank for rank in range(len(self._weights)) if not self.formation >> rank & 1]
+
+    @property
+    def forming(self) -> bool:
+        """It waits for others to say what they hold."""
+        return any(rank not in self._told for rank in self.live if rank != self.rank) and bool(self.formation)
+
+    @property
+    def stored(self) -> int:
+        """Chunks underway that are kept here: sums that wait for others or for a link, and means not settled."""
+        return sum(map(len, self._sums.values())) + len(self._done) + len(self._means)
+
+    # -- deaths
+
+    def died(self, rank: int) -> None:
+        """A member is gone, or is not waited for any longer."""
+        self._form(self.formation | 1 << rank)
+
+    def formed(self, sender: int, told: Formed) -> None:
+        """A member says whom it takes for dead and what it holds.
+
+        Raises:
+            ChunkMismatchError: it says what cannot be.
+        """
+        if told.formation >> len(self._weights) or told.formation >> sender & 1:
+            raise ChunkMismatchError(f"member {sender} speaks of formation {told.formation:#b}")
+        if any(not 0 <= chunk < self._chunks for chunk in told.held):
+            raise ChunkMismatchError(f"member {sender} holds chunks that are none of {self._chunks}")
+        if self.formation >> sender & 1 or self.outcome is Outcome.CUT_OUT:
+            return
+        self._form(self.formation | told.formation)
+        if told.formation == self.formation and self.outcome is not Outcome.CUT_OUT:
+            self._told[sender] = told
+            self._begin_if_all_told()
+
+    def news(self) -> list[tuple[int, Formed]]:
+        """To whom to say what we hold; each is handed out once."""
+        news, self._news = self._news, []
+        return news
+
+    def _form(self, formation: int) -> None:
+        if formation == self.formation or self.outcome is Outcome.CUT_OUT:
+            return
+        self.formation = formation
+        self._told.clear()
+        self._early.clear()
+        if formation >> self.rank & 1:
+            self._end(Outcome.CUT_OUT)
+            return
+        told = Formed(formation, frozenset(self._held))
+        self._news = [(rank, told) for rank in self.live if rank != self.rank]
+        self._begin_if_all_told()
+
+    def _begin_if_all_told(self) -> None:
+        if not self.forming:
+            early, self._early = self._early, []
+            self._begin()
+            for arrival in early:
+                arrival()
+
+    # -- a formation
+
+    def _begin(self) -> None:
+        """All members live know of one another what they hold."""
+        live = self.live
+        self._place = {rank: place for place, rank in enumerate(live)}
+        self._ranks = live
+        trained = any(self._weights)
+        shares = normalised([self._weights[rank] for rank in live])
+        # Where all who trained are dead, the rest count alike.
+        self._share = shares[self._place[self.rank]] if any(shares) else 1 / len(live)
+        self._ways = self._make_ways(len(live))
+        self._sums: dict[int, dict[int, T]] = {}
+        self._done: dict[int, T] = {}
+        self._hops: dict[int, Hop] = {}
+        self._awaited: dict[int, set[int]] = {}
+        self._underway: set[int] = set()
+        self._out: dict[int, _Outbox[T]] = {}
+        holders: dict[int, list[int]] = {}
+        for rank in live:
+            for chunk in self._held if rank == self.rank else self._told[rank].held if self._told else ():
+                holders.setdefault(chunk, []).append(rank)
+        self._summed = set(holders)
+        number = 0
+        for chunk in range(self._chunks):
+            ranks = holders.get(chunk, [])
+            if len(ranks) == len(live):
+                self._settle(chunk)
+            elif ranks:
+                giver = self._place[ranks[chunk % len(ranks)]]
+                self._hops[chunk] = self._ways.hop(self._ways.completed_by(giver), self._place[self.rank])
+                if self._hops[chunk].source is None:
+                    self._spread(chunk)
+            elif not trained:
+                self._held.add(chunk)
+                self._settle(chunk)
+            else:
+                self._hops[chunk] = self._ways.hop(number % self._ways.count, self._place[self.rank])
+                number += 1
+                self._open(chunk)
+        self._finish_if_settled()
+
+    def _open(self, chunk: int) -> None:
+        hop = self._hops[chunk]
+        if hop.takes:
+            return
+        if hop.gives is None:
+            self._hold(chunk, self._arithmetic.add(chunk, self._share, []))
+        else:
+            self._outbox(hop.gives).fresh.append(chunk)
+
+    def _outbox(self, place: int) -> _Outbox[T]:
+        return self._out.setdefault(self._ranks[place], _Outbox())
+
+    # -- what arrives
+
+    def sum_arrived(self, sender: int, formation: int, chunk: int, payload: T) -> None:
+        """A member's sum.
+
+        Raises:
+            ChunkMismatchError: none is due from it; nothing has changed.
+            NonFiniteError: as the arithmetic says; nothing has changed.
+        """
+        if not self._current(sender, formation, lambda: self.sum_arrived(sender, formation, chunk, payload)):
+            return
+        hop = self._hop(chunk)
+        place = self._place[sender]
+        sums = self._sums.setdefault(chunk, {})
+        if place not in hop.takes or place in sums or chunk in self._summed:
+            raise ChunkMismatchError(f"no sum of chunk {chunk} is due from member {sender}")
+        sums[place] = payload
+        if len(sums) < len(hop.takes):
+            return
+        arrived = [sums[taken] for taken in hop.takes]
+        try:
+            total = self._arithmetic.add(chunk, self._share, arrived)
+        except BaseException:
+            del sums[place]
+            raise
+        del self._sums[chunk]
+        self._summed.add(chunk)
+        if hop.gives is None:
+            self._hold(chunk, total)
+        else:
+            self._done[chunk] = total
+            heapq.heappush(self._outbox(hop.gives).ready, (-hop.sum_togo, chunk, Kind.SUM))
+
+    def mean_arrived(self, sender: int, formation: int, chunk: int, payload: T) -> None:
+        """The mean; errors as for `sum_arrived`."""
+        if not self._current(sender, formation, lambda: self.mean_arrived(sender, formation, chunk, payload)):
+            return
+        hop = self._hop(chunk)
+        if hop.source != self._place[sender] or chunk in self._awaited:
+            raise ChunkMismatchError(f"no mean of chunk {chunk} is due from member {sender}")
+        if chunk in self._held:
+            self._spread(chunk)
+        else:
+            self._hold(chunk, payload)
+
+    def noted(self, sender: int, formation: int, held: Sequence[int], settled: Sequence[int]) -> None:
+        """Receipts of a member, as in `Send`; errors as for `sum_arrived`."""
+        if not self._current(sender, formation, lambda: self.noted(sender, formation, held, settled)):
+            return
+        place = self._place[sender]
+        for chunk in held:
+            self._hop(chunk)
+            if place not in self._awaited.get(chunk, ()):
+                raise ChunkMismatchError(f"member {sender} was given no mean of chunk {chunk}")
+            self._awaited[chunk].discard(place)
+            self._answer(chunk)
+        for chunk in settled:
+            if self._hop(chunk).source != place or self._awaited.get(chunk, True):
+                raise ChunkMismatchError(f"member {sender} cannot know who has chunk {chunk}")
+            self._settle(chunk)
+        self._finish_if_settled()
+
+    def _current(self, sender: int, formation: int, arrival: Callable[[], None]) -> bool:
+        """Whether a message counts now; one that came before all others spoke counts later."""
+        if not 0 <= sender < len(self._weights) or sender == self.rank:
+            raise ChunkMismatchError(f"{sender} is no other member")
+        if formation & ~self.formation or formation >> sender & 1:
+            raise ChunkMismatchError(
+                f"member {sender} is in formation {formation:#b}, which nobody agreed on"
+            )
+        if formation != self.formation or self.outcome is Outcome.CUT_OUT:
+            return False
+        if self.forming:
+            self._early.append(arrival)
+            return False
+        return True
+
+    def _hop(self, chunk: int) -> Hop:
+        try:
+            return self._hops[chunk]
+        except (KeyError, TypeError):
+            raise ChunkMismatchError(f"chunk {chunk!r} is none that is underway") from None
+
+    # -- what follows from it
+
+    def _hold(self, chunk: int, mean: T) -> None:
+        self._means[chunk] = self._arithmetic.hold(chunk, mean)
+        self._changed = True
+        self._held.add(chunk)
+        self._underway.discard(chunk)
+        self._done.pop(chunk, None)
+        self._spread(chunk)
+
+    def _spread(self, chunk: int) -> None:
+        hop = self._hops[chunk]
+        self._awaited[chunk] = set(hop.passes)
+        for place in hop.passes:
+            heapq.heappush(self._outbox(place).ready, (-hop.mean_togo, chunk, Kind.MEAN))
+        self._answer(chunk)
+
+    def _answer(self, chunk: int) -> None:
+        """All behind us have it: say so to where it came from, or, where it began, that it is settled."""
+        if self._awaited[chunk]:
+            return
+        source = self._hops[chunk].source
+        if source is None:
+            self._settle(chunk)
+            self._finish_if_settled()
+        else:
+            self._outbox(source).held.append(chunk)
+
+    def _settle(self, chunk: int) -> None:
+        self._settled.add(chunk)
+        self._means.pop(chunk, None)
+        hop = self._hops.pop(chunk, None)
+        for place in hop.passes if hop is not None else ():
+            self._outbox(place).settled.append(chunk)
+
+    def _finish_if_settled(self) -> None:
+        if len(self._settled) == self._chunks and self.outcome is None:
+            self._end(Outcome.MEAN if self._changed else Outcome.UNCHANGED)
+
+    def _end(self, outcome: Outcome) -> None:
+        self.outcome = outcome
+        self._means.clear()
+
+    # -- what goes out
+
+    def next_for(self, rank: int) -> Send[T] | None:
+        """What to send to that member now; None where nothing is due."""
+        out = self._out.get(rank)
+        if out is None or self.forming or self.outcome is Outcome.CUT_OUT:
+            return None
+        due = self._due(out)
+        notes = len(out.held) + len(out.settled)
+        quiet = notes and (notes >= NOTES or len(self._held) == self._chunks)
+        if due is None and not quiet:
+            return None
+        held, settled = tuple(out.held), tuple(out.settled)
+        out.held.clear()
+        out.settled.clear()
+        kind, chunk, payload = due or (None, None, None)
+        return Send(self.formation, kind, chunk, payload, held, settled)
+
+    def _due(self, out: _Outbox[T]) -> tuple[Kind, int, T] | None:
+        may_start = bool(out.fresh) and len(self._underway) < self._window
+        if out.ready and not (may_start and self._hops[out.fresh[0]].sum_togo > -out.ready[0][0]):
+            _, chunk, kind = heapq.heappop(out.ready)
+            return kind, chunk, self._done.pop(chunk) if kind is Kind.SUM else self._means[chunk]
+        if may_start:
+            chunk = out.fresh.popleft()
+            self._underway.add(chunk)
+            return Kind.SUM, chunk, self._arithmetic.part(chunk, self._share)
+        return None
+
+
+def deliver(to: SegmentRound[T], sender: int, send: Send[T]) -> None:
+    """Feed a member what another one sent; errors as of what it feeds."""
+    if send.held or send.settled:
+        to.noted(sender, send.formation, send.held, send.settled)
+    if send.kind is None or send.chunk is None or send.payload is None:
+        return
+    arrived = to.sum_arrived if send.kind is Kind.SUM else to.mean_arrived
+    arrived(sender, send.formation, send.chunk, send.payload)
