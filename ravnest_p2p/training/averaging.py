@@ -1,8 +1,8 @@
 """Parameters as one flat vector that a ring can cut, add up and write back.
 
-Problem: a segment is some parameters and buffers, of many shapes, that its members all hold. They are moved as
-equal chunks, without a second copy of all, and one member's NaN, or a chunk of another size, must never get
-into everybody's model. Solution: `gather` lays the named tensors one after another in one float32 vector,
+Problem: a segment is some parameters and buffers, of many shapes, that its members all hold. They are moved
+as equal chunks, without a second copy of all, and one member's NaN, or a chunk of another size, must never
+get into everybody's model. Solution: `gather` lays the named tensors one after another in one float32 vector,
 `SegmentValues` adds up and checks one chunk at a time, and `scatter` writes the vector back. Integer buffers
 (BatchNorm's count) are not averaged.
 """

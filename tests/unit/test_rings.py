@@ -210,9 +210,10 @@ def test_what_is_not_due_is_refused_and_changes_nothing() -> None:
         lambda: member.mean_arrived(0, 0, 2, "of what is complete here"),
         lambda: member.noted(2, 0, [1], []),
         lambda: member.noted(0, 0, [], [1]),
-        lambda: member.formed(0, Formed(0b1, frozenset())),
-        lambda: member.formed(0, Formed(0b10000, frozenset())),
-        lambda: member.formed(0, Formed(0b100, frozenset({6}))),
+        lambda: member.formed(0, Formed(0b1, frozenset(), frozenset())),
+        lambda: member.formed(0, Formed(0b10000, frozenset(), frozenset())),
+        lambda: member.formed(0, Formed(0b100, frozenset({6}), frozenset())),
+        lambda: member.formed(0, Formed(0b100, frozenset(), frozenset({1}))),
     ]
     for refuse in refused:
         with pytest.raises(ChunkMismatchError):
@@ -231,9 +232,9 @@ def test_the_rest_of_three_go_on_with_what_one_of_them_holds() -> None:
     member.sum_arrived(2, 0, 1, "whole")
     member.died(2)
     assert member.next_for(1) is None, "nothing is sent before all have said what they hold"
-    assert member.news() == [(1, Formed(0b100, frozenset({1})))]
+    assert member.news() == [(1, Formed(0b100, frozenset({1}), frozenset({1})))]
     member.sum_arrived(1, 0b100, 2, "early")
-    member.formed(1, Formed(0b100, frozenset()))
+    member.formed(1, Formed(0b100, frozenset(), frozenset()))
     sent = [member.next_for(1) for _ in range(2)]
     assert [(send.kind, send.chunk, send.payload) for send in sent] == [
         (Kind.SUM, 0, f"{1 / 3:g}·0"),
@@ -246,7 +247,7 @@ def test_the_rest_of_three_go_on_with_what_one_of_them_holds() -> None:
 
 def test_who_is_taken_for_dead_leaves_its_segment_as_it_was() -> None:
     member = SegmentRound(1, [1, 1, 1], 3, Written())
-    member.formed(0, Formed(0b010, frozenset()))
+    member.formed(0, Formed(0b010, frozenset(), frozenset()))
     assert member.outcome is Outcome.CUT_OUT
     assert member.next_for(2) is None
     assert member.news() == []

@@ -105,7 +105,7 @@ def test_foreign_chunks_are_refused_and_change_nothing() -> None:
 
 
 def test_a_sum_that_overflows_is_refused_and_a_large_one_is_not() -> None:
-    flat, its = values(3e38)
+    _, its = values(3e38)
     with pytest.raises(NonFiniteError):
         its.add(0, 1.0, [its.received(0, wire(3e38))])
     assert its.add(0, 1.0, [its.received(0, wire(-3e38))]).tolist() == [0]

@@ -6,11 +6,12 @@ into chunks, each of which takes a way (`ways`) by itself:
 
     open ──sum complete here, or mean arrived──▶ held ──all members hold it──▶ settled
 
-A member's own part stays as it is until the chunk is held, so an open chunk can be summed again. A held chunk's
-mean is kept until it is settled, so that who still lacks it can be given it. When a member dies, all that live
-tell each other which chunks they hold, and form anew: what one of them holds spreads from there, what nobody
-holds is summed again among the rest, with weights that sum to 1. Messages of an older formation count for
-nothing. A formation's number is the set of the dead as bits, which only grows, so all end in the same one.
+A member's own part stays as it is until the chunk is held, so an open chunk can be summed again. A mean is
+kept for as long as somebody may have to be given it: until all behind have it; where ways branch, until all
+have it. When a member dies, all that live tell each other which chunks they hold and keep, and form anew: what
+some of them hold spreads from one who keeps it, what nobody holds is summed again among the rest, with weights
+that sum to 1. Messages of an older formation count for nothing. A formation's number is the set of the dead as
+bits, which only grows, so all end in the same one.
 
 Chunks that a member starts by itself wait until an earlier one has come back as a mean: at most `window` of
 its own are underway, which bounds what any member has to store for others. Of what is ready for a link, that
@@ -20,7 +21,7 @@ with the longest rest of its way goes first, so that all ways end together.
 from __future__ import annotations
 
 import heapq
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
@@ -31,7 +32,7 @@ from ravnest_p2p.core.rings.segments import normalised
 from ravnest_p2p.core.rings.ways import Hop, Ring, Ways
 
 WINDOW = 8
-NOTES = 16
+NOTES = 8
 """Receipts that wait at most for a chunk to ride on."""
 
 T = TypeVar("T")
@@ -41,7 +42,7 @@ class Arithmetic(Protocol[T]):
     """What is done to chunks; `T` is one chunk's values, underway."""
 
     def part(self, chunk: int, share: float) -> T:
-        """The own part, times its share; zeros where that is 0, since what was not trained may not be finite."""
+        """The own part times its share; zeros where that is 0, for what was not trained may not be finite."""
         ...
 
     def add(self, chunk: int, share: float, sums: Sequence[T]) -> T:
@@ -84,10 +85,11 @@ class Send(NamedTuple, Generic[T]):
 
 
 class Formed(NamedTuple):
-    """What a member tells all others after a death: whom it takes for dead, and what it holds."""
+    """What a member tells all others after a death: the dead, what it holds, and of that keeps."""
 
     formation: int
     held: frozenset[int]
+    kept: frozenset[int]
 
 
 class Outcome(str, Enum):
@@ -163,7 +165,7 @@ class SegmentRound(Generic[T]):
 
     @property
     def stored(self) -> int:
-        """Chunks underway that are kept here: sums that wait for others or for a link, and means not settled."""
+        """Chunks underway that are kept here: sums that wait for others or for a link, and means."""
         return sum(map(len, self._sums.values())) + len(self._done) + len(self._means)
 
     # -- deaths
@@ -180,7 +182,7 @@ class SegmentRound(Generic[T]):
         """
         if told.formation >> len(self._weights) or told.formation >> sender & 1:
             raise ChunkMismatchError(f"member {sender} speaks of formation {told.formation:#b}")
-        if any(not 0 <= chunk < self._chunks for chunk in told.held):
+        if any(not 0 <= chunk < self._chunks for chunk in told.held) or not told.kept <= told.held:
             raise ChunkMismatchError(f"member {sender} holds chunks that are none of {self._chunks}")
         if self.formation >> sender & 1 or self.outcome is Outcome.CUT_OUT:
             return
@@ -203,7 +205,7 @@ class SegmentRound(Generic[T]):
         if formation >> self.rank & 1:
             self._end(Outcome.CUT_OUT)
             return
-        told = Formed(formation, frozenset(self._held))
+        told = Formed(formation, frozenset(self._held), frozenset(self._means))
         self._news = [(rank, told) for rank in self.live if rank != self.rank]
         self._begin_if_all_told()
 
@@ -232,18 +234,22 @@ class SegmentRound(Generic[T]):
         self._awaited: dict[int, set[int]] = {}
         self._underway: set[int] = set()
         self._out: dict[int, _Outbox[T]] = {}
-        holders: dict[int, list[int]] = {}
+        holders: Counter[int] = Counter(self._held)
+        keepers = {chunk: [self.rank] for chunk in self._means}
         for rank in live:
-            for chunk in self._held if rank == self.rank else self._told[rank].held if self._told else ():
-                holders.setdefault(chunk, []).append(rank)
+            if (told := self._told.get(rank)) is not None:
+                holders.update(told.held)
+                for chunk in told.kept:
+                    keepers.setdefault(chunk, []).append(rank)
         self._summed = set(holders)
         number = 0
         for chunk in range(self._chunks):
-            ranks = holders.get(chunk, [])
-            if len(ranks) == len(live):
+            if holders[chunk] == len(live):
                 self._settle(chunk)
-            elif ranks:
-                giver = self._place[ranks[chunk % len(ranks)]]
+            elif holders[chunk]:
+                if chunk not in keepers:
+                    raise ChunkMismatchError(f"chunk {chunk} is held, and nobody has kept its mean")
+                giver = self._place[min(keepers[chunk])]
                 self._hops[chunk] = self._ways.hop(self._ways.completed_by(giver), self._place[self.rank])
                 if self._hops[chunk].source is None:
                     self._spread(chunk)
@@ -309,6 +315,7 @@ class SegmentRound(Generic[T]):
         if hop.source != self._place[sender] or chunk in self._awaited:
             raise ChunkMismatchError(f"no mean of chunk {chunk} is due from member {sender}")
         if chunk in self._held:
+            self._means[chunk] = payload
             self._spread(chunk)
         else:
             self._hold(chunk, payload)
@@ -372,6 +379,8 @@ class SegmentRound(Generic[T]):
         """All behind us have it: say so to where it came from, or, where it began, that it is settled."""
         if self._awaited[chunk]:
             return
+        if not self._ways.branch:
+            self._means.pop(chunk, None)
         source = self._hops[chunk].source
         if source is None:
             self._settle(chunk)

@@ -50,6 +50,11 @@ class Ways(Protocol):
     @property
     def count(self) -> int: ...
 
+    @property
+    def branch(self) -> bool:
+        """Whether some member hands a mean on to several."""
+        ...
+
     def hop(self, way: int, place: int) -> Hop: ...
 
     def completed_by(self, place: int) -> int:
@@ -62,6 +67,7 @@ class Ring:
     """Each sends to the next, the last to the first."""
 
     size: int
+    branch = False
 
     @property
     def count(self) -> int:
@@ -86,7 +92,7 @@ class Ring:
 
 
 class Grid:
-    """Rows of places, of which the last may be shorter; in a shorter row a member stands in two columns or more.
+    """Rows of places, the last of which may be shorter; there a member stands in two columns or more.
 
     Args:
         size: members, 1 or more.
@@ -94,6 +100,8 @@ class Grid:
     Raises:
         OurFault: numbers that make no grid.
     """
+
+    branch = True
 
     def __init__(self, size: int, columns: int) -> None:
         if not 1 <= columns <= size:

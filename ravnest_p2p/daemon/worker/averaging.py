@@ -1,9 +1,9 @@
-"""The transport of `core.rings`: chunks of a stage's segments to and from the other holders, and into the weights.
+"""The transport of `core.rings`: chunks of a stage's segments to and from their other holders.
 
-A stage takes part in one round for each of its segments, and all of them run at once. Two holders of a segment
-have one link for both directions. What a link takes next is decided when it has room for it, so that little
-waits; chunks are added up in the event loop, in some tens of microseconds each. Nothing of a segment is written
-back before its round is over.
+A stage takes part in one round for each of its segments, and all of them run at once. Two holders of a
+segment have one link for both directions. What a link takes next is decided when it has room for it; chunks
+are added up in the event loop, in some tens of microseconds each. Nothing of a segment is written back before
+its round is over.
 """
 
 from __future__ import annotations
@@ -113,8 +113,8 @@ class RingExchange:
         """Replace every segment by its weighted mean over the clusters; `weights` are those of the clusters.
 
         Raises:
-            ChunkMismatchError, NonFiniteError: a member sent what does not belong here; nothing of that segment
-                was changed.
+            ChunkMismatchError, NonFiniteError: a member sent what does not belong here; nothing of that
+                segment was changed.
             CoMemberLostError: a member was lost.
         """
         await asyncio.gather(*(self._average(its, number, weights, compute) for its in self._segments))
