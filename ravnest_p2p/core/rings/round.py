@@ -8,10 +8,10 @@ into chunks, each of which takes a way (`ways`) by itself:
 
 A member's own part stays as it is until the chunk is held, so an open chunk can be summed again. A mean is
 kept for as long as somebody may have to be given it: until all behind have it; where ways branch, until all
-have it. When a member dies, all that live tell each other which chunks they hold and keep, and form anew: what
-some of them hold spreads from one who keeps it, what nobody holds is summed again among the rest, with weights
-that sum to 1. Messages of an older formation count for nothing. A formation's number is the set of the dead as
-bits, which only grows, so all end in the same one.
+have it. When a member dies, all that live tell each other which chunks they hold and keep, and form anew:
+what some of them hold spreads from one who keeps it, what nobody holds is summed again among the rest, with
+weights that sum to 1. Messages of an older formation count for nothing. A formation's number is the set of
+the dead as bits, which only grows, so all end in the same one.
 
 Chunks that a member starts by itself wait until an earlier one has come back as a mean: at most `window` of
 its own are underway, which bounds what any member has to store for others. Of what is ready for a link, that
@@ -32,7 +32,7 @@ from ravnest_p2p.core.rings.segments import normalised
 from ravnest_p2p.core.rings.ways import Hop, Ring, Ways
 
 WINDOW = 8
-NOTES = 8
+NOTES = 2
 """Receipts that wait at most for a chunk to ride on."""
 
 T = TypeVar("T")
@@ -364,7 +364,6 @@ class SegmentRound(Generic[T]):
         self._means[chunk] = self._arithmetic.hold(chunk, mean)
         self._changed = True
         self._held.add(chunk)
-        self._underway.discard(chunk)
         self._done.pop(chunk, None)
         self._spread(chunk)
 
@@ -379,6 +378,7 @@ class SegmentRound(Generic[T]):
         """All behind us have it: say so to where it came from, or, where it began, that it is settled."""
         if self._awaited[chunk]:
             return
+        self._underway.discard(chunk)
         if not self._ways.branch:
             self._means.pop(chunk, None)
         source = self._hops[chunk].source

@@ -1,0 +1,63 @@
+"""One member of hivemind's DecentralizedAverager; talks as `benchmarks.averagers.ours` does.
+
+Hears {"rank", "members", "elements", "address"}.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import hivemind
+import torch
+
+from benchmarks.averagers.talk import hear, say
+
+MATCHED_S = 2.0
+"""Until when a group has formed; before the time is taken."""
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    told = hear()
+    tensor = torch.zeros(told["elements"])
+    dht = hivemind.DHT(
+        initial_peers=told["initial"], start=True, host_maddrs=[f"/ip4/{told['address']}/tcp/0"]
+    )
+    if not told["initial"]:
+        say(addresses=[str(a) for a in dht.get_visible_maddrs()])
+    members = hear()["members"]
+    averager: Any = hivemind.averaging.DecentralizedAverager(
+        [tensor],
+        dht,
+        prefix="bench",
+        target_group_size=members,
+        min_group_size=members,
+        min_matchmaking_time=1.0,
+        request_timeout=0.9,
+        part_size_bytes=2**19,
+        start=True,
+    )
+    say(ready=True)
+    while hear():
+        with averager.get_tensors() as tensors:
+            tensors[0].fill_(told["rank"] + 1.0)
+        control = averager.step(
+            wait=False, scheduled_time=hivemind.get_dht_time() + 2.0, require_trigger=True, timeout=60
+        )
+        time.sleep(3.0)
+        say(armed=True)
+        hear()
+        begun_s, cpu_s = time.perf_counter(), time.process_time()
+        control.allow_allreduce()
+        control.result(60)
+        took_s = time.perf_counter() - begun_s
+        with averager.get_tensors() as tensors:
+            right = torch.allclose(tensors[0], torch.tensor((members + 1) / 2))
+        say(seconds=took_s, right=bool(right), cpu=time.process_time() - cpu_s)
+    averager.shutdown()
+    dht.shutdown()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,103 @@
+"""One member of our averaging: a p2pd, its links, and the stage's `RingExchange`.
+
+`python -m benchmarks.averagers.ours`: hears {"cluster", "stage", "cuts", "layers", "address"}, where `layers` are
+elements and `cuts` those of every cluster; says its peer and addresses; hears everybody's; at each {"go": number}
+fills its tensors, says so, averages at the next line, and says how long that took, what was sent, and whether the
+result is right.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import torch
+import uvloop
+
+from benchmarks.averagers.talk import hear, hear_aside, say
+from ravnest_p2p.core.types import ClusterPlan, Generation, JobId, JobPlan, PeerId, StageAssignment
+from ravnest_p2p.daemon.worker.averaging import RingExchange
+from ravnest_p2p.network.identity import Identity
+from ravnest_p2p.network.link_server import LinkServer
+from ravnest_p2p.network.p2pd import P2PDaemon, connect
+from ravnest_p2p.network.p2pd_config import P2PDConfig
+
+GENERATION = Generation(1, 1, "bench")
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    uvloop.install()
+    with tempfile.TemporaryDirectory(prefix="averaging-") as folder:
+        asyncio.run(_run(Path(folder), hear()))
+
+
+async def _run(folder: Path, told: dict[str, Any]) -> None:
+    cluster, stage = told["cluster"], told["stage"]
+    Identity.load_or_create(folder / "identity")
+    listen = (f"/ip4/{told['address']}/tcp/0",)
+    daemon = P2PDaemon(P2PDConfig(folder / "identity", folder, folder / "p2pd.log", listen))
+    await daemon.start()
+    thread = ThreadPoolExecutor(1)
+
+    async def compute(work: Any) -> Any:
+        return await asyncio.get_running_loop().run_in_executor(thread, work)
+
+    server = LinkServer(daemon.p2p, GENERATION)
+    nonce = await server.start()
+    say(peer=daemon.peer_id, addresses=await daemon.addresses(), nonce=nonce)
+    peers = (await hear_aside())["peers"]
+    for other in peers:
+        if other["peer"] < daemon.peer_id:
+            await connect(
+                daemon.p2p, next(a for a in other["addresses"] if told["address"].split(".")[0] in a)
+            )
+    clusters = tuple(_cluster(c, cuts, peers) for c, cuts in enumerate(told["cuts"]))
+    lo, hi = told["cuts"][cluster][stage : stage + 2]
+    params = {f"layer {n}": torch.full((told["layers"][n],), cluster + 1.0) for n in range(lo, hi)}
+    plan = JobPlan(JobId("bench"), GENERATION, clusters)
+    rings = RingExchange(
+        server, plan, cluster, stage, lambda a, b: [f"layer {n}" for n in range(a, b)], params, {}
+    )
+    rings.expect()
+    nonces = {PeerId(other["peer"]): other["nonce"] for other in peers}
+
+    async def nonce_of(peer: PeerId) -> str:
+        return str(nonces[peer])
+
+    await rings.dial(nonce_of)
+    say(ready=True)
+    count = len(clusters)
+    while go := await hear_aside():
+        for tensor in params.values():
+            tensor.fill_(cluster + 1.0)
+        say(armed=True)
+        await hear_aside()
+        sent, begun_s = sum(link.bytes_sent for link in rings.links), time.perf_counter()
+        cpu_s = time.process_time()
+        await rings.average(go["go"], [1.0] * count, compute)
+        took_s = time.perf_counter() - begun_s
+        right = all(torch.allclose(t, torch.tensor((count + 1) / 2)) for t in params.values())
+        sent = sum(link.bytes_sent for link in rings.links) - sent
+        say(seconds=took_s, sent=sent, right=right, cpu=time.process_time() - cpu_s)
+    await server.close()
+    await daemon.stop()
+
+
+def _cluster(number: int, cuts: list[int], peers: list[dict[str, Any]]) -> ClusterPlan:
+    mine = {other["stage"]: other["peer"] for other in peers if other["cluster"] == number}
+    return ClusterPlan(
+        tuple(
+            StageAssignment(PeerId(mine[stage]), lo, hi, 0) for stage, (lo, hi) in enumerate(pairwise(cuts))
+        ),
+        1,
+    )
+
+
+if __name__ == "__main__":
+    main()
