@@ -1,9 +1,9 @@
 """One member of our averaging: a p2pd, its links, and the stage's `RingExchange`.
 
-`python -m benchmarks.averagers.ours`: hears {"cluster", "stage", "cuts", "layers", "address"}, where `layers` are
-elements and `cuts` those of every cluster; says its peer and addresses; hears everybody's; at each {"go": number}
-fills its tensors, says so, averages at the next line, and says how long that took, what was sent, and whether the
-result is right.
+`python -m benchmarks.averagers.ours`: hears {"cluster", "stage", "cuts", "layers", "address"}, where `layers`
+are elements and `cuts` those of every cluster; says its peer and addresses; hears everybody's; at each
+{"go": number} fills its tensors, says so, averages at the next line, and says how long that took, what was
+sent, and whether the result is right.
 """
 
 from __future__ import annotations

@@ -110,6 +110,7 @@ class SegmentValues:
     """
 
     def __init__(self, flat: Tensor, chunks: int) -> None:
+        self.chunks = chunks
         self._own = [flat.numpy()[start:stop] for start, stop in chunk_bounds(flat.numel(), chunks)]
 
     def received(self, chunk: int, payload: Payload, dtype: str = "float32") -> Chunk:

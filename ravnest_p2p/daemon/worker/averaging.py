@@ -13,10 +13,21 @@ from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequen
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 
-from ravnest_p2p.core.errors import ChunkMismatchError
-from ravnest_p2p.core.rings import Kind, Ring, Segment, SegmentRound, Send, deliver, segments
+from ravnest_p2p.core.errors import ChunkMismatchError, CoMemberLostError
+from ravnest_p2p.core.rings import (
+    Formed,
+    Kind,
+    Outcome,
+    Ring,
+    Segment,
+    SegmentRound,
+    Send,
+    deliver,
+    segments,
+)
 from ravnest_p2p.core.types import JobPlan, PeerId
 from ravnest_p2p.daemon.worker.wires import link_limits, lost
 from ravnest_p2p.network.frames import Frame
@@ -26,6 +37,8 @@ from ravnest_p2p.training import averaging
 
 Compute = Callable[[Callable[[], Any]], Awaitable[Any]]
 Round = SegmentRound[averaging.Chunk]
+
+FORMED = "formed"
 
 
 @dataclass(slots=True)
@@ -109,28 +122,38 @@ class RingExchange:
         after = [(its, other) for its in self._segments for other in its.others if other > its.rank]
         await asyncio.gather(*(dial(its, other) for its, other in after))
 
-    async def average(self, number: int, weights: Sequence[float], compute: Compute) -> None:
+    async def average(
+        self, number: int, weights: Sequence[float], compute: Compute
+    ) -> list[CoMemberLostError]:
         """Replace every segment by its weighted mean over the clusters; `weights` are those of the clusters.
 
+        Returns:
+            Members that were lost meanwhile; where they hold layers the mean is that of the rest.
         Raises:
             ChunkMismatchError, NonFiniteError: a member sent what does not belong here; nothing of that
                 segment was changed.
-            CoMemberLostError: a member was lost.
+            CoMemberLostError: the others go on without us.
         """
-        await asyncio.gather(*(self._average(its, number, weights, compute) for its in self._segments))
+        found = await asyncio.gather(
+            *(self._average(its, number, weights, compute) for its in self._segments)
+        )
+        return [error for lost_ in found for error in lost_]
 
     async def _average(
         self, its: SegmentLinks, number: int, weights: Sequence[float], compute: Compute
-    ) -> None:
+    ) -> list[CoMemberLostError]:
         of_members = [weights[member.cluster] for member in its.segment.members]
         if its.size == 1 or not any(of_members):
             await compute(lambda: averaging.check_finite(self._params, self._buffers, its.names))
-            return
+            return []
         flat: Tensor = await compute(lambda: averaging.gather(self._params, self._buffers, its.names))
         chunks = averaging.chunk_count(its.elements, its.size)
         values = averaging.SegmentValues(flat, chunks)
-        await Traffic(its, number, SegmentRound(its.rank, of_members, chunks, values, Ring), values).run()
+        round_ = SegmentRound(its.rank, of_members, chunks, values, Ring)
+        traffic = Traffic(its, number, round_, values)
+        await traffic.run()
         await compute(lambda: averaging.scatter(flat, self._params, self._buffers, its.names))
+        return traffic.lost
 
     def _peer(self, its: SegmentLinks, rank: int) -> PeerId:
         member = its.segment.members[rank]
@@ -143,18 +166,21 @@ class Traffic:
     def __init__(
         self, its: SegmentLinks, number: int, round_: Round, values: averaging.SegmentValues
     ) -> None:
+        self._errors: dict[int, CoMemberLostError] = {}
         self._its = its
         self._number = number
         self._round = round_
         self._values = values
         self._changed = {other: asyncio.Event() for other in its.others}
+        self._news: dict[int, Formed] = {}
         self._over = asyncio.Event()
 
     async def run(self) -> None:
         """Until the mean is here and all that others need of us is on its way.
 
         Raises:
-            ChunkMismatchError, NonFiniteError, CoMemberLostError: as for `RingExchange.average`.
+            ChunkMismatchError, NonFiniteError: as for `RingExchange.average`.
+            CoMemberLostError: the others go on without us.
         """
         over = asyncio.create_task(self._over.wait())
         writing = [asyncio.create_task(self._write(other)) for other in self._its.others]
@@ -170,40 +196,93 @@ class Traffic:
             for task in (over, *writing, *reading):
                 task.cancel()
             await asyncio.wait({over, *writing, *reading})
+        if self._round.outcome is Outcome.CUT_OUT:
+            raise CoMemberLostError(self._its.to[self._its.others[0]].remote, "it went on without us")
+
+    @property
+    def lost(self) -> list[CoMemberLostError]:
+        """Members without whom the round went on, as we or others noticed."""
+        gone = [other for other in self._its.others if other not in self._round.live]
+        heard = "another member lost it"
+        return [
+            self._errors.get(other) or CoMemberLostError(self._its.to[other].remote, heard) for other in gone
+        ]
 
     def _look(self) -> None:
         """Something has changed: there may be something to send, or no more."""
+        self._news |= dict(self._round.news())
         if self._round.outcome is not None:
             self._over.set()
         for event in self._changed.values():
             event.set()
 
+    def _gone(self, other: int, error: CoMemberLostError) -> None:
+        self._errors[other] = error
+        self._round.died(other)
+        self._look()
+
     async def _write(self, other: int) -> None:
         link, changed = self._its.to[other], self._changed[other]
-        while True:
-            send = self._round.next_for(other)
-            if send is None:
-                if self._over.is_set():
-                    return
+        while other in self._round.live:
+            if (told := self._news.pop(other, None)) is not None:
+                header, buffers = _told(self._number, told, self._values.chunks)
+            elif (send := self._round.next_for(other)) is not None:
+                header = _header(self._number, send)
+                buffers = [] if send.payload is None else [averaging.view(send.payload)]
+            elif self._over.is_set():
+                return
+            else:
                 changed.clear()
                 await changed.wait()
                 continue
-            buffers = [] if send.payload is None else [averaging.view(send.payload)]
-            with lost(link):
-                await link.send(_header(self._number, send), buffers)
+            try:
+                with lost(link):
+                    await link.send(header, buffers)
+            except CoMemberLostError as error:
+                self._gone(other, error)
 
     async def _read(self, other: int) -> None:
         link = self._its.to[other]
-        while True:
+        while other in self._round.live:
             frame = self._its.early.pop(other, None)
             if frame is None:
-                with lost(link):
-                    frame = await link.receive()
+                try:
+                    with lost(link):
+                        frame = await link.receive()
+                except CoMemberLostError as error:
+                    self._gone(other, error)
+                    return
             if frame.header.get("r") == self._number + 1:
                 self._its.early[other] = frame
                 return
-            deliver(self._round, other, _sent(frame, self._number, self._values))
+            self._arrived(other, frame)
             self._look()
+
+    def _arrived(self, other: int, frame: Frame) -> None:
+        if frame.header.get("k") == FORMED:
+            self._round.formed(other, _formed(frame, self._number, self._values.chunks))
+        else:
+            deliver(self._round, other, _sent(frame, self._number, self._values))
+
+
+def _told(number: int, told: Formed, chunks: int) -> tuple[dict[str, Any], list[bytes]]:
+    header = {"r": number, "f": told.formation, "k": FORMED}
+    return header, [np.packbits([[n in its for n in range(chunks)] for its in told[1:]], axis=1).tobytes()]
+
+
+def _formed(frame: Frame, number: int, chunks: int) -> Formed:
+    """What a member says after a death.
+
+    Raises:
+        ChunkMismatchError: the frame is none of this round.
+    """
+    formation = frame.header.get("f")
+    row_bytes = -(-chunks // 8)
+    if type(formation) is not int or frame.header.get("r") != number or len(frame.payload) != 2 * row_bytes:
+        raise ChunkMismatchError(f"a frame of round {frame.header.get('r')!r} came in round {number}")
+    bits = np.unpackbits(np.frombuffer(frame.payload, np.uint8).reshape(2, row_bytes), axis=1)
+    held, kept = (frozenset(np.flatnonzero(row).tolist()) for row in bits)
+    return Formed(formation, held, kept)
 
 
 def _header(number: int, send: Send[averaging.Chunk]) -> dict[str, Any]:

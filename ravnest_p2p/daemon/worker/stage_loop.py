@@ -259,7 +259,7 @@ class StageLoop:
     async def _average(self, op: Average, rings: RingExchange) -> None:
         """One round: the mean over clusters of what this stage holds, then its saved piece."""
         number, started_s = op.round, time.monotonic()
-        await rings.average(number, self._shares.weights(number), self._compute)
+        lost = await rings.average(number, self._shares.weights(number), self._compute)
         batches_done = self._shares.batches_after(number)
         self._meter.averaged(time.monotonic() - started_s, batches_done)
         path = Path(self._start.folder) / f"piece-{batches_done}.safetensors"
@@ -283,6 +283,9 @@ class StageLoop:
             version=trainer.version,
         )
         await self._report(saved)
+        if lost:
+            # The round is saved, without what the lost member alone held of its cluster; training is over.
+            raise lost[0]
 
     def _named(self, i: int) -> str:
         """Micro-batch i as its requester can find it."""
