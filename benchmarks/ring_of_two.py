@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from ravnest_p2p.core.rings import SegmentRound, deliver
 from ravnest_p2p.training import averaging
@@ -37,5 +38,5 @@ def average(trainer: StageTrainer) -> None:
         for sender, receiver in ((own, other), (other, own)):
             if (send := sender.next_for(receiver.rank)) is not None:
                 payload = None if send.payload is None else send.payload.copy()
-                deliver(receiver, sender.rank, send._replace(payload=payload))
+                deliver(receiver, sender.rank, replace(send, payload=payload))
     averaging.scatter(flat, trainer.params, trainer.buffers, names)

@@ -68,6 +68,13 @@ class FieldFiles(Message):
 
 
 class StopRun(Message):
+    """Give the run up.
+
+    Attributes:
+        round_s: how long a round of averaging that is under way may still take.
+    """
+
+    round_s: Seconds = 0.0
     type: Literal["stop"] = "stop"
 
 

@@ -48,6 +48,8 @@ SILENCE_S = 5.0
 START_UP_S = 60.0
 TAKEN_OVER_S = 10.0
 """Until the plan of a higher generation that a co-member obeys should have come."""
+ROUND_S = 5.0
+"""For a round that is under way when its generation breaks: the next one goes on where it ends."""
 EXPLAIN_S = 1.5
 """A little more than co-members need to ask one another."""
 SHOWN_LOSSES = 1000
@@ -215,13 +217,13 @@ class StageHost:
                 await self._end_worker()
                 await self._deps.stale(f"job {self.job[:8]} is done")
             case Break(reason=reason):
+                await self._halt_worker(ROUND_S)
                 self.phase, self.reason = JobPhase.BROKEN, reason
                 if self._diverged:
                     # Whoever trains on from the newest round comes to the same place.
                     self.phase, self.reason = JobPhase.FAILED, self._diverged
                 log.warning("job %s: generation %s is broken: %s", self.job[:8], self.generation, reason)
                 await self._deps.stale(f"job {self.job[:8]}: {reason}")
-                await self._halt_worker()
             case Stop(reason=reason):
                 self.phase, self.reason = JobPhase.WAITING, reason
                 log.info("job %s: stops: %s", self.job[:8], reason)
@@ -301,7 +303,7 @@ class StageHost:
 
     async def _heard(self, worker: WorkerProcess, report: WorkerReport) -> None:
         monitor = self._monitor
-        if monitor is None or monitor.outcome is not None:
+        if monitor is None or (monitor.outcome is not None and not isinstance(report, PieceSaved)):
             return
         match report:
             case NeedFields(names=names):
@@ -377,10 +379,12 @@ class StageHost:
                 await task
         await self._halt_worker()
 
-    async def _halt_worker(self) -> None:
+    async def _halt_worker(self, round_s: float = 0.0) -> None:
         self._nonce = ""
         worker = self._worker
-        if worker is not None and worker.alive and not await worker.stop_run() and worker is self._worker:
+        if worker is None or not worker.alive:
+            return
+        if not await worker.stop_run(round_s) and worker is self._worker:
             # It had to be killed, and its end must not be taken for a failure of the generation to come.
             self._worker = None
 

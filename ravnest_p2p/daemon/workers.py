@@ -191,18 +191,21 @@ class WorkerProcess:
     async def wait_idle(self) -> None:
         await bounded(self._idle.wait(), START_TIMEOUT_S)
 
-    async def stop_run(self) -> bool:
+    async def stop_run(self, round_s: float = 0.0) -> bool:
         """Ask the worker to give up its run; False where it did not within the deadline and was killed.
 
         One that has no run is left in peace: it may still be loading torch, and would not answer in time.
         `reports` must be iterated meanwhile, or its answer is not seen.
+
+        Args:
+            round_s: how long a round of averaging that is under way may still take.
         """
         if not self._has_run:
             return self.alive
         self._idle.clear()
-        await self.send(StopRun())
+        await self.send(StopRun(round_s=round_s))
         try:
-            await bounded(self._idle.wait(), STOP_TIMEOUT_S)
+            await bounded(self._idle.wait(), round_s + STOP_TIMEOUT_S)
         except asyncio.TimeoutError:
             await self.end(0)
             return False

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from itertools import permutations
 
@@ -88,7 +89,7 @@ def average(members: Sequence[StageTrainer], names: Sequence[str], weights: Sequ
         for sender, other in permutations(rounds, 2):
             while (send := sender.next_for(other.rank)) is not None:
                 payload = None if send.payload is None else send.payload.copy()
-                deliver(other, sender.rank, send._replace(payload=payload))
+                deliver(other, sender.rank, replace(send, payload=payload))
     for member, flat in zip(members, flats, strict=True):
         averaging.scatter(flat, member.params, member.buffers, names)
 

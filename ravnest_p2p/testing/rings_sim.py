@@ -15,12 +15,13 @@ from typing import Any
 
 import numpy as np
 
-from ravnest_p2p.core.rings import Outcome, Ring, SegmentRound, Ways, chunk_bounds, deliver
+from ravnest_p2p.core.rings import Formed, Outcome, Ring, SegmentRound, Send, Ways, chunk_bounds, deliver
 
 LINK_FRAMES = 2
 """That one link takes before the other end has read them."""
 
 Values = np.ndarray[Any, np.dtype[np.float64]]
+Message = Formed | Send[Values]
 
 
 class Numbers:
@@ -95,7 +96,7 @@ class RingsSim:
             Simulated(numbers, SegmentRound(rank, weights, chunks, numbers, ways, window))
             for rank, numbers in enumerate(Numbers(row, chunks) for row in own)
         ]
-        self._links: dict[tuple[int, int], deque[Callable[[Simulated], None]]] = {}
+        self._links: dict[tuple[int, int], deque[Message]] = {}
         self.delivered = 0
         for rank in range(len(self.members)):
             self._act(rank)
@@ -148,7 +149,11 @@ class RingsSim:
         chosen = self._random.randrange(len(full) + len(noticed))
         if chosen < len(full):
             sender, rank = full[chosen]
-            self._links[sender, rank].popleft()(self.members[rank])
+            message, to = self._links[sender, rank].popleft(), self.members[rank].round
+            if isinstance(message, Formed):
+                to.formed(sender, message)
+            else:
+                deliver(to, sender, message)
             self.delivered += 1
             if self.members[sender].alive:
                 self._act(sender)
@@ -177,15 +182,15 @@ class RingsSim:
         member = self.members[rank]
         member.stored = max(member.stored, member.round.stored)
         for to, told in member.round.news():
-            self._put(rank, to, lambda other, told=told: other.round.formed(rank, told))
+            self._put(rank, to, told)
         for to in range(len(self.members)):
             queue = self._links.setdefault((rank, to), deque())
             while len(queue) < LINK_FRAMES and (send := member.round.next_for(to)) is not None:
-                self._put(rank, to, lambda other, send=send: deliver(other.round, rank, send))
+                self._put(rank, to, send)
                 if send.payload is not None:
                     member.elements_sent += len(send.payload)
 
-    def _put(self, rank: int, to: int, message: Callable[[Simulated], None]) -> None:
+    def _put(self, rank: int, to: int, message: Message) -> None:
         if self.members[to].alive:
             self._links.setdefault((rank, to), deque()).append(message)
 

@@ -36,7 +36,7 @@ class Worker:
         self.alive = True
         self._obeys = obeys
 
-    async def stop_run(self) -> bool:
+    async def stop_run(self, round_s: float) -> bool:
         self.alive = self._obeys
         return self._obeys
 

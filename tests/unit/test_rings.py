@@ -148,28 +148,36 @@ class Written:
         return mean
 
 
+def chunk_for(member: SegmentRound[str], rank: int) -> tuple[object, ...]:
+    send = member.next_for(rank)
+    return () if send is None else (send.kind, send.chunk, send.payload)
+
+
+def notes_for(member: SegmentRound[str], rank: int) -> tuple[tuple[int, ...], ...]:
+    send = member.next_for(rank)
+    return () if send is None else (send.held, send.settled)
+
+
 def test_the_moves_of_one_member_of_three() -> None:
     member = SegmentRound(1, [1, 2, 1], 3, Written(), window=1)
     assert member.next_for(0) is None
-    (first,) = [member.next_for(2)]
-    assert first is not None
-    assert (first.kind, first.chunk, first.payload) == (Kind.SUM, 1, "0.5·1")
+    assert chunk_for(member, 2) == (Kind.SUM, 1, "0.5·1")
     member.sum_arrived(0, 0, 0, "a")
-    assert member.next_for(2)[1:4] == (Kind.SUM, 0, "a + 0.5·0")
+    assert chunk_for(member, 2) == (Kind.SUM, 0, "a + 0.5·0")
     member.sum_arrived(0, 0, 2, "b")
-    assert member.next_for(2)[1:4] == (Kind.MEAN, 2, "b + 0.5·2"), "complete here"
+    assert chunk_for(member, 2) == (Kind.MEAN, 2, "b + 0.5·2"), "complete here"
     member.mean_arrived(0, 0, 1, "c")
-    assert member.next_for(2)[1:4] == (Kind.MEAN, 1, "c")
+    assert chunk_for(member, 2) == (Kind.MEAN, 1, "c")
     assert member.outcome is None
     member.mean_arrived(0, 0, 0, "d")
     assert member.next_for(2) is None
-    assert member.next_for(0)[4:] == ((0,), ()), "nobody behind it lacks chunk 0"
+    assert notes_for(member, 0) == ((0,), ()), "nobody behind it lacks chunk 0"
     member.noted(2, 0, [1, 2], [])
-    assert member.next_for(0)[4:] == ((1,), ())
-    assert member.next_for(2)[4:] == ((), (2,)), "all have what was complete here"
+    assert notes_for(member, 0) == ((1,), ())
+    assert notes_for(member, 2) == ((), (2,)), "all have what was complete here"
     member.noted(0, 0, [], [0, 1])
     assert member.outcome is Outcome.MEAN
-    assert member.next_for(2)[4:] == ((), (1,))
+    assert notes_for(member, 2) == ((), (1,))
 
 
 def test_of_its_own_chunks_only_a_window_is_underway() -> None:

@@ -67,7 +67,8 @@ class Kind(str, Enum):
     MEAN = "mean"
 
 
-class Send(NamedTuple, Generic[T]):
+@dataclass(frozen=True, slots=True)
+class Send(Generic[T]):
     """What to send to one member next.
 
     Attributes:
@@ -184,10 +185,10 @@ class SegmentRound(Generic[T]):
             raise ChunkMismatchError(f"member {sender} speaks of formation {told.formation:#b}")
         if any(not 0 <= chunk < self._chunks for chunk in told.held) or not told.kept <= told.held:
             raise ChunkMismatchError(f"member {sender} holds chunks that are none of {self._chunks}")
-        if self.formation >> sender & 1 or self.outcome is Outcome.CUT_OUT:
+        if self.formation >> sender & 1:
             return
         self._form(self.formation | told.formation)
-        if told.formation == self.formation and self.outcome is not Outcome.CUT_OUT:
+        if told.formation == self.formation and sender in self.live and self.rank in self.live:
             self._told[sender] = told
             self._begin_if_all_told()
 

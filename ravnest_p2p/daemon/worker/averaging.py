@@ -30,7 +30,7 @@ from ravnest_p2p.core.rings import (
 )
 from ravnest_p2p.core.types import JobPlan, PeerId
 from ravnest_p2p.daemon.worker.wires import link_limits, lost
-from ravnest_p2p.network.frames import Frame
+from ravnest_p2p.network.frames import Buffer, Frame
 from ravnest_p2p.network.link_server import LinkServer
 from ravnest_p2p.network.links import Link
 from ravnest_p2p.training import averaging
@@ -223,6 +223,7 @@ class Traffic:
 
     async def _write(self, other: int) -> None:
         link, changed = self._its.to[other], self._changed[other]
+        buffers: list[Buffer]
         while other in self._round.live:
             if (told := self._news.pop(other, None)) is not None:
                 header, buffers = _told(self._number, told, self._values.chunks)
@@ -265,7 +266,7 @@ class Traffic:
             deliver(self._round, other, _sent(frame, self._number, self._values))
 
 
-def _told(number: int, told: Formed, chunks: int) -> tuple[dict[str, Any], list[bytes]]:
+def _told(number: int, told: Formed, chunks: int) -> tuple[dict[str, Any], list[Buffer]]:
     header = {"r": number, "f": told.formation, "k": FORMED}
     return header, [np.packbits([[n in its for n in range(chunks)] for its in told[1:]], axis=1).tobytes()]
 
@@ -306,8 +307,8 @@ def _sent(frame: Frame, number: int, values: averaging.SegmentValues) -> Send[av
     formation, chunk = header.get("f"), header.get("c")
     held, settled = header.get("h", []), header.get("s", [])
     lists = isinstance(held, list) and isinstance(settled, list)
-    whole = lists and all(type(one) is int for one in (formation, *held, *settled))
-    if not whole or header.get("r") != number:
+    whole = lists and all(type(one) is int for one in (*held, *settled))
+    if not whole or type(formation) is not int or header.get("r") != number:
         raise ChunkMismatchError(f"a frame of round {header.get('r')!r} came in round {number}")
     if "k" not in header:
         return Send(formation, None, None, None, tuple(held), tuple(settled))

@@ -2,7 +2,8 @@
 
 One worker serves one job; between two generations of it the process stays, so that a re-formed pipeline
 does not wait for torch to be imported again. A run that fails is reported and leaves the process idle;
-a run that is told to stop ends within one operation. Where a run left the device unusable, the process ends.
+a run that is told to stop ends within one operation, or with the round under way. Where a run left the device
+unusable, the process ends.
 """
 
 from __future__ import annotations
@@ -52,6 +53,8 @@ class WorkerService:
                 case FieldFiles() if self._run is not None:
                     self._run.fields_fetched(command.files)
                 case StopRun():
+                    if self._run is not None:
+                        await self._run.end_round(command.round_s)
                     await self._stop()
                     await self._channel.send(Stopped())
         await self._stop()

@@ -53,7 +53,11 @@ def shares_of(start: StartRun) -> Shares:
 
 
 class StageLoop:
-    """Args: compute: runs work in the compute thread; report: tells ravnestd."""
+    """Args: compute: runs work in the compute thread; report: tells ravnestd.
+
+    Attributes:
+        between_rounds: set but for the time from an averaging's begin until its piece is reported.
+    """
 
     def __init__(
         self,
@@ -70,6 +74,8 @@ class StageLoop:
         self._report = report
         self._news = threading.Condition(threading.Lock())
         self._closed = False
+        self.between_rounds = asyncio.Event()
+        self.between_rounds.set()
         self._m = start.spec.microbatches_per_update
         self._shares = shares_of(start)
         self._order = DataOrder(start.spec.samples, start.spec.microbatch_size, self._m, seed=start.spec.seed)
@@ -109,7 +115,11 @@ class StageLoop:
         """Until every update is applied and every round averaged."""
         post = asyncio.get_running_loop().call_soon_threadsafe
         while (average := await self._compute(lambda: self._train(neighbours, post))) is not None:
-            await self._average(average, rings)
+            self.between_rounds.clear()
+            try:
+                await self._average(average, rings)
+            finally:
+                self.between_rounds.set()
             self._finished(average, _nothing)
         await neighbours.flush()
 

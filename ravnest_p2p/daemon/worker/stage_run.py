@@ -7,6 +7,7 @@ ends; then `StageLoop` runs. A task beside it that fails (a link, the reports) e
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -41,6 +42,7 @@ class StageRun:
         self._files: asyncio.Future[dict[str, tuple[str, ...]]] = asyncio.get_running_loop().create_future()
         self._nonces: dict[PeerId, str] = {}
         self._nonces_changed = asyncio.Event()
+        self._loop: StageLoop | None = None
         self._closing: list[Callable[[], Awaitable[Any]]] = []
         self._tasks: list[asyncio.Task[Any]] = []
 
@@ -61,7 +63,7 @@ class StageRun:
         start = self._start
         stage = await self._compute(lambda: load_stage(start, self._lent))
         readers = await self._open_fields(stage)
-        loop = StageLoop(start, stage, readers, self._compute, self._report)
+        loop = self._loop = StageLoop(start, stage, readers, self._compute, self._report)
         try:
             neighbours, rings = await self._connect(stage)
             receiving = neighbours.start(loop.activation_arrived, loop.gradient_arrived, loop.frame_sent)
@@ -79,6 +81,12 @@ class StageRun:
             await self._report(progress())
         finally:
             loop.close()
+
+    async def end_round(self, within_s: float) -> None:
+        """Wait for the round that is under way, if one is: its piece is where the next generation goes on."""
+        if self._loop is not None:
+            with contextlib.suppress(asyncio.TimeoutError):
+                await bounded(self._loop.between_rounds.wait(), within_s)
 
     async def close(self) -> None:
         """End every task, link and thread of the run; never raises for what is already gone.
