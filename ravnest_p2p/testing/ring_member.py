@@ -1,14 +1,17 @@
-"""One member of our averaging: a p2pd, its links, and the stage's `RingExchange`.
+"""One member of averagings as a process of its own: a p2pd, links, and a stage's `RingExchange`; no training.
 
-`python -m benchmarks.averagers.ours`: hears {"cluster", "stage", "cuts", "layers", "address"}, where `layers`
-are elements and `cuts` those of every cluster; says its peer and addresses; hears everybody's; at each
-{"go": number} fills its tensors, says so, averages at the next line, and says how long that took, what was
-sent, and whether the result is right.
+`python -m ravnest_p2p.testing.ring_member` talks in lines of JSON. It hears {"cluster", "stage", "cuts",
+"layers", "address"}, where `layers` are elements and `cuts` those of every cluster; says its peer and
+addresses; hears everybody's; at each {"go": number} fills its tensors with 2^cluster, says so, averages at the
+next line, and says how long that took, what was sent, what came out and who was lost.
 """
 
 from __future__ import annotations
 
 import asyncio
+import hashlib
+import json
+import sys
 import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -19,7 +22,6 @@ from typing import Any
 import torch
 import uvloop
 
-from benchmarks.averagers.talk import hear, hear_aside, say
 from ravnest_p2p.core.types import ClusterPlan, Generation, JobId, JobPlan, PeerId, StageAssignment
 from ravnest_p2p.daemon.worker.averaging import RingExchange
 from ravnest_p2p.network.identity import Identity
@@ -28,6 +30,20 @@ from ravnest_p2p.network.p2pd import P2PDaemon, connect
 from ravnest_p2p.network.p2pd_config import P2PDConfig
 
 GENERATION = Generation(1, 1, "bench")
+FEW = 5
+"""Different values of a result that are told."""
+
+
+def say(**what: Any) -> None:
+    """One line to who started this process."""
+    print(json.dumps(what), flush=True)
+
+
+def hear() -> dict[str, Any]:
+    """The next line from there; {} at the end."""
+    line = sys.stdin.readline()
+    found: dict[str, Any] = json.loads(line) if line else {}
+    return found
 
 
 def main() -> None:
@@ -51,7 +67,7 @@ async def _run(folder: Path, told: dict[str, Any]) -> None:
     server = LinkServer(daemon.p2p, GENERATION)
     nonce = await server.start()
     say(peer=daemon.peer_id, addresses=await daemon.addresses(), nonce=nonce)
-    peers = (await hear_aside())["peers"]
+    peers = (await _hear_aside())["peers"]
     for other in peers:
         if other["peer"] < daemon.peer_id:
             await connect(
@@ -59,7 +75,7 @@ async def _run(folder: Path, told: dict[str, Any]) -> None:
             )
     clusters = tuple(_cluster(c, cuts, peers) for c, cuts in enumerate(told["cuts"]))
     lo, hi = told["cuts"][cluster][stage : stage + 2]
-    params = {f"layer {n}": torch.full((told["layers"][n],), cluster + 1.0) for n in range(lo, hi)}
+    params = {f"layer {n}": torch.empty(told["layers"][n]) for n in range(lo, hi)}
     plan = JobPlan(JobId("bench"), GENERATION, clusters)
     rings = RingExchange(
         server, plan, cluster, stage, lambda a, b: [f"layer {n}" for n in range(a, b)], params, {}
@@ -73,20 +89,28 @@ async def _run(folder: Path, told: dict[str, Any]) -> None:
     await rings.dial(nonce_of)
     say(ready=True)
     count = len(clusters)
-    while go := await hear_aside():
+    while go := await _hear_aside():
         for tensor in params.values():
-            tensor.fill_(cluster + 1.0)
-        say(armed=True)
-        await hear_aside()
+            tensor.fill_(2.0**cluster)
+        say(filled=True)
+        await _hear_aside()
         sent, begun_s = sum(link.bytes_sent for link in rings.links), time.perf_counter()
-        cpu_s = time.process_time()
-        await rings.average(go["go"], [1.0] * count, compute)
+        lost = await rings.average(go["go"], [1.0] * count, compute)
         took_s = time.perf_counter() - begun_s
-        right = all(torch.allclose(t, torch.tensor((count + 1) / 2)) for t in params.values())
-        sent = sum(link.bytes_sent for link in rings.links) - sent
-        say(seconds=took_s, sent=sent, right=right, cpu=time.process_time() - cpu_s)
+        say(
+            seconds=took_s,
+            sent=sum(link.bytes_sent for link in rings.links) - sent,
+            values=sorted({value for its in params.values() for value in its.unique()[:FEW].tolist()}),
+            hash=hashlib.sha256(b"".join(its.numpy().tobytes() for its in params.values())).hexdigest(),
+            lost=[error.peer for error in lost],
+        )
     await server.close()
     await daemon.stop()
+
+
+async def _hear_aside() -> dict[str, Any]:
+    """`hear`, while the event loop goes on."""
+    return await asyncio.get_running_loop().run_in_executor(None, hear)
 
 
 def _cluster(number: int, cuts: list[int], peers: list[dict[str, Any]]) -> ClusterPlan:
