@@ -2,8 +2,8 @@
 
 `python -m ravnest_p2p.testing.ring_member` talks in lines of JSON. It hears {"cluster", "stage", "cuts",
 "layers", "address"}, where `layers` are elements and `cuts` those of every cluster; says its peer and
-addresses; hears everybody's; at each {"go": number} fills its tensors with 2^cluster, says so, averages at the
-next line, and says how long that took, what was sent, what came out and who was lost.
+addresses; hears everybody's; at each {"go": number} fills its tensors with 2^cluster, says so, averages at
+the next line, and says how long that took, what was sent, what came out and who was lost.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import uvloop
 
@@ -100,7 +101,9 @@ async def _run(folder: Path, told: dict[str, Any]) -> None:
         say(
             seconds=took_s,
             sent=sum(link.bytes_sent for link in rings.links) - sent,
-            values=sorted({value for its in params.values() for value in its.unique()[:FEW].tolist()}),
+            values=sorted(
+                {value for its in params.values() for value in np.unique(its.numpy())[:FEW].tolist()}
+            ),
             hash=hashlib.sha256(b"".join(its.numpy().tobytes() for its in params.values())).hexdigest(),
             lost=[error.peer for error in lost],
         )
