@@ -102,10 +102,8 @@ async def _run(folder: Path, told: dict[str, Any]) -> None:
         say(
             seconds=took_s,
             sent=sum(link.bytes_sent for link in rings.links) - sent,
-            values=sorted(
-                {value for its in params.values() for value in np.unique(its.numpy())[:FEW].tolist()}
-            ),
-            hash=hashlib.sha256(b"".join(its.numpy().tobytes() for its in params.values())).hexdigest(),
+            values=np.unique(found)[:FEW].tolist(),
+            hash=hashlib.sha256(found).hexdigest(),
             lost=[error.peer for error in lost],
         )
     await server.close()
