@@ -155,6 +155,7 @@ def _sized(least: int, most: int, wanted: float, limit_s: float) -> Section:
     def section(known: Sequence[Known]) -> tuple[dict[str, Any], list[Goal]]:
         rows: dict[str, Any] = {}
         goals: list[Goal] = []
+        over: list[float] = []
         for each in (each for each in known if least <= len(each.problem.peers) <= most):
             solved = _solve(each.problem)
             rows[each.name] = {
@@ -165,8 +166,10 @@ def _sized(least: int, most: int, wanted: float, limit_s: float) -> Section:
             }
             goals.append(Goal(f"{each.name} / best known", solved.objective / each.best, "", f">= {wanted}"))
             if 100 <= len(each.problem.peers) <= 200 and "gpt1.3b" in each.name:
-                over = solved.objective / each.greedy_plus
-                goals.append(Goal(f"{each.name} / greedy_plus", over, "", ">= 1.7"))
+                over.append(solved.objective / each.greedy_plus)
+        if over:
+            # Not each by itself: of l01 even the best plan known is only 1.63 times as good.
+            goals.append(Goal("gpt1.3b / greedy_plus, mean", statistics.mean(over), "", ">= 1.7"))
         if rows:
             slowest_s = max(row["s"] for row in rows.values())
             goals.append(Goal(f"{least} to {most} peers, slowest", slowest_s, "s", f"<= {limit_s}"))

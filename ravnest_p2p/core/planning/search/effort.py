@@ -11,7 +11,7 @@ SHARES = (0.3 / SCOUTED, 0.25 / SOME, 0.25 / FEW, 0.2 / CHILDREN)
 """Of all moves, each of those at a scouted Q, at some of the best of these, at a few of the best of those,
 and a child's."""
 
-MOVES, HALF_AT = 8_200_000, 150
+MOVES, HALF_AT = 7_500_000, 150
 """Moves of a search of very many peers, and how many peers get half as many."""
 
 POLISH = 300
@@ -41,6 +41,6 @@ def effort_for(peers: int, budget: str) -> Effort:
     Args:
         budget: of `BUDGETS`.
     """
-    moves = BUDGETS[budget] * MOVES * peers / (peers + HALF_AT)
+    moves = BUDGETS[budget] * MOVES * (peers + 1) / (peers + HALF_AT)
     scout, some, few, child = (int(moves * share) for share in SHARES)
     return Effort(scout, some, few, child, int(BUDGETS[budget] * POLISH))

@@ -62,7 +62,7 @@ NARROWING, FALLEN = 0.8, 0.95
 OTHER_TRANSFERS = (1.0, 0.9, 1.0, 0.8, 1.15)
 """A child's Q in times of its parent's, in turn."""
 
-CLEAR_GAIN = 0.4
+CLEAR_GAIN = 0.5
 """Least that a stage's move brings, in times of what a stage is worth on average, where a plan is there."""
 
 TRIAL = 100
