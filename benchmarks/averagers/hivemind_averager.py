@@ -10,6 +10,7 @@ from typing import Any
 
 import hivemind
 import torch
+from hivemind.utils import get_dht_time
 
 from ravnest_p2p.testing.ring_member import FEW, hear, say
 
@@ -43,7 +44,7 @@ def main() -> None:
         with averager.get_tensors() as tensors:
             tensors[0].fill_(2.0 ** told["rank"])
         control = averager.step(
-            wait=False, scheduled_time=hivemind.get_dht_time() + 2.0, require_trigger=True, timeout=60
+            wait=False, scheduled_time=get_dht_time() + 2.0, require_trigger=True, timeout=60
         )
         time.sleep(3.0)
         say(filled=True)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -39,6 +39,8 @@ Compute = Callable[[Callable[[], Any]], Awaitable[Any]]
 Round = SegmentRound[averaging.Chunk]
 
 FORMED = "formed"
+LIMITS = replace(link_limits(averaging.CHUNK_BYTES), resume_s=3.0)
+"""A lost link may take half as long as others to come back: a round waits for it, and can go on without."""
 
 
 @dataclass(slots=True)
@@ -109,15 +111,14 @@ class RingExchange:
         for its in self._segments:
             for other in its.others:
                 if other < its.rank:
-                    limits = link_limits(averaging.CHUNK_BYTES)
-                    its.to[other] = self._server.expect(its.channel(other), self._peer(its, other), limits)
+                    its.to[other] = self._server.expect(its.channel(other), self._peer(its, other), LIMITS)
 
     async def dial(self, nonce_of: Callable[[PeerId], Awaitable[str]]) -> None:
         """Dial the members after us."""
 
         async def dial(its: SegmentLinks, other: int) -> None:
-            peer, limits = self._peer(its, other), link_limits(averaging.CHUNK_BYTES)
-            its.to[other] = await self._server.dial(peer, await nonce_of(peer), its.channel(other), limits)
+            peer = self._peer(its, other)
+            its.to[other] = await self._server.dial(peer, await nonce_of(peer), its.channel(other), LIMITS)
 
         after = [(its, other) for its in self._segments for other in its.others if other > its.rank]
         await asyncio.gather(*(dial(its, other) for its, other in after))
