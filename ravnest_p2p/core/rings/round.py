@@ -413,14 +413,19 @@ class SegmentRound(Generic[T]):
             return None
         due = self._due(out)
         notes = len(out.held) + len(out.settled)
-        quiet = notes and (notes >= NOTES or len(self._held) == self._chunks)
-        if due is None and not quiet:
+        if due is None and not (notes and (notes >= NOTES or self._idle)):
             return None
         held, settled = tuple(out.held), tuple(out.settled)
         out.held.clear()
         out.settled.clear()
         kind, chunk, payload = due or (None, None, None)
         return Send(self.formation, kind, chunk, payload, held, settled)
+
+    @property
+    def _idle(self) -> bool:
+        """Nothing is ready for anyone: what others wait for may be the receipts."""
+        may_start = len(self._underway) < self._window
+        return not any(out.ready or (may_start and out.fresh) for out in self._out.values())
 
     def _due(self, out: _Outbox[T]) -> tuple[Kind, int, T] | None:
         may_start = bool(out.fresh) and len(self._underway) < self._window
