@@ -253,6 +253,15 @@ def test_the_rest_of_three_go_on_with_what_one_of_them_holds() -> None:
     assert member.next_for(1).payload == f"early + {1 / 3:g}·2"
 
 
+def test_what_comes_before_a_formation_begins_is_bounded() -> None:
+    member = SegmentRound(0, [1, 1, 1], 3, Written(), window=1)
+    member.died(2)
+    with pytest.raises(ChunkMismatchError, match="more than a formation"):
+        for _ in range(100):
+            member.sum_arrived(1, 0b100, 2, "early")
+    assert member.forming
+
+
 def test_who_is_taken_for_dead_leaves_its_segment_as_it_was() -> None:
     member = SegmentRound(1, [1, 1, 1], 3, Written())
     member.formed(0, Formed(0b010, frozenset(), frozenset()))

@@ -349,6 +349,8 @@ class SegmentRound(Generic[T]):
         if formation != self.formation or self.outcome is Outcome.CUT_OUT:
             return False
         if self.forming:
+            if len(self._early) > len(self.live) * (self._chunks + self._window):
+                raise ChunkMismatchError(f"member {sender} sends more than a formation has to begin with")
             self._early.append(arrival)
             return False
         return True
