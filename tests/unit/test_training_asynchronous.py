@@ -209,8 +209,7 @@ def test_averaging_while_crossing_microbatches_are_in_flight() -> None:
     def average(s: int) -> None:
         params, buffers = averaged[s].params, averaged[s].buffers
         names = [*params, *buffers]
-        flat = averaging.weighted(averaging.gather(params, buffers, names), 1.0)
-        averaging.scatter(flat, params, buffers, names)
+        averaging.scatter(averaging.gather(params, buffers, names), params, buffers, names)
         crossing.append(averaged[s].in_flight)
 
     Pipeline(averaged, batches, taus, m, after_step=average).run()

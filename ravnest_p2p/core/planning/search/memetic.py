@@ -55,6 +55,9 @@ from ravnest_p2p.core.planning.search.tables import (
 HOT, WARM, COLD = 0.1, 0.02, 0.001
 """Temperatures, in values of a typical cluster: where annealing begins, a child's begins, and both end."""
 
+MOVING = 0.04
+"""Where annealing begins that has to leave a plan that is there, against the price of stages that move."""
+
 NARROWING, FALLEN = 0.8, 0.95
 """Scouted Q from one to the next, and when it is too narrow: thrice below this share of the best."""
 
@@ -62,7 +65,7 @@ NARROWING, FALLEN = 0.8, 0.95
 OTHER_TRANSFERS = (1.0, 0.9, 1.0, 0.8, 1.15)
 """A child's Q in times of its parent's, in turn."""
 
-CLEAR_GAIN = 0.5
+CLEAR_GAIN = 0.4
 """Least that a stage's move brings, in times of what a stage is worth on average, where a plan is there."""
 
 TRIAL = 100
@@ -111,6 +114,7 @@ class Search:
         self._runs = 0
         self._typical = 0.0
         self._taken_s = math.inf
+        self._warm = WARM
         self._scouted: list[Found] = []
         self._best: Found | None = None
 
@@ -124,12 +128,13 @@ class Search:
             PlanError: no cluster fits.
         """
         if start:
+            self._warm = MOVING
             self._stay_with(start)
         else:
             self.scout()
         if self._best is None:
             raise PlanError("no cluster of these peers can hold the model and train it fast enough")
-        parents, heat = self._scouted, WARM if start else HOT
+        parents, heat = self._scouted, self._warm if start else HOT
         for count, moves in ((SOME, self._effort.some), (FEW, self._effort.few)):
             best = sorted(parents, key=_worst_first, reverse=True)[:count]
             parents = best + [self._anneal(start, each.transfer_s, moves, heat) for each in best]
@@ -164,7 +169,7 @@ class Search:
         transfer_s = slowest_transfer(self._problem, sound)[0]
         self._scouted = [self._found(sound, transfer_s)]
         for factor in (1.0, 1.0 / NARROWING, NARROWING):
-            self._scouted.append(self._anneal(start, transfer_s * factor, self._effort.scout, WARM))
+            self._scouted.append(self._anneal(start, transfer_s * factor, self._effort.scout, self._warm))
 
     def scout(self) -> float:
         """Q with which a short annealing does best; one cluster alone averages nothing and needs none.
@@ -194,9 +199,8 @@ class Search:
         kept = [cluster for n, cluster in enumerate(one.layout.clusters) if (n + number) % 2 == 0]
         used = {peer for cluster in kept for peer in cluster.peers}
         kept += [cluster for cluster in other.layout.clusters if used.isdisjoint(cluster.peers)]
-        return self._anneal(
-            kept, one.transfer_s * OTHER_TRANSFERS[number % len(OTHER_TRANSFERS)], self._effort.child, WARM
-        )
+        transfer_s = one.transfer_s * OTHER_TRANSFERS[number % len(OTHER_TRANSFERS)]
+        return self._anneal(kept, transfer_s, self._effort.child, self._warm)
 
     def _anneal(
         self,
