@@ -3,7 +3,8 @@
 `python -m ravnest_p2p.testing.ring_member` talks in lines of JSON. It hears {"cluster", "stage", "cuts",
 "layers", "address"}, where `layers` are elements and `cuts` those of every cluster; says its peer and
 addresses; hears everybody's; at each {"go": number} fills its tensors with 2^cluster, says so, averages at
-the next line, and says how long that took, what was sent, what came out and who was lost.
+the next line, and says how long that took, what was sent, what came out and who was lost. With "dies_after"
+it kills itself by SIGKILL instead, once it has the means of so many chunks.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import os
+import signal
 import sys
 import tempfile
 import time
@@ -29,6 +32,7 @@ from ravnest_p2p.network.identity import Identity
 from ravnest_p2p.network.link_server import LinkServer
 from ravnest_p2p.network.p2pd import P2PDaemon, connect
 from ravnest_p2p.network.p2pd_config import P2PDConfig
+from ravnest_p2p.training import averaging
 
 GENERATION = Generation(1, 1, "bench")
 FEW, DIGITS = 5, 4
@@ -93,6 +97,8 @@ async def _run(folder: Path, told: dict[str, Any]) -> None:
     while go := await _hear_aside():
         for tensor in params.values():
             tensor.fill_(2.0**cluster)
+        if "dies_after" in go:
+            _die_after(go["dies_after"])
         say(filled=True)
         await _hear_aside()
         sent, begun_s = sum(link.bytes_sent for link in rings.links), time.perf_counter()
@@ -108,6 +114,17 @@ async def _run(folder: Path, told: dict[str, Any]) -> None:
         )
     await server.close()
     await daemon.stop()
+
+
+def _die_after(chunks: int) -> None:
+    left, hold = iter(range(chunks)), averaging.SegmentValues.hold
+
+    def held(its: averaging.SegmentValues, chunk: int, mean: averaging.Chunk) -> averaging.Chunk:
+        if next(left, None) is None:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return hold(its, chunk, mean)
+
+    averaging.SegmentValues.hold = held  # type: ignore[assignment, method-assign]
 
 
 async def _hear_aside() -> dict[str, Any]:

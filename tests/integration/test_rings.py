@@ -13,7 +13,11 @@ from typing import Any
 
 import pytest
 
+from ravnest_p2p.training import averaging
+
 MEMBERS, ELEMENTS = 3, 24_000_000
+CHUNKS = averaging.chunk_count(ELEMENTS, MEMBERS)
+ROUND_S = 30.0
 
 ENDS_S = 5.0
 VICTIM = 1
@@ -67,30 +71,26 @@ def members() -> Iterator[list[Member]]:
         yield found
 
 
-def begin(members: list[Member], number: int) -> float:
+def begin(members: list[Member], number: int, **of_victim: int) -> None:
     """All average from now on."""
     for one in members:
-        one.say(go=number)
+        one.say(go=number, **(of_victim if one is members[VICTIM] else {}))
     for one in members:
         assert one.hear()["filled"]
     for one in members:
         one.say(now=True)
-    return time.monotonic()
 
 
 def test_a_member_is_shot_in_a_round_and_the_rest_end_it(members: list[Member]) -> None:
-    begun_s = begin(members, 0)
+    begin(members, 0)
     found = [one.hear() for one in members]
-    round_s = time.monotonic() - begun_s
     assert len({one["hash"] for one in found}) == 1
     assert found[0]["values"] == pytest.approx([WHOLE], abs=1e-3)
 
-    begun_s = begin(members, 1)
-    time.sleep(round_s / 2)
+    begin(members, 1, dies_after=CHUNKS // 2)
+    members[VICTIM].process.wait(ROUND_S)
     killed_s = time.monotonic()
-    members[VICTIM].process.kill()
-    rest = [one for one in members if one is not members[VICTIM]]
-    found = [one.hear() for one in rest]
+    found = [one.hear() for one in members if one is not members[VICTIM]]
     assert time.monotonic() - killed_s <= ENDS_S
     assert len({one["hash"] for one in found}) == 1
     assert [len(one["lost"]) for one in found] == [1, 1]
