@@ -10,12 +10,13 @@ from typing import Any
 
 import hivemind
 import torch
+from hivemind.averaging.control import AveragingStage
 from hivemind.utils import get_dht_time
 
 from ravnest_p2p.testing.ring_member import FEW, hear, say
 
-MATCHED_S = 2.0
-"""Until when a group has formed; before the time is taken."""
+MATCHED_S, LOOK_S = 2.0, 0.02
+"""When the group that formed meanwhile is to begin, and how often to look whether it waits to be told."""
 
 
 def main() -> None:
@@ -44,9 +45,10 @@ def main() -> None:
         with averager.get_tensors() as tensors:
             tensors[0].fill_(2.0 ** told["rank"])
         control = averager.step(
-            wait=False, scheduled_time=get_dht_time() + 2.0, require_trigger=True, timeout=60
+            wait=False, scheduled_time=get_dht_time() + MATCHED_S, require_trigger=True, timeout=60
         )
-        time.sleep(3.0)
+        while control.stage is not AveragingStage.AWAITING_TRIGGER:
+            time.sleep(LOOK_S)
         say(filled=True)
         hear()
         begun_s = time.perf_counter()

@@ -85,13 +85,18 @@ def average(members: Sequence[StageTrainer], names: Sequence[str], weights: Sequ
         SegmentRound(rank, weights, chunks, averaging.SegmentValues(flat, chunks))
         for rank, flat in enumerate(flats)
     ]
+    exchange(rounds)
+    for member, flat in zip(members, flats, strict=True):
+        averaging.scatter(flat, member.params, member.buffers, names)
+
+
+def exchange(rounds: Sequence[SegmentRound[averaging.Chunk]]) -> None:
+    """Hand all chunks over in memory, as copies, until every member has the mean."""
     while any(one.outcome is None for one in rounds):
         for sender, other in permutations(rounds, 2):
             while (send := sender.next_for(other.rank)) is not None:
                 payload = None if send.payload is None else send.payload.copy()
                 deliver(other, sender.rank, replace(send, payload=payload))
-    for member, flat in zip(members, flats, strict=True):
-        averaging.scatter(flat, member.params, member.buffers, names)
 
 
 class _Meeting:

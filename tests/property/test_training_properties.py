@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import tempfile
-from dataclasses import replace
-from itertools import permutations
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ravnest_p2p.core.errors import BlobError, PackageError
-from ravnest_p2p.core.rings import SegmentRound, deliver
+from ravnest_p2p.core.rings import SegmentRound
 from ravnest_p2p.core.types import BlobHash, FieldSpec, OptimizerSpec
+from ravnest_p2p.testing.averaged_sim import exchange
 from ravnest_p2p.training import (
     FieldReader,
     TensorSpec,
@@ -41,11 +40,7 @@ def test_chunks_that_are_summed_and_passed_on_give_every_member_the_same_mean(
         SegmentRound(rank, [1.0] * count, count, averaging.SegmentValues(flat, count))
         for rank, flat in enumerate(flats)
     ]
-    while any(one.outcome is None for one in rounds):
-        for sender, other in permutations(rounds, 2):
-            while (send := sender.next_for(other.rank)) is not None:
-                payload = None if send.payload is None else send.payload.copy()
-                deliver(other, sender.rank, replace(send, payload=payload))
+    exchange(rounds)
     assert all(torch.equal(flats[0], flat) for flat in flats)
     np.testing.assert_allclose(flats[0].numpy(), np.mean(members, axis=0), rtol=1e-4, atol=1.0)
 
