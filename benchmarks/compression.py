@@ -20,9 +20,9 @@ import warnings
 from collections.abc import Callable, Sequence
 from statistics import mean, stdev
 from typing import Any
-from zlib import crc32
 
 import torch
+from crc32c import crc32c
 from torch import Tensor
 
 from benchmarks.common import Goal, report
@@ -88,7 +88,7 @@ def _speed(tries: int, goals: list[Goal]) -> dict[str, Any]:
         payload = bytearray(b"".join(_framed(sender, codec, tensor)[1]))
 
         def back(receiver: Crossing = receiver, codec: str = codec, payload: bytearray = payload) -> None:
-            crc32(payload)
+            crc32c(payload)
             receiver.unpack(codec, payload, what="a boundary")
 
         rates = {

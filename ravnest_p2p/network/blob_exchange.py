@@ -180,7 +180,7 @@ class BlobExchange:
                 self.bytes_served += len(part)
             await _timed(self._stall_s, stream.send(FrameKind.END, {}), stream)
         with contextlib.suppress(PeerUnreachableError, *TRANSPORT_ERRORS):
-            await _timed(self._stall_s, stream.reader.read(1), stream)
+            await _timed(self._stall_s, stream.wire.ended(), stream)
 
 
 class _Transfer:

@@ -3,13 +3,15 @@
 Problem: after a crash p2pd keeps the dead worker's handler, an old generation's neighbours keep calling,
 and anyone may open a stream. Solution: the protocol id carries a nonce of this instance; a stream is
 nothing until its hello named a channel that is expected, from the peer that is expected, in the
-generation that is obeyed.
+generation that is obeyed. Where workers reach each other without libp2p, links move on to direct connections
+(`direct`), and back.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import secrets
 import time
 from collections import Counter
@@ -28,6 +30,7 @@ from ravnest_p2p.core.errors import (
     StaleGenerationError,
 )
 from ravnest_p2p.core.types import Generation, PeerId
+from ravnest_p2p.network.direct import Direct, Offer
 from ravnest_p2p.network.links import Link
 from ravnest_p2p.network.links_hello import (
     Hello,
@@ -41,6 +44,7 @@ from ravnest_p2p.network.links_hello import (
 from ravnest_p2p.network.links_state import LinkLimits
 from ravnest_p2p.network.p2pd_waits import bounded
 from ravnest_p2p.network.streams import TRANSPORT_ERRORS, Stream, StreamService, open_stream
+from ravnest_p2p.network.wire import Wire
 
 _MAX_STREAMS = 1024
 _MAX_PER_PEER = 256
@@ -49,6 +53,11 @@ _HELLO_S = 3.0
 _STEADY_S = 1.0
 _FIRST_PAUSE_S = 0.02
 _LONGEST_PAUSE_S = 0.5
+_DIRECT_PAUSE_S = 60.0
+"""Between two tries of a link to have a direct connection."""
+_NOBODY = PeerId("")
+
+logger = logging.getLogger(__name__)
 
 
 class _Expected:
@@ -59,19 +68,37 @@ class _Expected:
         self.hello_s = hello_s
         self.bound_to: bytes | None = None
         self.turn = asyncio.Lock()
+        self.offer: Offer | None = None
+
+
+class _Dialled:
+    """A dialling link, and the direct connection that it may go on with."""
+
+    def __init__(self, link: Link, nonce: str) -> None:
+        self.link = link
+        self.nonce = nonce
+        self.id = secrets.token_bytes(16)
+        self.welcomed = asyncio.Event()
+        self.prepared: tuple[Stream, bytes] | None = None
+        self.preparing: asyncio.Task[None] | None = None
+        self.prepare_from_s = 0.0
 
 
 class LinkServer:
     """The links of one worker instance in one generation.
 
+    Args:
+        direct: where links may have direct connections beside libp2p.
+
     Attributes:
         refused: hellos and streams that were refused, by the error's name.
     """
 
-    def __init__(self, p2p: P2P, generation: Generation) -> None:
+    def __init__(self, p2p: P2P, generation: Generation, direct: Direct | None = None) -> None:
         self.generation = generation
         self.refused: Counter[str] = Counter()
         self._p2p = p2p
+        self._direct = direct
         self._expected: dict[str, _Expected] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._links: set[Link] = set()
@@ -89,6 +116,8 @@ class LinkServer:
             self._p2p, protocol_of(nonce), self._accept, _MAX_STREAMS, _MAX_PER_PEER, self.refused
         )
         await self._service.start()
+        if self._direct is not None:
+            self._keep(self._direct.serve(self._accept_direct))
         return nonce
 
     async def close(self) -> None:
@@ -123,9 +152,9 @@ class LinkServer:
             PeerUnreachableError: no welcome within `limits.connect_s`.
         """
         link = Link(channel, remote, limits or LinkLimits())
-        welcomed = asyncio.Event()
-        self._start(link, self._keep_dialled(link, nonce, welcomed))
-        waits = [asyncio.ensure_future(welcomed.wait()), asyncio.ensure_future(link.over.wait())]
+        dialled = _Dialled(link, nonce)
+        self._start(link, self._keep_dialled(dialled))
+        waits = [asyncio.ensure_future(dialled.welcomed.wait()), asyncio.ensure_future(link.over.wait())]
         try:
             await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
         except asyncio.CancelledError:
@@ -134,42 +163,43 @@ class LinkServer:
         finally:
             for task in waits:
                 task.cancel()
-        if link.end is None or welcomed.is_set():
+        if link.end is None or dialled.welcomed.is_set():
             return link
         if isinstance(link.end, LinkLostError):
             raise PeerUnreachableError(str(link.end))
         raise link.end
 
     def _start(self, link: Link, work: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.ensure_future(work)
         self._links.add(link)
+        self._keep(work).add_done_callback(lambda _: self._links.discard(link))
+
+    def _keep(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = asyncio.ensure_future(work)
         self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
 
-        def forget(_: asyncio.Task[None]) -> None:
-            self._tasks.discard(task)
-            self._links.discard(link)
-
-        task.add_done_callback(forget)
-
-    async def _keep_dialled(self, link: Link, nonce: str, welcomed: asyncio.Event) -> None:
+    async def _keep_dialled(self, dialled: _Dialled) -> None:
         """Dials, runs the stream, and dials again with growing pauses, until the link is over."""
-        link_id = secrets.token_bytes(16)
+        link = dialled.link
         watch = asyncio.ensure_future(link.watch())
         pause_s = _FIRST_PAUSE_S
         try:
             while not link.over.is_set():
                 began_s = time.monotonic()
                 try:
-                    stream = await self._greet(link, nonce, link_id, welcomed.is_set())
+                    stream = await self._greet(dialled)
                 except (PeerUnreachableError, TryAgainError) as error:
                     link.explain(str(error))
                 except RemoteFault as error:
                     link.fail(error)
                 else:
-                    welcomed.set()
-                    await link.run(stream)
+                    dialled.welcomed.set()
+                    await link.run(stream, on_offer=lambda offer: self._consider(dialled, offer))
                     if link.breach is not None:
                         self.refused[type(link.breach).__name__] += 1
+                if dialled.prepared is not None:
+                    continue
                 if time.monotonic() - began_s > _STEADY_S:
                     pause_s = _FIRST_PAUSE_S
                 with contextlib.suppress(asyncio.TimeoutError):
@@ -177,27 +207,88 @@ class LinkServer:
                 pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
         finally:
             watch.cancel()
+            if dialled.preparing is not None:
+                dialled.preparing.cancel()
+            if dialled.prepared is not None:
+                dialled.prepared[0].close()
 
-    async def _greet(self, link: Link, nonce: str, link_id: bytes, resume: bool) -> Stream:
-        """Opens a stream and has it welcomed, at the positions of both ends."""
-        hello_s = link.limits.hello_s
-        stream = await open_stream(self._p2p, link.remote, protocol_of(nonce), hello_s)
+    async def _greet(self, dialled: _Dialled) -> Stream:
+        """A stream that is welcomed, at the positions of both ends: a direct one if one is prepared."""
+        link, hello_s = dialled.link, dialled.link.limits.hello_s
+        prepared, dialled.prepared = dialled.prepared, None
+        if prepared is None:
+            stream = await open_stream(self._p2p, link.remote, protocol_of(dialled.nonce), hello_s)
+            ticket = b""
+        else:
+            stream, ticket = prepared
         try:
-            hello = Hello(link.channel, self.generation, link_id, resume, link.next_expected)
+            hello = Hello(
+                link.channel,
+                self.generation,
+                dialled.id,
+                dialled.welcomed.is_set(),
+                link.next_expected,
+                ticket,
+            )
             link.resume(await say_hello(stream, hello, hello_s))
         except BaseException:
             stream.close()
             raise
         return stream
 
+    def _consider(self, dialled: _Dialled, offer: Offer) -> None:
+        """An offer came: try it, unless another one came to nothing a moment ago."""
+        now = time.monotonic()
+        if self._direct is None or dialled.preparing is not None or now < dialled.prepare_from_s:
+            return
+        dialled.prepare_from_s = now + _DIRECT_PAUSE_S
+        dialled.preparing = self._keep(self._prepare(dialled, offer, self._direct))
+
+    async def _prepare(self, dialled: _Dialled, offer: Offer, direct: Direct) -> None:
+        try:
+            wire = await direct.open(dialled.link.remote, offer)
+        except PeerUnreachableError as error:
+            logger.info("%s stays with libp2p: %s", dialled.link.channel, error)
+            return
+        finally:
+            dialled.preparing = None
+        dialled.prepared = Stream(dialled.link.remote, wire), offer.ticket
+        await dialled.link.interrupt()
+
     async def _accept(self, stream: Stream) -> None:
+        """A stream over libp2p, which knows who it is from."""
+        await self._answer(stream, await self._hear(stream))
+
+    async def _accept_direct(self, wire: Wire) -> None:
+        """A direct connection, from nobody yet."""
+        stream = Stream(_NOBODY, wire)
+        try:
+            hello = await self._hear(stream)
+            expected = self._expected.get(hello.channel)
+            offer = None if expected is None else expected.offer
+            if expected is None or offer is None or not secrets.compare_digest(hello.ticket, offer.ticket):
+                raise LinkRefusedError(f"no direct connection was offered for {hello.channel!r}")
+            expected.offer = None
+            stream.peer = expected.link.remote
+            await self._answer(stream, hello)
+        except RemoteFault as error:
+            self.refused[type(error).__name__] += 1
+        except TRANSPORT_ERRORS:
+            pass
+        finally:
+            stream.close()
+
+    async def _hear(self, stream: Stream) -> Hello:
         if self._hellos >= _MAX_HELLOS:
             raise BusyError("too many streams without a hello")
         self._hellos += 1
         try:
-            hello = await hear_hello(stream, _HELLO_S)
+            return await hear_hello(stream, _HELLO_S)
         finally:
             self._hellos -= 1
+
+    async def _answer(self, stream: Stream, hello: Hello) -> None:
+        """Welcome or refuse, and run what was welcomed."""
         try:
             expected = self._find(stream.peer, hello)
             link = expected.link
@@ -212,7 +303,11 @@ class LinkServer:
             with contextlib.suppress(asyncio.TimeoutError, *TRANSPORT_ERRORS):
                 await bounded(refuse(stream, error), _HELLO_S)
             raise
-        await link.run(stream)
+        if self._direct is not None and not hello.ticket:
+            expected.offer = self._direct.offer()
+            await link.run(stream, expected.offer)
+        else:
+            await link.run(stream)
         if link.breach is not None:
             raise link.breach
 

@@ -20,6 +20,7 @@ from typing import Any
 
 from ravnest_p2p.core.errors import FrameError, LinkClosedError, LinkLostError, RemoteFault
 from ravnest_p2p.core.types import PeerId
+from ravnest_p2p.network.direct import Offer
 from ravnest_p2p.network.frames import Frame, FrameKind, pack
 from ravnest_p2p.network.links_session import Session
 from ravnest_p2p.network.links_state import LinkLimits, LinkState
@@ -200,14 +201,23 @@ class Link:
         self._notify()
         return self._state.next_expected
 
-    async def run(self, stream: Stream) -> None:
-        """Runs one stream, `resume` having been called with its position, until it or the link ends."""
+    async def run(
+        self, stream: Stream, offer: Offer | None = None, on_offer: Callable[[Offer], None] | None = None
+    ) -> None:
+        """Runs one stream, `resume` having been called with its position, until it or the link ends.
+
+        Args:
+            offer: of a direct connection, told to the other end.
+            on_offer: told what the other end offers, once.
+        """
         if self.end is not None:
             with contextlib.suppress(asyncio.TimeoutError, *TRANSPORT_ERRORS):
                 await bounded(stream.send(FrameKind.BYE, {"text": str(self.end)}), _GOODBYE_S)
             stream.close()
             return
-        session = Session(stream, self._state, self.limits, self._notify)
+        session = Session(stream, self._state, self.limits, self._notify, offer)
+        if on_offer is not None:
+            session.offered.add_done_callback(lambda offered: on_offer(offered.result()))
         self._session = session
         self._welcomed = True
         self._idle.clear()

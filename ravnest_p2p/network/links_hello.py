@@ -35,6 +35,7 @@ class Hello:
         link: random bytes of this link, which tell a resumed link from a new one.
         resume: the link was welcomed before.
         next_expected: number of the first frame that the dialler lacks.
+        ticket: on a direct connection, that of the offer; empty over libp2p.
     """
 
     channel: str
@@ -42,6 +43,7 @@ class Hello:
     link: bytes
     resume: bool
     next_expected: int
+    ticket: bytes = b""
 
 
 class TryAgainError(LinkRefusedError):
@@ -76,6 +78,7 @@ async def _say_hello(stream: Stream, hello: Hello) -> int:
         "link": hello.link,
         "resume": hello.resume,
         "next": hello.next_expected,
+        "ticket": hello.ticket,
     }
     await stream.send(FrameKind.HELLO, body)
     answer = await stream.receive(HELLO_LIMITS)
@@ -99,14 +102,15 @@ async def hear_hello(stream: Stream, timeout_s: float) -> Hello:
         raise PeerUnreachableError(f"{stream.peer} said no hello within {timeout_s:.1f} s") from None
     body = frame.header
     channel, generation, link = body.get("channel"), body.get("generation"), body.get("link")
+    ticket = body.get("ticket", b"")
     if frame.kind is not FrameKind.HELLO or not isinstance(channel, str) or len(channel) > 200:
         raise FrameFormatError("a link begins with a hello that names its channel")
-    if not isinstance(link, bytes) or len(link) != 16:
-        raise FrameFormatError("a hello carries a link id of 16 bytes")
+    if not isinstance(link, bytes) or len(link) != 16 or not isinstance(ticket, bytes):
+        raise FrameFormatError("a hello carries a link id of 16 bytes, and at most a ticket")
     if not isinstance(generation, list) or [type(part) for part in generation] != [int, int, str]:
         raise FrameFormatError("a hello carries a generation")
     return Hello(
-        channel, Generation(*generation), link, body.get("resume") is True, _number(body.get("next"))
+        channel, Generation(*generation), link, body.get("resume") is True, _number(body.get("next")), ticket
     )
 
 

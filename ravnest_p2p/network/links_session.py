@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable
 
 from ravnest_p2p.core.errors import FrameFormatError
+from ravnest_p2p.network.direct import Offer
 from ravnest_p2p.network.frames import Frame, FrameKind, Packed, pack
 from ravnest_p2p.network.links_state import LinkLimits, LinkState
 from ravnest_p2p.network.streams import TRANSPORT_ERRORS, Stream
@@ -27,18 +28,26 @@ class Session:
 
     Args:
         on_event: called whenever credit was freed, a frame arrived, or room was made.
+        offer: of a direct connection, to begin with.
 
     Attributes:
         alive: a frame came on this stream.
+        offered: what the other end offers; the first offer counts.
         goodbye: the other end closed the link, with this text.
         rtt_s: least round trip of the last pings, None before the first answer.
         write_s: time in which a frame was being written.
     """
 
     def __init__(
-        self, stream: Stream, state: LinkState, limits: LinkLimits, on_event: Callable[[], None]
+        self,
+        stream: Stream,
+        state: LinkState,
+        limits: LinkLimits,
+        on_event: Callable[[], None],
+        offer: Offer | None = None,
     ) -> None:
         self.alive = False
+        self.offered: asyncio.Future[Offer] = asyncio.get_running_loop().create_future()
         self.goodbye: str | None = None
         self.rtt_s: float | None = None
         self.bytes_sent = 0
@@ -48,6 +57,7 @@ class Session:
         self._state = state
         self._limits = limits
         self._on_event = on_event
+        self._offer = offer
         self._work = asyncio.Event()
         self._room = asyncio.Event()
         self._heard_at = time.monotonic()
@@ -129,6 +139,9 @@ class Session:
             self._work.set()
         elif kind is FrameKind.PONG:
             self._measure(frame.seq)
+        elif kind is FrameKind.OFFER:
+            if not self.offered.done():
+                self.offered.set_result(Offer.of(frame.header))
         elif kind is FrameKind.BYE:
             self.goodbye = str(frame.header.get("text", ""))[:500]
         elif kind is not FrameKind.ACK:
@@ -143,6 +156,8 @@ class Session:
             self.rtt_s = min(self._rtts)
 
     async def _write(self) -> None:
+        if self._offer is not None:
+            await self._send(FrameKind.OFFER, pack(self._offer._asdict()), 0)
         while True:
             self._work.clear()
             await self._write_signs()

@@ -163,7 +163,7 @@ class Prober:
             await stream.send(FrameKind.END, {"bytes": count})
         else:
             await _send_chunks(stream)
-        await stream.reader.read(1)
+        await stream.wire.ended()
 
 
 async def _pong(_: PeerId, __: dict[str, Any]) -> dict[str, Any]:
@@ -173,7 +173,7 @@ async def _pong(_: PeerId, __: dict[str, Any]) -> dict[str, Any]:
 async def _send_chunks(stream: Stream) -> int:
     """Sends for half a second or 4 MiB; returns the bytes sent."""
     chunk = pack({}, [os.urandom(_CHUNK_BYTES)])
-    stream.writer.transport.set_write_buffer_limits(high=2 * _CHUNK_BYTES)
+    stream.wire.write_ahead(2 * _CHUNK_BYTES)
     until_s = time.perf_counter() + MAX_SEND_S
     count = 0
     while count < MAX_BYTES and time.perf_counter() < until_s:

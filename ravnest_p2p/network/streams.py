@@ -35,13 +35,12 @@ from ravnest_p2p.core.errors import (
     RemoteFault,
 )
 from ravnest_p2p.core.types import PeerId
-from ravnest_p2p.network.frames import Buffer, Frame, FrameKind, Limits, Packed, pack, read_frame
+from ravnest_p2p.network.frames import Frame, FrameKind, Limits, Packed, pack
 from ravnest_p2p.network.p2pd_waits import bounded
+from ravnest_p2p.network.wire import Wire
 
 logger = logging.getLogger(__name__)
 
-BUFFER_BYTES = 1 << 20
-_SLICE_BYTES = 1 << 18
 TRANSPORT_ERRORS = (OSError, EOFError, FrameTruncatedError)
 """How a broken stream shows; says nothing about whose fault it is."""
 
@@ -60,45 +59,39 @@ def peer_id_of(peer: PeerId) -> PeerID:
 
 @dataclass(slots=True)
 class Stream:
-    """One open stream: who is at the other end, and frames in and out."""
+    """One open stream: who is at the other end, and frames in and out.
+
+    Attributes:
+        begun_by: asyncio's reader and writer, which would close the connection if they were let go.
+    """
 
     peer: PeerId
-    reader: asyncio.StreamReader
-    writer: asyncio.StreamWriter
+    wire: Wire
+    begun_by: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
 
-    async def write(self, buffers: list[Buffer]) -> None:
-        """Writes in slices, waiting for the transport after each, so that its buffer stays small.
+    async def send(self, kind: FrameKind, frame: Packed | dict[str, Any], seq: int = 0, ack: int = 0) -> None:
+        """Sends one frame; a plain map is packed first.
 
         Raises:
             OSError: the stream is broken or closed.
         """
-        for buffer in buffers:
-            view = memoryview(buffer)
-            for at in range(0, len(view), _SLICE_BYTES):
-                if self.writer.is_closing():
-                    raise ConnectionResetError("the stream is closed")
-                self.writer.write(view[at : at + _SLICE_BYTES])
-                await self.writer.drain()
-
-    async def send(self, kind: FrameKind, frame: Packed | dict[str, Any], seq: int = 0, ack: int = 0) -> None:
-        """Sends one frame; a plain map is packed first."""
         packed = frame if isinstance(frame, Packed) else pack(frame)
-        await self.write(packed.encode(kind, seq, ack))
+        await self.wire.write(packed.encode(kind, seq, ack))
 
     async def receive(self, limits: Limits, on_bytes: Callable[[int], None] | None = None) -> Frame:
-        """Reads one frame; see `frames.read_frame`."""
-        return await read_frame(self.reader, limits, on_bytes)
+        """Reads one frame; see `Wire.read`."""
+        return await self.wire.read(limits, on_bytes)
 
     def close(self) -> None:
         """Closes at once; safe to call twice."""
         with contextlib.suppress(*TRANSPORT_ERRORS, RuntimeError):
-            self.writer.close()
+            self.wire.close()
 
 
-def _tuned(peer: PeerId, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> Stream:
-    with contextlib.suppress(NotImplementedError, AttributeError):
-        writer.transport.set_write_buffer_limits(high=BUFFER_BYTES, low=_SLICE_BYTES)
-    return Stream(peer, reader, writer)
+def _stream(peer: PeerId, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> Stream:
+    """What hivemind began to read and write by asyncio's streams, taken over."""
+    wire = Wire.taken_over(writer.transport, bytes(reader._buffer))  # type: ignore[attr-defined]
+    return Stream(peer, wire, (reader, writer))
 
 
 async def open_stream(p2p: P2P, peer: PeerId, protocol: str, timeout_s: float) -> Stream:
@@ -131,7 +124,7 @@ def _close_opened(opening: asyncio.Task[Stream]) -> None:
 
 async def _open(p2p: P2P, target: PeerID, peer: PeerId, protocol: str) -> Stream:
     path = p2p._daemon_listen_maddr.value_for_protocol("unix")
-    reader, writer = await asyncio.open_unix_connection(path, limit=BUFFER_BYTES)
+    reader, writer = await asyncio.open_unix_connection(path)
     try:
         request = p2pd_pb2.Request(
             type=p2pd_pb2.Request.STREAM_OPEN,
@@ -144,7 +137,7 @@ async def _open(p2p: P2P, target: PeerID, peer: PeerId, protocol: str) -> Stream
     except BaseException:
         writer.close()
         raise
-    return _tuned(peer, reader, writer)
+    return _stream(peer, reader, writer)
 
 
 class StreamService:
@@ -196,7 +189,7 @@ class StreamService:
         self, info: StreamInfo, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
     ) -> None:
         peer = PeerId(info.peer_id.to_base58())
-        stream = _tuned(peer, reader, writer)
+        stream = _stream(peer, reader, writer)
         mine = sum(other == peer for other in self._running.values())
         if len(self._running) >= self._max_streams or mine >= self._max_per_peer:
             self.refused["busy"] += 1

@@ -10,10 +10,12 @@ it kills itself by SIGKILL instead, once it has the means of so many chunks.
 from __future__ import annotations
 
 import asyncio
+import gc
 import hashlib
 import json
 import os
 import signal
+import socket
 import sys
 import tempfile
 import time
@@ -28,6 +30,7 @@ import uvloop
 
 from ravnest_p2p.core.types import ClusterPlan, Generation, JobId, JobPlan, PeerId, StageAssignment
 from ravnest_p2p.daemon.worker.averaging import RingExchange
+from ravnest_p2p.network.direct import Direct
 from ravnest_p2p.network.identity import Identity
 from ravnest_p2p.network.link_server import LinkServer
 from ravnest_p2p.network.p2pd import P2PDaemon, connect
@@ -69,11 +72,21 @@ async def _run(folder: Path, told: dict[str, Any]) -> None:
     async def compute(work: Any) -> Any:
         return await asyncio.get_running_loop().run_in_executor(thread, work)
 
-    server = LinkServer(daemon.p2p, GENERATION)
+    listener = socket.create_server((told["address"], 0))
+    hosts: dict[PeerId, str] = {}
+
+    async def reach(peer: PeerId, port: int) -> socket.socket:
+        connection = socket.socket()
+        connection.setblocking(False)
+        await asyncio.get_running_loop().sock_connect(connection, (hosts[peer], port))
+        return connection
+
+    server = LinkServer(daemon.p2p, GENERATION, Direct(listener, reach) if told.get("direct", True) else None)
     nonce = await server.start()
-    say(peer=daemon.peer_id, addresses=await daemon.addresses(), nonce=nonce)
+    say(host=told["address"], peer=daemon.peer_id, addresses=await daemon.addresses(), nonce=nonce)
     peers = (await _hear_aside())["peers"]
     for other in peers:
+        hosts[PeerId(other["peer"])] = other["host"]
         if other["peer"] < daemon.peer_id:
             await connect(
                 daemon.p2p, next(a for a in other["addresses"] if told["address"].split(".")[0] in a)
@@ -92,6 +105,7 @@ async def _run(folder: Path, told: dict[str, Any]) -> None:
         return str(nonces[peer])
 
     await rings.dial(nonce_of)
+    gc.freeze()
     say(ready=True)
     count = len(clusters)
     while go := await _hear_aside():

@@ -96,7 +96,7 @@ def test_cuts_lose_repeat_and_reorder_nothing(how: str):
                     if session is not None and session.alive:
                         cuts += 1
                         if how == "streams":
-                            session._stream.writer.transport.abort()
+                            session._stream.wire.abort()
                         else:
                             await a._client.disconnect(b.peer_id)
                 return cuts

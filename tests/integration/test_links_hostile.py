@@ -5,9 +5,9 @@ import os
 import struct
 import sys
 import time
-from zlib import crc32
 
 import pytest
+from crc32c import crc32c
 
 from ravnest_p2p.core.errors import (
     FrameFormatError,
@@ -91,7 +91,7 @@ def test_a_silent_end_is_noticed_and_a_stream_without_welcome_is_none():
                     await stream.send(FrameKind.PING, {}, 1)
                 else:
                     heard.set()
-                await stream.reader.read(1 << 20)
+                await stream.wire.ended()
                 await asyncio.Event().wait()
 
             await StreamService(b, protocol_of("ab"), silent, 9, 9).start()
@@ -119,7 +119,7 @@ def test_a_route_that_never_carries_a_frame_is_given_up():
                 await stream.receive(Limits())
                 await stream.send(FrameKind.WELCOME, {"next": 0})
                 await stream.send(FrameKind.PING, {}, 1)
-                await stream.reader.read(100)
+                await stream.wire.ended()
 
             await StreamService(b, protocol_of("ab"), small_limit, 9, 9).start()
             link = await LinkServer(a, GENERATION).dial(id_of(b), "ab", "act", QUICK)
@@ -155,13 +155,13 @@ def test_hostile_hellos_are_refused_and_the_server_lives(monkeypatch: pytest.Mon
             for body in bad:
                 stream = await raw(a, b, nonce)
                 await stream.send(FrameKind.HELLO, body)
-                assert await asyncio.wait_for(stream.reader.read(), 5) == b""
+                assert await asyncio.wait_for(stream.wire.ended(), 5)
                 stream.close()
             await wait_counted(server, "FrameFormatError", len(bad))
             for data in (b"\x13/multistream/1.0.0\n" * 4, b"".join(pack({}).encode(FrameKind.DATA))):
                 stream = await raw(a, b, nonce)
-                stream.writer.write(data)
-                assert await asyncio.wait_for(stream.reader.read(), 5) == b""
+                await stream.wire.write([data])
+                assert await asyncio.wait_for(stream.wire.ended(), 5)
                 stream.close()
             await wait_counted(server, "FrameFormatError", len(bad) + 2)
             stream = await raw(a, b, nonce)
@@ -186,8 +186,8 @@ def test_hostile_hellos_are_refused_and_the_server_lives(monkeypatch: pytest.Mon
 
 
 def oversized() -> bytes:
-    fixed = struct.pack("!2sBBHHQQQII", b"RV", 1, FrameKind.DATA, 0, 0, 0, 0, 1 << 40, 1, 0)
-    return fixed + crc32(b"\x80", crc32(fixed)).to_bytes(4, "big") + b"\x80"
+    fixed = struct.pack("!2sBBHHQQQII", b"RV", 2, FrameKind.DATA, 0, 0, 0, 0, 1 << 40, 1, 0)
+    return fixed + crc32c(b"\x80", crc32c(fixed)).to_bytes(4, "big") + b"\x80"
 
 
 BREACHES = [
@@ -213,7 +213,7 @@ def test_a_neighbour_that_breaks_the_protocol_ends_its_own_link_only():
                 bad = server.expect(breach, id_of(a), QUICK)
                 stream = await raw(a, b, nonce)
                 assert await say_hello(stream, Hello(breach, GENERATION, bytes(16), False, 0), 5) == 0
-                stream.writer.write(data)
+                await stream.wire.write([data])
                 with pytest.raises(LinkLostError) as caught:
                     await bad.receive()
                 assert isinstance(caught.value.__cause__, error)

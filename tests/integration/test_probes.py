@@ -50,7 +50,8 @@ def test_a_peer_that_sends_too_much_nothing_or_nonsense_is_refused():
                     while True:
                         await stream.send(FrameKind.CHUNK, pack({}, [bytes(1 << 16)]))
                 await stream.send(FrameKind.END, {"bytes": 1})
-                await stream.reader.read()
+                while not await stream.wire.ended():
+                    pass
 
             await StreamService(b, PROTOCOL, flood, 4, 4).start()
             asking = Prober(a, Rpc(a))
@@ -70,7 +71,7 @@ def test_hostile_requests_are_refused_and_counted():
             for kind, body in [(FrameKind.REQUEST, {"direction": "sideways"}), (FrameKind.DATA, {})]:
                 stream = await open_stream(a, id_of(b), PROTOCOL, 5)
                 await stream.send(kind, body)
-                assert await asyncio.wait_for(stream.reader.read(), 5) == b""
+                assert await asyncio.wait_for(stream.wire.ended(), 5)
                 stream.close()
             stream = await open_stream(a, id_of(b), PROTOCOL, 5)
             await stream.send(FrameKind.REQUEST, {"direction": "up"})

@@ -256,13 +256,13 @@ def test_a_stranger_cannot_reach_into_a_workers_links(
         finally:
             stream.close()
 
-    async def garbage(protocol: str, peer: PeerProcess) -> bytes:
+    async def garbage(protocol: str, peer: PeerProcess) -> bool:
         stream = await open_stream(attacker.p2p, PeerId(peer.peer), protocol, CALL_S)
         try:
-            await stream.write([b"\xff" * 5000])
-            return await stream.reader.read()
-        except ConnectionError:
-            return b""
+            await stream.wire.write([b"\xff" * 5000])
+            return await stream.wire.ended()
+        except (ConnectionError, FrameFormatError):  # the gateway answers in words of its own
+            return True
         finally:
             stream.close()
 
@@ -270,11 +270,10 @@ def test_a_stranger_cannot_reach_into_a_workers_links(
         attacker.run(hello(generation))
     with pytest.raises(StaleGenerationError):
         attacker.run(hello(generation._replace(term=generation.term + 1)))
-    assert attacker.run(garbage(protocol, after)) == b""
+    assert attacker.run(garbage(protocol, after))
     for peer in (before, after):
         for name in (BLOB_PROTOCOL, gateway.PROTOCOL):
-            answer = attacker.run(garbage(name, peer))
-            assert answer == b"" or b"FrameTooLargeError" in answer
+            assert attacker.run(garbage(name, peer))
 
 
 def test_jobs_are_neither_submitted_nor_cancelled_by_forged_records(

@@ -77,7 +77,7 @@ def test_a_mutated_frame_is_refused_or_incomplete(sent: tuple, changes: list[tup
 @settings(max_examples=60)
 @given(st.binary(max_size=2000), st.booleans())
 def test_garbage_costs_no_memory(garbage: bytes, with_magic: bool):
-    data = (b"RV\x01\x04\x00\x00\x00\x00" if with_magic else b"") + garbage
+    data = (b"RV\x02\x04\x00\x00\x00\x00" if with_magic else b"") + garbage
     tracemalloc.start()
     try:
         FrameDecoder(LIMITS).feed(data)

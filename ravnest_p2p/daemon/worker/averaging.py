@@ -48,13 +48,14 @@ class SegmentLinks:
     """One segment of this stage, and the links to its other holders, by rank.
 
     Attributes:
+        flat: what is averaged, as one vector; kept, since new memory costs more than filling it.
         early: a member's first frame of the next round, which it began before we did.
     """
 
     segment: Segment
     rank: int
     names: list[str]
-    elements: int
+    flat: Tensor
     to: dict[int, Link] = field(default_factory=dict)
     early: dict[int, Frame] = field(default_factory=dict)
 
@@ -100,7 +101,7 @@ class RingExchange:
                 if not elements:
                     continue  # layers that only use parameters of others
                 rank = segment.members.index((cluster, stage))
-                self._segments.append(SegmentLinks(segment, rank, names, elements))
+                self._segments.append(SegmentLinks(segment, rank, names, averaging.vector(elements)))
 
     @property
     def links(self) -> list[Link]:
@@ -147,8 +148,9 @@ class RingExchange:
         if its.size == 1 or not any(of_members):
             await compute(lambda: averaging.check_finite(self._params, self._buffers, its.names))
             return []
-        flat: Tensor = await compute(lambda: averaging.gather(self._params, self._buffers, its.names))
-        chunks = averaging.chunk_count(its.elements, its.size)
+        flat = its.flat
+        await compute(lambda: averaging.gather(self._params, self._buffers, its.names, flat))
+        chunks = averaging.chunk_count(flat.numel(), its.size)
         values = averaging.SegmentValues(flat, chunks)
         round_ = SegmentRound(its.rank, of_members, chunks, values, Ring)
         traffic = Traffic(its, number, round_, values)
