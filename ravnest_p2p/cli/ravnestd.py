@@ -94,6 +94,10 @@ def parser() -> argparse.ArgumentParser:
         "--relay-service", action="store_true", help="let others be relayed through this peer"
     )
     joining.add_argument("--port-mapping", action="store_true", help="ask the router for a port (UPnP)")
+    joining.add_argument(
+        "--no-direct", action="store_true",
+        help="tensors go through libp2p alone (default: over TLS between workers that reach each other)",
+    )  # fmt: skip
     lending = made.add_argument_group("lending")
     lending.add_argument(
         "--memory", default="", metavar="SIZE",
@@ -165,6 +169,7 @@ def configured(options: argparse.Namespace) -> DaemonConfig:
         device=options.device,
         microbatch_flops=options.microbatch_flops,
         compiler=_compiler() if options.compile else (),
+        direct=not options.no_direct,
         epoch_s=options.epoch,
     )
 

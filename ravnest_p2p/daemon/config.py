@@ -33,6 +33,7 @@ class DaemonConfig:
         device: what workers compute on: "auto", "cpu", "cuda", "cuda:1" or "mps".
         microbatch_flops: most operations of one micro-batch, over all stages, of a job to take part in.
         compiler: programs that workers may start to compile their stage; see `daemon.toolchain`.
+        direct: workers may connect to one another beside libp2p, where that is possible.
         epoch_s, term_s, grace_s: of the election; must be the same in the whole swarm.
         probe_s: pause between two measurements of links.
         disk_bytes: capacity of the blob store.
@@ -53,6 +54,7 @@ class DaemonConfig:
     device: str = "auto"
     microbatch_flops: float = MICROBATCH_FLOPS
     compiler: tuple[Path, ...] = ()
+    direct: bool = True
     relay_service: bool = False
     port_mapping: bool = False
     epoch_s: float = 60.0

@@ -10,6 +10,7 @@ from ravnest_p2p.core.errors import OurFault
 from ravnest_p2p.core.types import Fence, JobId, PeerId
 from ravnest_p2p.daemon.files import JobFiles
 from ravnest_p2p.daemon.jobbook import JobBook
+from ravnest_p2p.daemon.reach import HostsOf
 from ravnest_p2p.daemon.timelines import job_folder
 from ravnest_p2p.daemon.workers import WorkerProcess
 from ravnest_p2p.network.janitor import Janitor
@@ -25,6 +26,7 @@ class HostDeps:
         device: that the worker computes on.
         microbatch_flops: most of one micro-batch, over all stages.
         compiler: programs that workers may start to compile their stage.
+        hosts_of, listen: for direct connections of workers; None where they have none.
         janitor: ends workers that outlive this process.
         floor: highest fence obeyed before this daemon started; it has lost the workers of that one too.
         reachable: tells whether a co-member answers.
@@ -43,6 +45,8 @@ class HostDeps:
     device: Callable[[], str]
     microbatch_flops: float
     compiler: tuple[Path, ...]
+    hosts_of: HostsOf | None
+    listen: tuple[str, ...]
     reachable: Callable[[PeerId, bool], None]
     stale: Callable[[str], Awaitable[None]]
     janitor: Janitor
@@ -66,6 +70,8 @@ class HostDeps:
             device=self.device(),
             microbatch_flops=self.microbatch_flops,
             compiler=self.compiler,
+            hosts_of=self.hosts_of,
+            listen=self.listen,
             blobs_folder=store.folder,
             job_folder=job_folder(self.jobs_folder, job),
             runtime_folder=self.runtime_folder,

@@ -213,6 +213,8 @@ class Peer:
                 device=lambda: self.offer.device,
                 microbatch_flops=self.config.microbatch_flops,
                 compiler=self.config.compiler,
+                hosts_of=self._p2pd.hosts_of if self.config.direct else None,
+                listen=self.config.listen,
                 reachable=self._reachable,
                 stale=self._stale,
                 janitor=self._janitor,

@@ -35,7 +35,8 @@ from ravnest_p2p.daemon.messages import (
     StopRun,
     WorkerReport,
 )
-from ravnest_p2p.daemon.worker.sandbox_door import Doorkeeper
+from ravnest_p2p.daemon.reach import HostsOf, Reach, listener
+from ravnest_p2p.daemon.worker.sandbox_door import Doorkeeper, to_p2pd
 from ravnest_p2p.daemon.worker.sandbox_rules import Rooms, environment
 from ravnest_p2p.network.p2pd_waits import bounded
 
@@ -62,8 +63,9 @@ class WorkerProcess:
         self,
         process: asyncio.subprocess.Process,
         channel: Channel[WorkerReport],
-        doorkeeper: Doorkeeper,
+        doorkeepers: Sequence[Doorkeeper],
         rooms: Rooms,
+        reach: Reach | None = None,
     ) -> None:
         self.sockets_folder = rooms.sockets
         self._compiled_folder = rooms.compiled
@@ -71,7 +73,8 @@ class WorkerProcess:
         self.fault = ""
         self._process = process
         self._channel = channel
-        self._doorkeeper = doorkeeper
+        self._doorkeepers = doorkeepers
+        self._reach = reach
         self._idle = asyncio.Event()
         self._has_run = False
         self._holding: asyncio.Task[None] | None = None
@@ -91,6 +94,8 @@ class WorkerProcess:
         control_socket: str,
         log_path: Path,
         compiler: Sequence[Path] = (),
+        hosts_of: HostsOf | None = None,
+        listen: Sequence[str] = (),
     ) -> WorkerProcess:
         """Start a worker; it reports `Idle` once torch is loaded and its walls stand (`worker.sandbox`).
 
@@ -102,15 +107,28 @@ class WorkerProcess:
             runtime_folder: gets a folder with the worker's sockets.
             control_socket: p2pd's, the only one to which it gets connections.
             compiler: programs that it may start to compile its stage on a CPU (`daemon.toolchain`).
+            hosts_of, listen: for direct connections with members of its plan; without them it has none.
         """
         compiler = compiler if device == "cpu" else ()
         rooms = Rooms(blobs_folder, job_folder, runtime_folder / f"w{next(_numbers)}")
         for folder in (rooms.job, rooms.sockets):
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         shutil.rmtree(rooms.compiled, ignore_errors=True)
-        doorkeeper = Doorkeeper(control_socket)
+        doorkeepers = [Doorkeeper(to_p2pd(control_socket))]
+        reach = None
         ours, theirs = socket.socketpair()
-        with theirs, doorkeeper.theirs as door, log_path.open("ab") as output:
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(theirs)
+            door = stack.enter_context(doorkeepers[0].theirs)
+            output = stack.enter_context(log_path.open("ab"))
+            inherited = [theirs.fileno(), door.fileno()]
+            direct: list[str] = []
+            if hosts_of is not None and (own := listener(listen)) is not None:
+                reach = Reach(hosts_of)
+                doorkeepers.append(Doorkeeper(reach.connect))
+                pair = [stack.enter_context(one).fileno() for one in (own, doorkeepers[1].theirs)]
+                direct = ["--direct", *map(str, pair)]
+                inherited += pair
             process = await asyncio.create_subprocess_exec(
                 sys.executable,
                 "-m",
@@ -126,15 +144,16 @@ class WorkerProcess:
                 f"--threads={threads}",
                 f"--device={device}",
                 f"--microbatch-flops={microbatch_flops}",
+                *direct,
                 *(("--compiler", *map(str, compiler)) if compiler else ()),
-                pass_fds=[theirs.fileno(), door.fileno()],
+                pass_fds=inherited,
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
                 env=environment(thread_environment(threads), rooms, compiler, driving=device != "cpu"),
                 start_new_session=bool(compiler),
             )
-        worker = cls(process, await Channel.over(ours, REPORTS), doorkeeper, rooms)
+        worker = cls(process, await Channel.over(ours, REPORTS), doorkeepers, rooms, reach)
         worker._compiles = bool(compiler)
         if device == "cpu":
             worker._holding = asyncio.create_task(worker._hold(memory_bytes))
@@ -150,7 +169,10 @@ class WorkerProcess:
 
     async def send(self, command: Message) -> None:
         """Hand over a command; a worker that has just died is noticed by the end of `reports`."""
-        self._has_run |= isinstance(command, StartRun)
+        if isinstance(command, StartRun):
+            self._has_run = True
+            if self._reach is not None:
+                self._reach.peers = frozenset(command.plan.peers)
         with contextlib.suppress(ConnectionError):
             await self._channel.send(command)
 
@@ -227,7 +249,7 @@ class WorkerProcess:
             # Once, since its number may be another's later.
             self._compiles = False
             toolchain.end_group(self.pid)
-        await self._doorkeeper.close()
+        await asyncio.gather(*(keeper.close() for keeper in self._doorkeepers))
         for folder in (self.sockets_folder, self._compiled_folder):
             shutil.rmtree(folder, ignore_errors=True)
         return code

@@ -103,6 +103,15 @@ def dialable(address: str, *, loopback: bool = True) -> bool:
     return not (ip.is_unspecified or ip.is_multicast or (ip.is_loopback and not loopback))
 
 
+def ip_of(address: str) -> str | None:
+    """The IP address that the multiaddr begins with, without a zone; None where it names a host otherwise."""
+    host = _host(address)
+    try:
+        return None if host is None else str(ipaddress.ip_address(host.partition("%")[0]))
+    except ValueError:
+        return None
+
+
 def one_per_peer(addresses: Iterable[str]) -> list[str]:
     """The first address of each peer, in order: relays must be named once, else reserving takes minutes."""
     first: dict[PeerId, str] = {}

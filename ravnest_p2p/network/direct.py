@@ -107,17 +107,16 @@ class Direct:
     async def serve(self, handle: Callable[[Wire], Awaitable[None]]) -> None:
         """Hand every connection over, at most 16 before they have shaken hands; until cancelled."""
         loop, room = asyncio.get_running_loop(), asyncio.Semaphore(_MAX_HANDSHAKES)
-        with self._listener:
-            try:
-                while True:
-                    await room.acquire()
-                    accepted, _ = await loop.sock_accept(self._listener)
-                    task = asyncio.ensure_future(self._greet(accepted, room, handle))
-                    self._greeting.add(task)
-                    task.add_done_callback(self._greeting.discard)
-            finally:
-                for task in self._greeting:
-                    task.cancel()
+        try:
+            while True:
+                await room.acquire()
+                accepted, _ = await loop.sock_accept(self._listener)
+                task = asyncio.ensure_future(self._greet(accepted, room, handle))
+                self._greeting.add(task)
+                task.add_done_callback(self._greeting.discard)
+        finally:
+            for task in self._greeting:
+                task.cancel()
 
     async def _greet(
         self, accepted: socket.socket, room: asyncio.Semaphore, handle: Callable[[Wire], Awaitable[None]]

@@ -33,7 +33,7 @@ from multiaddr import Multiaddr
 
 from ravnest_p2p.core.errors import ConfigError, LocalDaemonError, PeerUnreachableError
 from ravnest_p2p.core.types import PeerId
-from ravnest_p2p.network.addresses import dialable, peer_of, transport_of, with_peer
+from ravnest_p2p.network.addresses import dialable, ip_of, is_circuit, peer_of, transport_of, with_peer
 from ravnest_p2p.network.janitor import Janitor
 from ravnest_p2p.network.p2pd_config import P2PDConfig, PortKeeper, arguments
 from ravnest_p2p.network.p2pd_waits import bounded
@@ -210,6 +210,10 @@ class P2PDaemon:
         """Full addresses (with /p2p/…) under which this peer can be dialled now, relayed ones included."""
         return await own_addresses(self.p2p)
 
+    async def hosts_of(self, peer: PeerId) -> list[str]:
+        """See the function of that name; empty while p2pd does not run."""
+        return [] if self._p2p is None else await hosts_of(self._p2p, peer)
+
     async def _serve(self, p2p: P2P, on_up: OnUp) -> str:
         up = asyncio.ensure_future(on_up(p2p))
         exited = asyncio.create_task(self.wait_exited())
@@ -275,6 +279,21 @@ async def own_addresses(p2p: P2P, timeout_s: float = 5.0) -> list[str]:
         raise LocalDaemonError(f"p2pd does not say its addresses: {error!r}") from error
     peer = PeerId(peer_id.to_base58())
     return [with_peer(str(address), peer) for address in found if dialable(str(address))]
+
+
+async def hosts_of(p2p: P2P, peer: PeerId, timeout_s: float = 2.0) -> list[str]:
+    """IP addresses at which p2pd is connected to the peer, each once; those of relays are none.
+
+    Raises:
+        OSError: p2pd does not tell.
+    """
+    try:
+        connected = await bounded(p2p.list_peers(), timeout_s)
+    except (asyncio.TimeoutError, P2PDaemonError, EOFError) as error:
+        raise ConnectionError(f"p2pd does not list its peers: {error!r}") from None
+    addresses = [str(a) for one in connected if one.peer_id.to_base58() == peer for a in one.addrs]
+    found = [ip_of(address) for address in addresses if not is_circuit(address)]
+    return list(dict.fromkeys(ip for ip in found if ip is not None))
 
 
 async def connect(p2p: P2P, address: str, timeout_s: float = 10.0) -> PeerId:

@@ -62,7 +62,7 @@ def worker(folder: Path, *, obeys: bool) -> tuple[WorkerProcess, Any, Any]:
     channel: Any = Channel(obeys=obeys)
     doorkeeper: Any = Doorkeeper()
     rooms = Rooms(folder / "blobs", folder / "job", folder / "sockets")
-    return WorkerProcess(process, channel, doorkeeper, rooms), process, channel
+    return WorkerProcess(process, channel, [doorkeeper], rooms), process, channel
 
 
 async def hear(made: WorkerProcess) -> None:

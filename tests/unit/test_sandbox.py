@@ -17,7 +17,7 @@ import pytest
 
 import ravnest_p2p
 from ravnest_p2p.daemon.worker import sandbox_landlock
-from ravnest_p2p.daemon.worker.sandbox_door import Doorkeeper
+from ravnest_p2p.daemon.worker.sandbox_door import Doorkeeper, to_p2pd
 from ravnest_p2p.daemon.worker.sandbox_rules import Rooms, environment
 from ravnest_p2p.daemon.worker.sandbox_syscalls import UnavailableError
 
@@ -164,7 +164,7 @@ async def child_with_p2pd(home: Path) -> dict[str, Any]:
     control = home / "run" / "p2pd.sock"
     control.unlink()
     async with await asyncio.start_unix_server(greet, control):
-        doorkeeper = Doorkeeper(str(control))
+        doorkeeper = Doorkeeper(to_p2pd(str(control)))
         with doorkeeper.theirs as door:
             child = await asyncio.create_subprocess_exec(
                 sys.executable,

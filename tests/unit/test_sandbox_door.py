@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from ravnest_p2p.daemon.worker.sandbox_door import ASKED, Door, Doorkeeper
+from ravnest_p2p.daemon.worker.sandbox_door import Door, Doorkeeper, to_p2pd
 
 BOUND_S = 10
 
@@ -37,7 +37,7 @@ async def say(connection: socket.socket, line: bytes) -> bytes:
 def test_each_who_asks_gets_a_connection_of_its_own(control: Path) -> None:
     async def scenario() -> None:
         async with await asyncio.start_unix_server(echo, control):
-            keeper = Doorkeeper(str(control))
+            keeper = Doorkeeper(to_p2pd(str(control)))
             door = Door(keeper.theirs.detach())
             connections = await asyncio.gather(*(door.open() for _ in range(20)))
             lines = [f"{i}\n".encode() for i in range(20)]
@@ -49,7 +49,7 @@ def test_each_who_asks_gets_a_connection_of_its_own(control: Path) -> None:
 
 def test_p2pd_may_be_gone_and_come_back(control: Path) -> None:
     async def scenario() -> None:
-        keeper = Doorkeeper(str(control))
+        keeper = Doorkeeper(to_p2pd(str(control)))
         door = Door(keeper.theirs.detach())
         with pytest.raises(ConnectionRefusedError):
             await door.open()
@@ -65,8 +65,8 @@ def test_p2pd_may_be_gone_and_come_back(control: Path) -> None:
 def test_a_worker_that_leaves_its_connections_lying_gets_no_more(control: Path) -> None:
     async def scenario() -> int:
         async with await asyncio.start_unix_server(echo, control):
-            keeper = Doorkeeper(str(control))
-            keeper.theirs.sendall(ASKED * 10_000)
+            keeper = Doorkeeper(to_p2pd(str(control)))
+            keeper.theirs.sendall(bytes(10_000))
             await asyncio.wait({keeper._task})
             keeper.theirs.settimeout(BOUND_S)
             answers = 0
@@ -83,7 +83,7 @@ def test_a_worker_that_leaves_its_connections_lying_gets_no_more(control: Path) 
 
 def test_the_keeper_leaves_with_the_worker(control: Path) -> None:
     async def scenario() -> None:
-        keeper = Doorkeeper(str(control))
+        keeper = Doorkeeper(to_p2pd(str(control)))
         keeper.theirs.close()
         await asyncio.wait({keeper._task})
         assert keeper._ours.fileno() == -1

@@ -16,22 +16,36 @@ import uvloop
 
 from ravnest_p2p.daemon.channel import Channel
 from ravnest_p2p.daemon.messages import COMMANDS
+from ravnest_p2p.daemon.reach import asking
 from ravnest_p2p.daemon.worker import guard, sandbox
 from ravnest_p2p.daemon.worker.loading import Lent
 from ravnest_p2p.daemon.worker.sandbox_door import Door, DoorLoop
 from ravnest_p2p.daemon.worker.service import WorkerService
+from ravnest_p2p.network.direct import Direct
 from ravnest_p2p.training import choose_device, start_device
 
 
-async def serve(channel_fd: int, lent: Lent) -> None:
+async def serve(channel_fd: int, lent: Lent, direct: Direct | None) -> None:
     channel = await Channel.over(socket.socket(fileno=channel_fd), COMMANDS)
-    await WorkerService(channel, lent).run()
+    await WorkerService(channel, lent, direct).run()
+
+
+def direct_through(listener: int, door: int) -> Direct:
+    """Direct connections that come in at an inherited socket, and go out through a door."""
+    way_out = Door(door)
+    return Direct(socket.socket(fileno=listener), lambda peer, port: way_out.open(asking(peer, port)))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="A stage's worker; started by ravnestd, never by hand.")
     parser.add_argument("--channel", type=int, required=True, help="inherited socket to ravnestd")
     parser.add_argument("--door", type=int, required=True, help="inherited socket for connections to p2pd")
+    parser.add_argument(
+        "--direct",
+        type=int,
+        nargs=2,
+        help="inherited sockets for direct connections: a listening one, and a door",
+    )
     parser.add_argument("--parent", type=int, required=True, help="ravnestd's process id")
     parser.add_argument("--memory", type=int, required=True, help="bytes that the stage may use")
     parser.add_argument("--disk", type=int, required=True, help="bytes that a file may have")
@@ -63,7 +77,10 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(options.threads)
     torch.set_num_interop_threads(1)
-    uvloop.run(serve(options.channel, lent), loop_factory=lambda: DoorLoop.through(Door(options.door)))
+    direct = direct_through(*options.direct) if options.direct else None
+    uvloop.run(
+        serve(options.channel, lent, direct), loop_factory=lambda: DoorLoop.through(Door(options.door))
+    )
     # Nothing here outlives the process, and taking torch down in good order takes a second or more.
     os._exit(0)
 

@@ -1,9 +1,9 @@
-"""The one door of a worker: connections to p2pd, made by ravnestd and handed over.
+"""The doors of a worker: connections made by ravnestd and handed over.
 
 Problem: a kernel's filter sees that a process connects, not whereto, and on a desktop the sockets of the
 session bus or of docker start any program outside the worker's walls. Solution: the worker may not connect at
-all. It asks ravnestd over an inherited socket, one byte a connection; ravnestd connects to p2pd, and nowhere
-else, and passes the connected socket back.
+all. It asks ravnestd over an inherited socket; ravnestd connects to p2pd, and nowhere else, and passes the
+connected socket back. A second door leads to other members of the worker's plan (`daemon.reach`).
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 import socket
 import threading
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import uvloop
@@ -20,9 +21,28 @@ from ravnest_p2p.network.p2pd_waits import bounded
 
 CONNECT_TIMEOUT_S = 5.0
 ANSWER_TIMEOUT_S = 8.0
-ASKED, OPENED, REFUSED = b"?", b"+", b"-"
+OPENED, REFUSED = b"+", b"-"
 UNREAD_BYTES = 4096
 """Answers, each holding a connection open, that a worker may leave unread."""
+
+Connect = Callable[[bytes], Awaitable[socket.socket]]
+"""A connection for what the worker said, of at most 255 bytes. Raises OSError where it gets none."""
+
+
+def to_p2pd(control_socket: str) -> Connect:
+    """Connections to p2pd, whatever the worker says."""
+
+    async def connect(_: bytes) -> socket.socket:
+        connection = socket.socket(socket.AF_UNIX)
+        connection.setblocking(False)
+        try:
+            await asyncio.get_running_loop().sock_connect(connection, control_socket)
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+    return connect
 
 
 class Doorkeeper:
@@ -32,8 +52,8 @@ class Doorkeeper:
         theirs: the worker's end; close it once the worker has it.
     """
 
-    def __init__(self, control_socket: str) -> None:
-        self._path = control_socket
+    def __init__(self, connect: Connect) -> None:
+        self._connect = connect
         self._ours, self.theirs = socket.socketpair()
         self._ours.setblocking(False)
         self._ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, UNREAD_BYTES)
@@ -47,17 +67,26 @@ class Doorkeeper:
 
     async def _serve(self) -> None:
         """Until the worker is gone, or leaves answers lying about."""
-        loop = asyncio.get_running_loop()
         with self._ours, contextlib.suppress(OSError):
-            while await loop.sock_recv(self._ours, 1):
-                with socket.socket(socket.AF_UNIX) as connection:
-                    connection.setblocking(False)
-                    try:
-                        await bounded(loop.sock_connect(connection, self._path), CONNECT_TIMEOUT_S)
-                    except (OSError, asyncio.TimeoutError):
-                        self._ours.send(REFUSED)
-                    else:
+            while length := await self._heard(1):
+                asked = await self._heard(length[0])
+                try:
+                    connection = await bounded(self._connect(asked), CONNECT_TIMEOUT_S)
+                except (OSError, asyncio.TimeoutError):
+                    self._ours.send(REFUSED)
+                else:
+                    with connection:
                         socket.send_fds(self._ours, [OPENED], [connection.fileno()])
+
+    async def _heard(self, count: int) -> bytes:
+        """So many bytes; fewer at the end."""
+        heard = b""
+        while len(heard) < count:
+            more = await asyncio.get_running_loop().sock_recv(self._ours, count - len(heard))
+            if not more:
+                break
+            heard += more
+        return heard
 
 
 class Door:
@@ -68,22 +97,24 @@ class Door:
         self._socket = socket.socket(fileno=descriptor)
         self._socket.settimeout(ANSWER_TIMEOUT_S)
 
-    async def open(self) -> socket.socket:
-        """A new connection to p2pd.
+    async def open(self, ask: bytes = b"") -> socket.socket:
+        """A new connection.
 
+        Args:
+            ask: whereto, at most 255 bytes; nothing for p2pd.
         Raises:
-            ConnectionRefusedError: p2pd does not serve at present.
+            ConnectionRefusedError: there is none at present.
             OSError: ravnestd does not answer.
         """
         # In a thread, so that whoever is cancelled while he waits leaves no answer to the next one.
-        return await asyncio.to_thread(self._ask)
+        return await asyncio.to_thread(self._ask, ask)
 
-    def _ask(self) -> socket.socket:
+    def _ask(self, ask: bytes) -> socket.socket:
         with self._asking:
-            self._socket.sendall(ASKED)
+            self._socket.sendall(bytes([len(ask)]) + ask)
             _, descriptors, *_ = socket.recv_fds(self._socket, 1, 1)
         if not descriptors:
-            raise ConnectionRefusedError("p2pd does not serve")
+            raise ConnectionRefusedError("ravnestd got no connection")
         connection = socket.socket(fileno=descriptors[0])
         connection.setblocking(False)
         return connection

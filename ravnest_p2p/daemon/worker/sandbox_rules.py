@@ -204,6 +204,11 @@ def conditions(pid: int, compiling: bool = False, driving: bool = False) -> tupl
         # Datagrams carry their address with them, past `connect`.
         Condition("socket", 1, streams, mask=SOCKET_KIND),
         Condition("socketpair", 1, streams, mask=SOCKET_KIND),
+        # So may the first bytes of a TCP socket that is connected to nobody, such as a shut listening one.
+        *(
+            Condition(call, flags, (socket.MSG_FASTOPEN,), mask=socket.MSG_FASTOPEN, refuse=True)
+            for call, flags in (("sendto", 3), ("sendmsg", 2), ("sendmmsg", 3))
+        ),
         # Have the kernel send a signal of one's choice to a process of one's choice.
         Condition("fcntl", 1, (SET_OWNER, SET_SIGNAL, SET_OWNER_EX), refuse=True),
         Condition("ioctl", 1, (TERMINAL_INPUT, TERMINAL_SELECTION, SOCKET_OWNER, SOCKET_GROUP), refuse=True),

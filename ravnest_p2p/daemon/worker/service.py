@@ -27,15 +27,17 @@ from ravnest_p2p.daemon.messages import (
 )
 from ravnest_p2p.daemon.worker.loading import Lent
 from ravnest_p2p.daemon.worker.stage_run import StageRun
+from ravnest_p2p.network.direct import Direct
 from ravnest_p2p.training import works
 
 MAX_TEXT = 4000
 
 
 class WorkerService:
-    def __init__(self, channel: Channel[Command], lent: Lent) -> None:
+    def __init__(self, channel: Channel[Command], lent: Lent, direct: Direct | None = None) -> None:
         self._channel = channel
         self._lent = lent
+        self._direct = direct
         self._run: StageRun | None = None
         self._task: asyncio.Task[None] | None = None
 
@@ -46,7 +48,7 @@ class WorkerService:
             match command:
                 case StartRun():
                     await self._stop()
-                    self._run = StageRun(command, self._lent, self._channel.send)
+                    self._run = StageRun(command, self._lent, self._channel.send, self._direct)
                     self._task = asyncio.create_task(self._perform(self._run))
                 case Endpoints() if self._run is not None:
                     self._run.endpoints_known(command.nonces)

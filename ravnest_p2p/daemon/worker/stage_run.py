@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -21,6 +22,7 @@ from ravnest_p2p.daemon.worker.averaging import RingExchange
 from ravnest_p2p.daemon.worker.loading import Lent, LoadedStage, load_stage
 from ravnest_p2p.daemon.worker.neighbours import Neighbours
 from ravnest_p2p.daemon.worker.stage_loop import StageLoop
+from ravnest_p2p.network.direct import Direct
 from ravnest_p2p.network.link_server import LinkServer
 from ravnest_p2p.network.p2pd import attach
 from ravnest_p2p.network.p2pd_waits import bounded
@@ -34,10 +36,17 @@ Result = TypeVar("Result")
 
 
 class StageRun:
-    def __init__(self, start: StartRun, lent: Lent, report: Callable[[Message], Awaitable[None]]) -> None:
+    def __init__(
+        self,
+        start: StartRun,
+        lent: Lent,
+        report: Callable[[Message], Awaitable[None]],
+        direct: Direct | None = None,
+    ) -> None:
         self._start = start
         self._lent = lent
         self._report = report
+        self._direct = direct
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="compute")
         self._files: asyncio.Future[dict[str, tuple[str, ...]]] = asyncio.get_running_loop().create_future()
         self._nonces: dict[PeerId, str] = {}
@@ -66,6 +75,9 @@ class StageRun:
         loop = self._loop = StageLoop(start, stage, readers, self._compute, self._report)
         try:
             neighbours, rings = await self._connect(stage)
+            # What is here stays to the end of the run: the collector need not look through it at each turn.
+            gc.collect()
+            gc.freeze()
             receiving = neighbours.start(loop.activation_arrived, loop.gradient_arrived, loop.frame_sent)
 
             def progress() -> Report:
@@ -94,6 +106,7 @@ class StageRun:
         Links are left without waiting for receipts: a run that is stopped has no use for them, and one that
         is done is stopped only once every member is done.
         """
+        gc.unfreeze()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -127,7 +140,7 @@ class StageRun:
         start = self._start
         p2p: P2P = await attach(start.control_socket, Path(start.runtime_folder))
         self._closing.append(p2p.shutdown)
-        server = LinkServer(p2p, start.plan.generation)
+        server = LinkServer(p2p, start.plan.generation, self._direct)
         self._closing.append(server.close)
         nonce = await server.start()
         cluster, trainer = start.plan.clusters[start.cluster], stage.trainer

@@ -1,0 +1,200 @@
+"""Links that go on over a direct TLS connection, and what strangers can do there."""
+
+import asyncio
+import contextlib
+import socket
+import ssl
+from collections.abc import AsyncIterator
+
+import pytest
+
+from ravnest_p2p.core.errors import FrameFormatError, PeerUnreachableError
+from ravnest_p2p.network import direct as direct_module
+from ravnest_p2p.network.direct import Direct, Offer
+from ravnest_p2p.network.frames import FrameKind, Limits, pack
+from ravnest_p2p.network.link_server import LinkServer
+from ravnest_p2p.network.links import Link
+from tests.integration.peers import id_of, peers, run
+from tests.integration.test_links import GENERATION, QUICK, transfer
+
+
+async def to_loopback(_: str, port: int) -> socket.socket:
+    connection = socket.socket()
+    connection.setblocking(False)
+    await asyncio.get_running_loop().sock_connect(connection, ("127.0.0.1", port))
+    return connection
+
+
+def listening() -> socket.socket:
+    return socket.create_server(("127.0.0.1", 0))
+
+
+class Pair:
+    def __init__(self, a, b, connect=to_loopback) -> None:
+        self.there_direct = Direct(listening(), to_loopback)
+        self.dialling = LinkServer(a, GENERATION, Direct(listening(), connect))
+        self.accepting = LinkServer(b, GENERATION, self.there_direct)
+        self._ids = id_of(a), id_of(b)
+        self.here: Link
+        self.there: Link
+
+    async def link(self) -> None:
+        nonce = await self.accepting.start()
+        self.there = self.accepting.expect("act", self._ids[0], QUICK)
+        self.here = await self.dialling.dial(self._ids[1], nonce, "act", QUICK)
+
+    def is_direct(self) -> bool:
+        session = self.here._session
+        return session is not None and session._stream.wire.certificate is not None
+
+    async def until(self, direct: bool) -> None:
+        while self.is_direct() is not direct:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+
+
+@contextlib.asynccontextmanager
+async def linked(connect=to_loopback) -> AsyncIterator[Pair]:
+    async with peers(2) as (a, b):
+        pair = Pair(a, b, connect)
+        await pair.link()
+        yield pair
+        await pair.dialling.close()
+        await pair.accepting.close()
+
+
+def test_a_link_moves_on_to_a_direct_connection_and_loses_nothing():
+    async def test() -> None:
+        async with linked() as pair:
+            both = transfer(pair.here, pair.there, 300, [0, 10, 200_000])
+            await asyncio.gather(both, transfer(pair.there, pair.here, 300, [5, 150_000]), pair.until(True))
+
+    run(test)
+
+
+def test_it_goes_back_to_libp2p_where_the_connection_breaks(monkeypatch: pytest.MonkeyPatch):
+    async def test() -> None:
+        async with linked() as pair:
+            await pair.until(True)
+
+            async def refused(*_: object) -> socket.socket:
+                raise ConnectionRefusedError
+
+            monkeypatch.setattr(pair.dialling._direct, "_connect", refused)
+
+            async def cut() -> None:
+                await asyncio.sleep(0.05)
+                pair.here._session._stream.wire.abort()
+                await pair.until(False)
+
+            await asyncio.gather(transfer(pair.here, pair.there, 500, [5, 250_000]), cut())
+            assert not pair.is_direct()
+            assert pair.here.end is None
+
+    run(test)
+
+
+@pytest.mark.parametrize("how", ["refused", "silent", "somebody else"])
+def test_it_stays_with_libp2p_where_none_can_be_made(how: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(direct_module, "_HANDSHAKE_S", 0.3)
+
+    async def test() -> None:
+        tried = asyncio.Event()
+        silent = listening()
+        stranger = Direct(listening(), to_loopback)
+
+        async def met(wire) -> None:
+            with contextlib.suppress(EOFError, OSError):
+                await wire.read(Limits())
+                raise AssertionError("a hello went to a stranger")
+
+        serving = asyncio.ensure_future(stranger.serve(met))
+
+        async def elsewhere(peer: str, port: int) -> socket.socket:
+            tried.set()
+            if how == "refused":
+                raise ConnectionRefusedError
+            to = silent if how == "silent" else stranger._listener
+            return await to_loopback(peer, to.getsockname()[1])
+
+        async with linked(elsewhere) as pair:
+            await asyncio.wait_for(tried.wait(), 5)
+            await transfer(pair.here, pair.there, 50, [5, 250_000])
+            await asyncio.sleep(0.5)
+            assert not pair.is_direct()
+            assert pair.here.end is None
+        serving.cancel()
+        silent.close()
+
+    run(test)
+
+
+async def stranger_says(port: int, hello: dict) -> bytes:
+    """What comes back to a stranger who shakes hands and says this."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    reader, writer = await asyncio.open_connection("127.0.0.1", port, ssl=context)
+    for buffer in pack(hello).encode(FrameKind.HELLO):
+        writer.write(buffer)
+    with contextlib.suppress(OSError):
+        return await reader.read()
+    return b""
+
+
+def test_strangers_get_nothing_and_cost_little(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(direct_module, "_HANDSHAKE_S", 0.5)
+
+    async def test() -> None:
+        async with linked() as pair:
+            await pair.until(True)
+            port = pair.there_direct.offer().port
+            hello = {"channel": "act", "generation": [3, 1, "aa"], "link": bytes(16), "next": 0}
+            for ticket in ({}, {"ticket": b""}, {"ticket": bytes(32)}, {"ticket": b"x" * 500}, {"ticket": 5}):
+                assert await asyncio.wait_for(stranger_says(port, hello | ticket), 5) == b""
+            assert pair.accepting.refused == {"LinkRefusedError": 4, "FrameFormatError": 1}
+            idle = [socket.create_connection(("127.0.0.1", port)) for _ in range(40)]
+            garbage = socket.create_connection(("127.0.0.1", port))
+            garbage.sendall(b"GET / HTTP/1.1\r\n\r\n" * 10)
+            await asyncio.sleep(0.2)
+            assert len(pair.there_direct._greeting) <= 16 + 1
+            await transfer(pair.here, pair.there, 100, [5, 100_000])
+            assert pair.is_direct()
+            for one in (*idle, garbage):
+                one.close()
+
+    run(test)
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        {},
+        {"port": 0, "fingerprint": bytes(32), "ticket": bytes(32)},
+        {"port": 70_000, "fingerprint": bytes(32), "ticket": bytes(32)},
+        {"port": True, "fingerprint": bytes(32), "ticket": bytes(32)},
+        {"port": 5000, "fingerprint": bytes(31), "ticket": bytes(32)},
+        {"port": 5000, "fingerprint": "x" * 32, "ticket": bytes(32)},
+        {"port": 5000, "fingerprint": bytes(32), "ticket": bytes(33)},
+    ],
+)
+def test_offers_are_checked(header: dict):
+    with pytest.raises(FrameFormatError):
+        Offer.of(header)
+
+
+def test_an_offer_counts_once_and_only_for_its_fingerprint():
+    async def test() -> None:
+        serving, asking = Direct(listening(), to_loopback), Direct(listening(), to_loopback)
+        met: list[object] = []
+
+        async def meet(wire) -> None:
+            met.append(wire)
+
+        task = asyncio.ensure_future(serving.serve(meet))
+        offer = serving.offer()
+        wire = await asking.open("peer", offer)
+        wire.close()
+        with pytest.raises(PeerUnreachableError, match="somebody else"):
+            await asking.open("peer", offer._replace(fingerprint=bytes(32)))
+        task.cancel()
+
+    run(test)
