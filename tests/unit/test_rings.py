@@ -123,10 +123,12 @@ def test_a_grid_takes_rows_and_columns_of_steps_and_no_more_bytes(size: int, col
     places = range(size) if size < 100 else (0, 500, 999)
     hops = {place: [grid.hop(way, place) for way in range(grid.count)] for place in places}
     steps = 2 * (columns - 1 + rows - 1)
-    assert max(hop.sum_togo for its in hops.values() for hop in its) == steps
+    most = max(hop.sum_togo for its in hops.values() for hop in its)
+    assert most == steps if size % columns == 0 else steps - 1 <= most <= steps
+    sent = [sum((hop.gives is not None) + len(hop.passes) for hop in its) for its in hops.values()]
+    assert max(sent) <= 1.02 * 2 * (size - 1) / size * grid.count, "as a ring does"
     if size % columns == 0:
-        sent = [sum((hop.gives is not None) + len(hop.passes) for hop in its) for its in hops.values()]
-        assert sent == [2 * (size - 1)] * len(sent), "as a ring does"
+        assert sent == [2 * (size - 1)] * len(sent)
 
 
 @pytest.mark.parametrize(("size", "columns"), [(3, 0), (3, 4), (0, 1)])
