@@ -111,7 +111,7 @@ def average_all(
             machine = SegmentRound(rank, weights, share.chunks, Counted(clock, peer.taken), same, window)
             holders.append(_Holder(peer, rank, machine, lengths))
         for holder in holders:
-            others = set().union(*neighbours(shape, holder.rank))
+            others = set().union(*neighbours(shape, holder.rank, share.chunks))
             holder.peer.turns.extend((holder, holders[other]) for other in sorted(others))
             holder.peer.holders.append(holder)
     for peer in peers:

@@ -22,6 +22,7 @@ ready for a link, that with the longest rest of its way goes first, so that all 
 from __future__ import annotations
 
 import heapq
+import math
 from bisect import bisect_left
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
@@ -179,9 +180,9 @@ class SegmentRound(Generic[T]):
         live = self._live
         place = self._place(self.rank)
         trained = any(self._weights)
-        shares = normalised([self._weights[rank] for rank in live])
+        total = math.fsum(self._weights[rank] for rank in live)
         # Where all who trained are dead, the rest count alike.
-        self._share = shares[place] if any(shares) else 1 / len(live)
+        self._share = self._weights[self.rank] / total if total else 1 / len(live)
         self._ways = self._make_ways(len(live))
         self._window = self._given_window or self._ways.window
         self._sums: dict[int, dict[int, T]] = {}

@@ -190,9 +190,10 @@ def ways(size: int, columns: int) -> Ways:
     return Ring(size) if columns in (1, size) else Grid(size, columns)
 
 
-def neighbours(found: Ways, place: int) -> tuple[set[int], set[int]]:
-    """Places that it takes from, and places that it sends to."""
-    hops = [found.hop(way, place) for way in range(found.count)]
+def neighbours(found: Ways, place: int, chunks: int | None = None) -> tuple[set[int], set[int]]:
+    """Places that it takes from, and places that it sends to; on the ways of so many chunks, or on all."""
+    taken = found.count if chunks is None else min(found.count, chunks)
+    hops = [found.hop(way, place) for way in range(taken)]
     before = {other for hop in hops for other in (*hop.takes, hop.source) if other is not None}
     after = {other for hop in hops for other in (hop.gives, *hop.passes) if other is not None}
     return before, after
