@@ -38,7 +38,7 @@ def test_a_grid_of_many_clusters_takes_a_way_of_rows_and_columns() -> None:
     count, columns, latency_s = 64, 8, 0.05
 
     def grid(size: int) -> Ways:
-        return ways(size, min(size, columns))
+        return ways(size, columns)
 
     size_bytes = 1_000_000
     taken = average(size_bytes, count, [1e9] * count, latency_s, grid)
@@ -66,7 +66,7 @@ def test_rows_of_a_grid_that_differ_in_length_take_no_longer() -> None:
     chunks = ways(members, columns).count
 
     def grid(size: int) -> Ways:
-        return ways(size, min(size, columns))
+        return ways(size, columns)
 
     taken = average(chunks << 18, chunks, [1e8] * members, 0.01, grid)
     share = 2 * (members - 1) / members * (chunks << 18)

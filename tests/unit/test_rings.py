@@ -39,6 +39,22 @@ def test_segments_are_the_union_of_all_cuts() -> None:
     ]
 
 
+def test_members_stand_in_the_order_of_the_rings() -> None:
+    clusters = [cluster(0, 4, 9), cluster(0, 2, 9), cluster(0, 9)]
+    found = segments(clusters, (2, 0, 1))
+    assert [(segment.lo, segment.hi) for segment in found] == [(0, 2), (2, 4), (4, 9)]
+    assert found[1].members == (Member(2, 0), Member(0, 0), Member(1, 1))
+    assert segments(clusters, (0, 1, 2)) == segments(clusters)
+    for wrong in ((0, 1), (0, 1, 1), (0, 1, 3), (1, 2, 3)):
+        with pytest.raises(PlanError, match="no order of 3 clusters"):
+            segments(clusters, wrong)
+
+
+def test_more_columns_than_members_are_one_ring() -> None:
+    assert ways(5, 5) == ways(5, 9) == ways(5, 1) == Ring(5)
+    assert isinstance(ways(5, 4), Grid)
+
+
 def test_one_cluster_has_rings_of_one() -> None:
     assert segments([cluster(0, 4, 9)]) == [Segment(0, 4, (Member(0, 0),)), Segment(4, 9, (Member(0, 1),))]
     assert segments([]) == []

@@ -186,8 +186,8 @@ class Grid:
 
 
 def ways(size: int, columns: int) -> Ways:
-    """A ring where all members are in one row or in one column, else a grid."""
-    return Ring(size) if columns in (1, size) else Grid(size, columns)
+    """A ring where all members are in one row or in one column, else a grid of so many columns at most."""
+    return Ring(size) if columns == 1 or columns >= size else Grid(size, columns)
 
 
 def neighbours(found: Ways, place: int, chunks: int | None = None) -> tuple[set[int], set[int]]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -21,12 +22,12 @@ from ravnest_p2p.core.rings import (
     Formed,
     Kind,
     Outcome,
-    Ring,
     Segment,
     SegmentRound,
     Send,
     deliver,
     segments,
+    ways,
 )
 from ravnest_p2p.core.types import JobPlan, PeerId
 from ravnest_p2p.daemon.worker.wires import link_limits, lost
@@ -93,7 +94,7 @@ class RingExchange:
         self._params = params
         self._buffers = buffers
         self._segments: list[SegmentLinks] = []
-        for segment in segments(plan.clusters):
+        for segment in segments(plan.clusters, plan.ring_order):
             if (cluster, stage) in segment.members:
                 names = names_of(segment.lo, segment.hi)
                 elements = averaging.elements(params, buffers, names)
@@ -148,9 +149,10 @@ class RingExchange:
             await compute(lambda: averaging.check_finite(self._params, self._buffers, its.names))
             return []
         flat: Tensor = await compute(lambda: averaging.gather(self._params, self._buffers, its.names))
-        chunks = averaging.chunk_count(its.elements, its.size)
+        shape = partial(ways, columns=self._plan.ring_columns)
+        chunks = averaging.chunk_count(its.elements, shape(its.size).count)
         values = averaging.SegmentValues(flat, chunks)
-        round_ = SegmentRound(its.rank, of_members, chunks, values, Ring)
+        round_ = SegmentRound(its.rank, of_members, chunks, values, shape)
         traffic = Traffic(its, number, round_, values)
         await traffic.run()
         await compute(lambda: averaging.scatter(flat, self._params, self._buffers, its.names))
