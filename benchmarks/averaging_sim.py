@@ -1,19 +1,7 @@
 """Do steps, bytes, time and memory follow the formulas? `python -m benchmarks.averaging --sim`, two minutes.
 
 The product's state machine runs for each holder of each segment in virtual time; figures are exact and the
-same on every machine, but for the seconds of `ten thousand`. For C members who hold S bytes each:
-
-    steps   hops of the longest way of a chunk, there and back: 2(C−1) in a ring,
-            2(rows−1 + columns−1) in a grid
-    bytes   2(C−1)/C · S that each sends, in rings and in grids
-    time    bytes / rate + steps · latency until the last mean is there. Ways begin at all members, so nobody
-            waits for the first chunk to come by. Where several chunks take each way, they fill the waiting
-            of others, and the latency counts for less. The mean's way there and back again, twice the
-            steps in all, and everybody knows that all have it
-    bound   max over the peers of 2(C−1)/C · S / B: B the slower direction of the peer's line, S over all
-            its segments
-    memory  the vector that is gathered, one copy of S, in which means are kept too; and the sums that wait
-            for others or for the line, at most as many as chunks are underway: eight for each member
+same on every machine, but for the seconds of `ten thousand`. `averaging_formulas` says what is expected.
 
 Sections: `ring` (the last one of a single chunk a way, where the latency counts in full), `five rings` (four
 clusters that cut differently, so that a peer's line carries up to five segments; equal and unequal lines),
@@ -31,19 +19,15 @@ from functools import partial
 from itertools import pairwise
 from typing import Any
 
+from benchmarks.averaging_formulas import LATENCY_S, RATE_BPS, Section, sent_bytes, steps
+from benchmarks.averaging_many import ten_thousand
 from benchmarks.common import Goal
-from ravnest_p2p.core.planning.instance import parse_problem
-from ravnest_p2p.core.planning.layout import Cluster
-from ravnest_p2p.core.planning.search.ring_order import ring_order
-from ravnest_p2p.core.rings import Hop, Ways, segments, ways
+from ravnest_p2p.core.rings import Ways, segments, ways
 from ravnest_p2p.core.rings.ways import WINDOW
 from ravnest_p2p.core.types import ClusterPlan, PeerId, StageAssignment
-from ravnest_p2p.testing.planning_problems import instance
 from ravnest_p2p.testing.rings_timed import Line, Share, Taken, average_all
 from ravnest_p2p.training.averaging import CHUNK_BYTES, ELEMENT_BYTES, chunk_count
 
-RATE_BPS = 100e6
-LATENCY_S = 0.02
 RINGS = ((2, 64e6), (3, 64e6), (4, 64e6), (8, 64e6), (16, 64e6), (64, 64 * CHUNK_BYTES))
 """Members, and bytes of the segment."""
 
@@ -64,18 +48,6 @@ UNEQUAL = (
     Line(6e7, 6e7),
     Line(5e7, 2e8),
 )
-MANY, SAMPLE = 10_000, 10
-Section = tuple[dict[str, Any], list[Goal]]
-
-
-def steps(members: int, columns: int) -> int:
-    """Hops of the longest way; a grid with one or two longer rows may take one fewer."""
-    rows = -(-members // columns)
-    return 2 * (-(-members // rows) - 1 + rows - 1)
-
-
-def sent_bytes(members: int, size_bytes: float) -> float:
-    return 2 * (members - 1) / members * size_bytes
 
 
 def run() -> Section:
@@ -119,58 +91,12 @@ def five_rings() -> Section:
     return rows, goals
 
 
-def ten_thousand() -> Section:
-    """Rings of 10,000 clusters of a peer each, planned; then what they take."""
-    problem = parse_problem(instance("gpt350m", MANY, seed=1))
-    begun_s = time.process_time()
-    _, columns = ring_order(problem, [Cluster((peer,), ()) for peer in range(MANY)])
-    planned_s = time.process_time() - begun_s
-    shape = partial(ways, columns=columns)
-    size_bytes = shape(MANY).count * CHUNK_BYTES
-    wanted_steps, wanted = steps(MANY, columns), sent_bytes(MANY, size_bytes)
-    share = Share(SAMPLE * CHUNK_BYTES, SAMPLE, range(MANY), lambda size: _Some(shape(size)))
-    taken = average_all([Line(RATE_BPS, RATE_BPS)] * MANY, [share], LATENCY_S)
-    hops, mean_s = max(its.hops for its in taken), max(its.mean_s for its in taken)
-    way_s = wanted_steps * (LATENCY_S + CHUNK_BYTES * 8 / RATE_BPS)
-    name = f"{MANY} in {columns} columns"
-    row = {
-        "planned in s": planned_s,
-        "steps": hops,
-        "steps in one ring": steps(MANY, MANY),
-        f"s of {SAMPLE} chunks": mean_s,
-        "formula s of these": way_s,
-        "formula bytes": wanted,
-        "formula s": wanted * 8 / RATE_BPS + wanted_steps * LATENCY_S,
-    }
-    return {name: row}, [
-        Goal(f"seconds to plan, {name}", planned_s, "s", "<= 30"),
-        Goal(f"steps off, {name}", abs(hops - wanted_steps), "", "<= 0"),
-        Goal(f"time off, {SAMPLE} chunks, {name}", abs(mean_s / way_s - 1), "", "<= 0.1"),
-    ]
-
-
 SECTIONS: dict[str, Callable[[], Section]] = {
     "ring": rings,
     "five rings": five_rings,
     "grid": grids,
     "ten thousand": ten_thousand,
 }
-
-
-class _Some:
-    """A few ways of many, evenly spread."""
-
-    def __init__(self, all_of_them: Ways) -> None:
-        self._all = all_of_them
-        self.count = SAMPLE
-        self.branch = all_of_them.branch
-        self.window = all_of_them.window
-
-    def hop(self, way: int, place: int) -> Hop:
-        return self._all.hop(way * (self._all.count // SAMPLE), place)
-
-    def completed_by(self, place: int) -> int:
-        raise NotImplementedError("nobody dies here")
 
 
 def _one_by_one(cases: Iterable[tuple[int, int, int]]) -> Section:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 import pytest
 
 from benchmarks import averaging_sim
+from benchmarks.averaging_formulas import Section, steps
 from ravnest_p2p.core.rings import Ways, ways
 from ravnest_p2p.testing.rings_timed import Line, Share, average, average_all
 
@@ -70,13 +71,13 @@ def test_rows_of_a_grid_that_differ_in_length_take_no_longer() -> None:
 
     taken = average(chunks << 18, chunks, [1e8] * members, 0.01, grid)
     share = 2 * (members - 1) / members * (chunks << 18)
-    assert max(its.hops for its in taken) == averaging_sim.steps(members, columns)
+    assert max(its.hops for its in taken) == steps(members, columns)
     assert [its.bytes_sent for its in taken] == pytest.approx([share] * members, rel=0.02)
     assert max(its.mean_s for its in taken) <= 1.1 * share * 8 / 1e8
     assert max(its.sums_bytes for its in taken) <= 0.2 * (chunks << 18), "means lie in the vector itself"
 
 
 @pytest.mark.parametrize("section", [averaging_sim.rings, averaging_sim.five_rings])
-def test_the_benchmark_finds_the_formulas(section: Callable[[], averaging_sim.Section]) -> None:
+def test_the_benchmark_finds_the_formulas(section: Callable[[], Section]) -> None:
     _, goals = section()
     assert [goal for goal in goals if not goal.holds] == []
