@@ -1,6 +1,6 @@
 """Section `ten thousand` of `averaging_sim`: that many clusters are planned in seconds, as a grid.
 
-To simulate all chunks would take hours and tens of GB: each is sent 20,000 times, and each segment has at least
+To simulate all chunks would take hours and tens of GB: each is sent 20,000 times, and a segment has at least
 one chunk for each way. So all 10,000 members run, and ten chunks on ways far apart from one another; what the
 formulas say of all chunks is reported without being simulated.
 """
