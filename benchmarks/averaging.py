@@ -8,7 +8,7 @@ The same tensors, links and cores on every side, one side after the other in eac
 
 Sections: `links` (network namespaces, each member's link shaped to a rate; needs linux, root and iproute2),
 `loopback`. The bound is 2(C−1)/C of a member's bytes over its link's rate. About forty minutes on two cores;
-nothing else should run.
+nothing else should run. `--sim` runs only `averaging_sim`: up to 10,000 clusters in virtual time.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import Any, NamedTuple
 
+from benchmarks import averaging_sim
 from benchmarks.averagers.net import DEVICE, ShapedNet
 from benchmarks.common import Goal, report
 from ravnest_p2p.testing.local_swarm import Host
@@ -68,7 +69,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", action="store_true", help="one JSON object for machines")
     parser.add_argument("--quick", action="store_true", help="two rounds; never for a claim")
     parser.add_argument("--section", choices=SECTIONS, help="only this one (default: all)")
+    parser.add_argument("--sim", action="store_true", help="only steps, bytes and time in virtual time")
     options = parser.parse_args(arguments)
+    if options.sim:
+        return report("averaging_sim", *averaging_sim.run(), options.json)
     rounds = QUICK_ROUNDS if options.quick else ROUNDS
     results: dict[str, Any] = {}
     goals: list[Goal] = []

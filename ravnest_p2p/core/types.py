@@ -329,6 +329,8 @@ class JobPlan:
         batches_done: where the data order is taken up.
         version: update number from which the stages count on.
         pieces: saved state to load, covering all layers; empty for initial weights.
+        ring_order: numbers of the clusters in the order of their rings; empty for the order of the numbers.
+        ring_columns: 1, or as many as clusters, for one ring; between these, most members of a grid's row.
     """
 
     job: JobId
@@ -339,6 +341,8 @@ class JobPlan:
     version: int = 0
     pieces: tuple[Piece, ...] = ()
     reason: str = ""
+    ring_order: tuple[int, ...] = ()
+    ring_columns: int = 1
 
     @property
     def peers(self) -> tuple[PeerId, ...]:

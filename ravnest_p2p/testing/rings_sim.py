@@ -180,7 +180,7 @@ class RingsSim:
     def _act(self, rank: int) -> None:
         """Send all that the links take."""
         member = self.members[rank]
-        member.stored = max(member.stored, member.round.stored)
+        member.stored = max(member.stored, member.round.sums + member.round.means)
         for to, told in member.round.news():
             self._put(rank, to, told)
         for to in range(len(self.members)):

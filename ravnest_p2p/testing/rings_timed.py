@@ -1,15 +1,19 @@
-"""How long an averaging takes on links of given rates and latencies: `core.rings.round` in virtual time.
+"""How long an averaging takes on lines of given rates and latencies: `core.rings.round` in virtual time.
 
-Each member sends one chunk at a time over its uplink, in turn to whom something is due, and takes one at a
-time from its downlink.
+Problem: what a thousand clusters take cannot be tried out, and a peer that holds several segments, with
+other peers each, has one line for all of them. Solution: the product's state machine runs for each holder of
+each segment. A peer sends one chunk at a time over its uplink, in turn to whom something is due, whichever
+segment it is of, and takes one at a time from its downlink. Times, bytes and hops are exact, and the same on
+every machine.
 """
 
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import cycle, islice
+from typing import NamedTuple
 
 from ravnest_p2p.core.rings import Ring, SegmentRound, Send, Ways, chunk_bounds, deliver, neighbours
 from ravnest_p2p.testing.clock import VirtualClock
@@ -18,30 +22,62 @@ NOTE_BYTES = 100
 """Of a frame beside its chunk."""
 
 
-class Counted:
-    """Arithmetic of chunks without content."""
+class Line(NamedTuple):
+    """A peer's line, bits a second."""
 
-    def part(self, chunk: int, share: float) -> int:
-        return chunk
+    up_bps: float
+    down_bps: float
 
-    def add(self, chunk: int, share: float, sums: Sequence[int]) -> int:
-        return chunk
 
-    def hold(self, chunk: int, mean: int) -> int:
-        return chunk
+class Share(NamedTuple):
+    """A segment to average.
+
+    Attributes:
+        members: its holders in ring order, as indices into the lines.
+    """
+
+    size_bytes: int
+    chunks: int
+    members: Sequence[int]
+    ways: Callable[[int], Ways] = Ring
 
 
 @dataclass(slots=True)
 class Taken:
-    """Of one member.
+    """Of one peer, over all its segments.
 
     Attributes:
-        seconds: until it knew that all have the mean.
+        mean_s: when its last mean was there.
+        seconds: when it knew that all have the means.
+        hops: of the longest way that a mean took to it, that of its sum included.
+        sums_bytes, stored_bytes: most at once of sums that it kept, and of sums and means.
     """
 
+    mean_s: float = 0.0
     seconds: float = 0.0
+    hops: int = 0
     bytes_sent: int = 0
-    stored: int = 0
+    sums_bytes: int = 0
+    stored_bytes: int = 0
+
+
+class Counted:
+    """Arithmetic of chunks whose content is the hops they have taken."""
+
+    def __init__(self, clock: VirtualClock, taken: Taken) -> None:
+        self._clock = clock
+        self._taken = taken
+
+    def part(self, chunk: int, share: float) -> int:
+        return 0
+
+    def add(self, chunk: int, share: float, sums: Sequence[int]) -> int:
+        return max(sums, default=0)
+
+    def hold(self, chunk: int, mean: int) -> int:
+        self._taken.mean_s = self._clock.now_s
+        self._taken.hops = max(self._taken.hops, mean)
+        return mean
 
 
 def average(
@@ -51,48 +87,101 @@ def average(
     latency_s: float = 0.0,
     ways: Callable[[int], Ways] = Ring,
 ) -> list[Taken]:
-    """One segment's round.
+    """One segment's round; each member's rate is that of both its directions."""
+    share = Share(size_bytes, chunks, range(len(rates_bps)), ways)
+    return average_all([Line(rate, rate) for rate in rates_bps], [share], latency_s)
 
-    Args:
-        rates_bps: of each member, up and down alike.
-    """
-    clock, size = VirtualClock(), len(rates_bps)
-    rounds = [SegmentRound(rank, [1.0] * size, chunks, Counted(), ways) for rank in range(size)]
-    lengths = [stop - start for start, stop in chunk_bounds(size_bytes, chunks)]
-    shape = ways(size)
-    links = [sorted(set().union(*neighbours(shape, rank))) for rank in range(size)]
-    turns = [cycle(its) for its in links]
-    busy, down_s = [False] * size, [0.0] * size
-    taken = [Taken() for _ in range(size)]
 
-    def look(rank: int) -> None:
-        if busy[rank]:
+def average_all(
+    lines: Sequence[Line], shares: Sequence[Share], latency_s: float = 0.0, window: int | None = None
+) -> list[Taken]:
+    """All segments' rounds at once; what each peer took."""
+    clock = VirtualClock()
+    peers = [_Peer(line, clock, latency_s) for line in lines]
+    for share in shares:
+        weights, shape = (1.0,) * len(share.members), share.ways(len(share.members))
+        lengths = [stop - start for start, stop in chunk_bounds(share.size_bytes, share.chunks)]
+        holders: list[_Holder] = []
+
+        def same(_: int, shape: Ways = shape) -> Ways:
+            return shape
+
+        for rank, member in enumerate(share.members):
+            peer = peers[member]
+            machine = SegmentRound(rank, weights, share.chunks, Counted(clock, peer.taken), same, window)
+            holders.append(_Holder(peer, rank, machine, lengths))
+        for holder in holders:
+            others = set().union(*neighbours(shape, holder.rank, share.chunks))
+            holder.peer.turns.extend((holder, holders[other]) for other in sorted(others))
+            holder.peer.holders.append(holder)
+    for peer in peers:
+        peer.look()
+    clock.run_until(math.inf)
+    return [peer.taken for peer in peers]
+
+
+class _Holder(NamedTuple):
+    """A peer's part in one segment."""
+
+    peer: _Peer
+    rank: int
+    machine: SegmentRound[int]
+    lengths: Sequence[int]
+
+
+class _Peer:
+    """One line, and all that goes over it."""
+
+    def __init__(self, line: Line, clock: VirtualClock, latency_s: float) -> None:
+        self.taken = Taken()
+        self.holders: list[_Holder] = []
+        self.turns: deque[tuple[_Holder, _Holder]] = deque()
+        self._line = line
+        self._clock = clock
+        self._latency_s = latency_s
+        self._busy = False
+        self._down_s = 0.0
+
+    def look(self) -> None:
+        """Send what is due next, if the uplink is free."""
+        if self._busy:
             return
-        for other in islice(turns[rank], len(links[rank])):
-            send = rounds[rank].next_for(other)
+        for _ in range(len(self.turns)):
+            own, other = self.turns[0]
+            self.turns.rotate(-1)
+            send = own.machine.next_for(other.rank)
             if send is not None:
-                length = NOTE_BYTES + (0 if send.chunk is None else lengths[send.chunk])
-                taken[rank].bytes_sent += length
-                busy[rank] = True
-                clock.after(length * 8 / rates_bps[rank], free, rank)
-                took_s = length * 8 / rates_bps[other]
-                sent_s = clock.now_s + latency_s + length * 8 / rates_bps[rank]
-                down_s[other] = max(sent_s, max(clock.now_s + latency_s, down_s[other]) + took_s)
-                clock.at(down_s[other], arrive, rank, other, send)
+                self._send(own, other, send)
                 return
 
-    def free(rank: int) -> None:
-        busy[rank] = False
-        look(rank)
+    def _send(self, own: _Holder, other: _Holder, send: Send[int]) -> None:
+        length = NOTE_BYTES + (0 if send.chunk is None else own.lengths[send.chunk])
+        self.taken.bytes_sent += length
+        self._busy = True
+        sent_s = length * 8 / self._line.up_bps
+        self._clock.after(sent_s, self._free)
+        arrived_s = other.peer.receive(self._clock.now_s + self._latency_s, sent_s, length)
+        self._clock.at(arrived_s, other.peer.arrive, other, own.rank, send)
 
-    def arrive(sender: int, rank: int, send: Send[int]) -> None:
-        deliver(rounds[rank], sender, send)
-        taken[rank].stored = max(taken[rank].stored, rounds[rank].stored)
-        if rounds[rank].outcome is not None and not taken[rank].seconds:
-            taken[rank].seconds = clock.now_s
-        look(rank)
+    def _free(self) -> None:
+        self._busy = False
+        self.look()
 
-    for rank in range(size):
-        look(rank)
-    clock.run_until(math.inf)
-    return taken
+    def receive(self, begun_s: float, sent_s: float, length: int) -> float:
+        """When a frame that begins to arrive then, and takes so long to send, is through the downlink."""
+        took_s = length * 8 / self._line.down_bps
+        self._down_s = max(begun_s + sent_s, max(begun_s, self._down_s) + took_s)
+        return self._down_s
+
+    def arrive(self, holder: _Holder, sender: int, send: Send[int]) -> None:
+        if send.payload is not None:
+            formation, kind, chunk = send.formation, send.kind, send.chunk
+            send = Send(formation, kind, chunk, send.payload + 1, send.held, send.settled)
+        deliver(holder.machine, sender, send)
+        sums_bytes = sum(its.machine.sums * its.lengths[0] for its in self.holders)
+        means_bytes = sum(its.machine.means * its.lengths[0] for its in self.holders)
+        self.taken.sums_bytes = max(self.taken.sums_bytes, sums_bytes)
+        self.taken.stored_bytes = max(self.taken.stored_bytes, sums_bytes + means_bytes)
+        if holder.machine.outcome is not None:
+            self.taken.seconds = self._clock.now_s
+        self.look()

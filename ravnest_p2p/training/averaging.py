@@ -165,14 +165,14 @@ class SegmentValues:
         return total
 
     def hold(self, chunk: int, mean: Chunk) -> Chunk:
-        """Put the mean in the own part's place; returns it as it is handed on.
+        """Put the mean in the own part's place; returns that place, from which it is handed on.
 
         Raises:
             NonFiniteError: NaN or infinity; the own part is unchanged.
         """
         _refuse_non_finite(mean)
         self._own[chunk][:] = mean
-        return mean
+        return self._own[chunk]
 
 
 def view(chunk: Chunk) -> memoryview:

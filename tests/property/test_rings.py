@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
+from random import Random
 from typing import Any
 
 import numpy as np
@@ -31,7 +32,7 @@ def sims(
     own = np.random.default_rng(draw(st.integers(0, 99))).normal(size=(size, elements))
 
     def shape(members: int) -> Ways:
-        return ways(members, min(members, columns))
+        return ways(members, columns)
 
     moments = st.dictionaries(st.integers(0, 80), st.lists(st.integers(0, size - 1), max_size=2), max_size=2)
     dying = draw(moments) if deaths else {}
@@ -66,18 +67,21 @@ def test_the_result_does_not_depend_on_timing(drawn: Any, seed: int) -> None:
         assert len(set(results)) == 1
 
 
-@given(st.lists(st.sets(st.integers(1, 19), max_size=6), min_size=1, max_size=5))
-def test_segments_cover_each_layer_once_with_one_holder_of_each_cluster(cuts: list[set[int]]) -> None:
+@given(st.lists(st.sets(st.integers(1, 19), max_size=6), min_size=1, max_size=5), st.randoms())
+def test_segments_cover_each_layer_once_with_one_holder_of_each_cluster(
+    cuts: list[set[int]], chance: Random
+) -> None:
     plans = []
     for inner in cuts:
         places = [0, *sorted(inner), 20]
         stages = [StageAssignment(PeerId("p"), a, b, 0) for a, b in itertools.pairwise(places)]
         plans.append(ClusterPlan(tuple(stages), 1))
-    found = segments(plans)
+    order = chance.sample(range(len(plans)), len(plans))
+    found = segments(plans, order)
     assert [layer for s in found for layer in range(s.lo, s.hi)] == list(range(20))
     assert len(found) == len(set().union(*cuts)) + 1
     for segment in found:
-        assert [member.cluster for member in segment.members] == list(range(len(plans)))
+        assert [member.cluster for member in segment.members] == order
         for member in segment.members:
             stage = plans[member.cluster].stages[member.stage]
             assert stage.lo <= segment.lo

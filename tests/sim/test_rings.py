@@ -28,7 +28,7 @@ WEIGHTS = (1, 2, 0, 4)
 
 def swarm(seed: int, columns: int = 4) -> list[RingsSim]:
     own = np.random.default_rng(seed).normal(size=(len(UNEQUAL), 4, ELEMENTS))
-    shape = lambda size: ways(size, min(size, columns))  # noqa: E731
+    shape = lambda size: ways(size, columns)  # noqa: E731
     return [RingsSim(values, WEIGHTS, CHUNKS, seed=seed + n, ways=shape) for n, values in enumerate(own)]
 
 

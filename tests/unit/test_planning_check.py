@@ -66,6 +66,11 @@ def refuse(plan: Plan, match: str, **facts: object) -> None:
             "updates a round",
         ),
         (lambda job: replace(job, clusters=(ClusterPlan((), 4),)), "stages"),
+        (lambda job: replace(job, ring_order=(0, 0)), "no order of 2 clusters"),
+        (lambda job: replace(job, ring_order=(1,)), "no order of 2 clusters"),
+        (lambda job: replace(job, ring_order=(1, 2)), "no order of 2 clusters"),
+        (lambda job: replace(job, ring_columns=0), "0 columns"),
+        (lambda job: replace(job, ring_columns=3), "3 columns of 2 clusters"),
         (lambda job: replace(job, clusters=(), reason=""), "assigns state|without a reason"),
         (lambda job: replace(job, batches_done=4), "without saved pieces"),
         (lambda job: replace(job, batches_done=5000), "of 1000"),
@@ -83,6 +88,12 @@ def refuse(plan: Plan, match: str, **facts: object) -> None:
 def test_broken_structure_is_refused(change: Callable[[JobPlan], JobPlan], match: str) -> None:
     plan = good()
     refuse(with_job(plan, change(plan.jobs[0])), match)
+
+
+def test_any_order_of_the_clusters_in_the_rings_may_be_obeyed() -> None:
+    plan = good()
+    turned = with_job(plan, replace(plan.jobs[0], ring_order=(1, 0), ring_columns=2))
+    check_plan(turned, capabilities=SWARM, jobs=JOBS, previous=None)
 
 
 def test_more_clusters_or_other_stages_than_wanted_are_refused() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from itertools import pairwise
 
 from ravnest_p2p.core.planning.identity import generation_tag, plan_hash
 from ravnest_p2p.core.types import JobPhase, JobStatus
@@ -31,6 +32,18 @@ def test_near_peers_form_a_cluster_where_no_window_hides_the_latency() -> None:
     swarm = [peer("w1", at_s=west), peer("e1", at_s=east), peer("w2", at_s=west), peer("e2", at_s=east)]
     job = planned(swarm, {JOB: spec(stages=2, clusters=2, staleness_bound=1)}).jobs[0]
     assert sorted(sorted(cluster) for cluster in shape(job)) == [["e1", "e2"], ["w1", "w2"]]
+
+
+def test_many_clusters_form_rings_of_near_ones_in_some_columns() -> None:
+    far = {"w": (0.0, 0.0), "e": (0.5, 0.0)}
+    swarm = [peer(f"{n}{'we'[n % 2]}", at_s=far["we"[n % 2]]) for n in range(12)]
+    job = planned(swarm, {JOB: spec(stages=1, clusters=12)}).jobs[0]
+    sides = [shape(job)[number][0][-1] for number in job.ring_order]
+    assert sorted(job.ring_order) == list(range(12))
+    assert sum(a != b for a, b in pairwise(sides)) == 1, "one way from the west to the east"
+    assert 1 < job.ring_columns < 12
+    few = planned(swarm[:4], {JOB: spec(stages=1, clusters=4)}).jobs[0]
+    assert (few.ring_order, few.ring_columns) == ((), 1)
 
 
 def test_large_and_small_memories_are_mixed_where_the_model_needs_it() -> None:

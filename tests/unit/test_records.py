@@ -46,7 +46,7 @@ from ravnest_p2p.network.records import (
     seal,
     unseal,
 )
-from ravnest_p2p.network.records_codec import to_plain
+from ravnest_p2p.network.records_codec import from_plain, to_plain
 from ravnest_p2p.network.records_manifest import job_id, manifest_bytes, parse_manifest
 
 NOW_S = 1.8e9
@@ -67,7 +67,7 @@ def a_plan(leader: PeerId = ME.peer_id, **changes: Any) -> Plan:
     stage = StageAssignment(OTHER.peer_id, 0, 3, 2)
     piece = Piece(0, 3, 40, 5, HASH, (OTHER.peer_id,))
     job = JobPlan(
-        JOB, Generation(7, 1, "tag"), (ClusterPlan((stage,), 10),), (leader,), 40, 5, (piece,), "ok"
+        JOB, Generation(7, 1, "tag"), (ClusterPlan((stage,), 10),), (leader,), 40, 5, (piece,), "ok", (0,), 1
     )
     return replace(Plan(SWARM, Fence(7, 2), leader, 3, "aa", "bb", (job,)), **changes)
 
@@ -106,6 +106,28 @@ def test_round_trip(record: Record) -> None:
     assert opened.peer == ME.peer_id
     assert (opened.issued_at_s, opened.expires_at_s) == (NOW_S, NOW_S + 60)
     assert resigned(data) == data
+
+
+def test_a_plan_that_says_nothing_of_rings_has_one_in_the_order_of_the_numbers() -> None:
+    plain = to_plain(a_plan())
+    for name in ("ring_order", "ring_columns"):
+        del plain["jobs"][0][name]
+    (job,) = from_plain(Plan, plain).jobs
+    assert (job.ring_order, job.ring_columns) == ((), 1)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *(("ring_order", value) for value in (0, [-1], [True], [0] * 70_000)),
+        *(("ring_columns", value) for value in (-1, 1.0, None)),
+    ],
+)
+def test_rings_of_another_kind_are_refused(name: str, value: object) -> None:
+    plain = to_plain(a_plan())
+    plain["jobs"][0][name] = value
+    with pytest.raises(RecordFormatError, match=name):
+        from_plain(Plan, plain)
 
 
 def test_keys_bind_records_to_their_place() -> None:

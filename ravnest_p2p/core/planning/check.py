@@ -60,6 +60,7 @@ def check_plan(
             continue
         _check_generation(plan, job)
         _check_progress(job, jobs.get(job.job), before)
+        _check_rings(job)
         _check_clusters(job, jobs.get(job.job), known if _is_new(plan, job) else {})
     _check_unknown(plan, known)
 
@@ -127,6 +128,14 @@ def _check_clusters(job: JobPlan, spec: JobSpec | None, known: Mapping[PeerId, C
         _check_staleness(job, cluster, spec)
         if spec is not None:
             _check_peers(job, cluster, spec, known)
+
+
+def _check_rings(job: JobPlan) -> None:
+    count = len(job.clusters)
+    if job.ring_order and sorted(job.ring_order) != list(range(count)):
+        raise PlanError(f"{_name(job)}: the rings are no order of {count} clusters")
+    if not 1 <= job.ring_columns <= max(1, count):
+        raise PlanError(f"{_name(job)}: {job.ring_columns} columns of {count} clusters")
 
 
 def _end(cluster: ClusterPlan) -> int:

@@ -39,6 +39,7 @@ from ravnest_p2p.core.planning.identity import plan_hash, tagged
 from ravnest_p2p.core.planning.promotion import LEADERS_GAIN, better_clusters, old_enough
 from ravnest_p2p.core.planning.repair import repaired
 from ravnest_p2p.core.planning.resume import ever_saved, resume_point
+from ravnest_p2p.core.planning.rings import rings_of
 from ravnest_p2p.core.planning.turnout import fingerprints
 from ravnest_p2p.core.planning.yardstick import simple_rate
 from ravnest_p2p.core.types import (
@@ -236,7 +237,7 @@ def _formed(
     drafts = _clusters(it, _willing(spec, free), turn.most_peers, seed)
     if not drafts:
         return replace(waits, reason=waiting.for_peers(spec, free, online, it.memory_scale))
-    return _job_plan(job, it, drafts, (0, 0, ()) if saved is None else saved)
+    return _job_plan(job, it, drafts, (0, 0, ()) if saved is None else saved, seed)
 
 
 def _moved(
@@ -270,12 +271,16 @@ def _moved(
             seed=seed,
         )
         if drafts:
-            return {job: _job_plan(job, it, drafts, saved)}
+            return {job: _job_plan(job, it, drafts, saved, seed)}
     return {}
 
 
 def _job_plan(
-    job: JobId, it: _Asked, drafts: Sequence[Draft], saved: tuple[int, int, tuple[Piece, ...]]
+    job: JobId,
+    it: _Asked,
+    drafts: Sequence[Draft],
+    saved: tuple[int, int, tuple[Piece, ...]],
+    seed: int | None,
 ) -> JobPlan:
     """Without standbys and tag.
 
@@ -284,6 +289,7 @@ def _job_plan(
     """
     batches_done, version, pieces = saved
     kappas = round_updates(it.spec, drafts)
+    order, columns = rings_of(it.spec, drafts, seed)
     return JobPlan(
         job=job,
         generation=_NO_GENERATION,
@@ -292,6 +298,8 @@ def _job_plan(
         version=version,
         pieces=pieces,
         reason=waiting.with_fewer(it.spec, len(drafts)),
+        ring_order=order,
+        ring_columns=columns,
     )
 
 

@@ -14,13 +14,16 @@ weights that sum to 1. Messages of an older formation count for nothing. A forma
 the dead as bits, which only grows, so all end in the same one.
 
 Chunks that a member starts by itself wait until an earlier one has come back as a mean: at most `window` of
-its own are underway, which bounds what any member has to store for others. Of what is ready for a link, that
-with the longest rest of its way goes first, so that all ways end together.
+its own are underway, which bounds what any member has to store for others. All start them in the same order,
+for where ways branch a sum needs several that start it, and these must not wait for each other. Of what is
+ready for a link, that with the longest rest of its way goes first, so that all ways end together.
 """
 
 from __future__ import annotations
 
 import heapq
+import math
+from bisect import bisect_left
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -32,7 +35,6 @@ from ravnest_p2p.core.rings.messages import Arithmetic, Formed, Kind, Send, T
 from ravnest_p2p.core.rings.segments import normalised
 from ravnest_p2p.core.rings.ways import Hop, Ring, Ways
 
-WINDOW = 8
 NOTES = 2
 """Receipts that wait at most for a chunk to ride on."""
 
@@ -64,7 +66,7 @@ class SegmentRound(Generic[T]):
         chunks: that the segment is cut into.
         arithmetic: does to chunks what is due.
         ways: of so many members.
-        window: of our own chunks that are underway at once.
+        window: of our own chunks that are underway at once; that of the ways where None.
     Raises:
         OurFault: numbers that make no round.
     """
@@ -76,9 +78,9 @@ class SegmentRound(Generic[T]):
         chunks: int,
         arithmetic: Arithmetic[T],
         ways: Callable[[int], Ways] = Ring,
-        window: int = WINDOW,
+        window: int | None = None,
     ) -> None:
-        if not 0 <= rank < len(weights) or chunks < 0 or window < 1:
+        if not 0 <= rank < len(weights) or chunks < 0 or (window is not None and window < 1):
             raise OurFault(f"rank {rank} of {len(weights)} members, {chunks} chunks, {window} underway")
         normalised(weights)
         self.rank = rank
@@ -88,30 +90,37 @@ class SegmentRound(Generic[T]):
         self._chunks = chunks
         self._arithmetic = arithmetic
         self._make_ways = ways
-        self._window = window
+        self._given_window = window
         self._changed = False
         self._held: set[int] = set()
         self._settled: set[int] = set()
         self._means: dict[int, T] = {}
         self._told: dict[int, Formed] = {}
+        self._untold: set[int] = set()
+        self._live: Sequence[int] = range(len(self._weights))
         self._early: list[Callable[[], None]] = []
         self._news: list[tuple[int, Formed]] = []
         self._begin()
 
     @property
-    def live(self) -> list[int]:
-        """Ranks that are not known to be dead."""
-        return [rank for rank in range(len(self._weights)) if not self.formation >> rank & 1]
+    def live(self) -> Sequence[int]:
+        """Ranks that are not known to be dead, ascending."""
+        return self._live
 
     @property
     def forming(self) -> bool:
         """It waits for others to say what they hold."""
-        return any(rank not in self._told for rank in self.live if rank != self.rank) and bool(self.formation)
+        return bool(self._untold)
 
     @property
-    def stored(self) -> int:
-        """Chunks underway that are kept here: sums that wait for others or for a link, and means."""
-        return sum(map(len, self._sums.values())) + len(self._done) + len(self._means)
+    def sums(self) -> int:
+        """Sums underway that are kept here, for others or for a link: what takes memory of its own."""
+        return sum(map(len, self._sums.values())) + len(self._done)
+
+    @property
+    def means(self) -> int:
+        """Means that are kept here for those that may have to be given them."""
+        return len(self._means)
 
     # -- deaths
 
@@ -125,15 +134,19 @@ class SegmentRound(Generic[T]):
         Raises:
             ChunkMismatchError: it says what cannot be.
         """
-        if told.formation >> len(self._weights) or told.formation >> sender & 1:
+        nobody_dead = not told.formation
+        if nobody_dead or told.formation >> len(self._weights) or told.formation >> sender & 1:
             raise ChunkMismatchError(f"member {sender} speaks of formation {told.formation:#b}")
         if any(not 0 <= chunk < self._chunks for chunk in told.held) or not told.kept <= told.held:
             raise ChunkMismatchError(f"member {sender} holds chunks that are none of {self._chunks}")
         if self.formation >> sender & 1:
             return
         self._form(self.formation | told.formation)
+        if sender in self._told and told.formation == self.formation:
+            raise ChunkMismatchError(f"member {sender} says twice what it holds")
         if told.formation == self.formation and sender in self.live and self.rank in self.live:
             self._told[sender] = told
+            self._untold.discard(sender)
             self._begin_if_all_told()
 
     def news(self) -> list[tuple[int, Formed]]:
@@ -145,6 +158,8 @@ class SegmentRound(Generic[T]):
         if formation == self.formation or self.outcome is Outcome.CUT_OUT:
             return
         self.formation = formation
+        self._live = [rank for rank in range(len(self._weights)) if not formation >> rank & 1]
+        self._untold = set(self._live) - {self.rank}
         self._told.clear()
         self._early.clear()
         if formation >> self.rank & 1:
@@ -165,14 +180,14 @@ class SegmentRound(Generic[T]):
 
     def _begin(self) -> None:
         """All members live know of one another what they hold."""
-        live = self.live
-        self._place = {rank: place for place, rank in enumerate(live)}
-        self._ranks = live
+        live = self._live
+        place = self._place(self.rank)
         trained = any(self._weights)
-        shares = normalised([self._weights[rank] for rank in live])
+        total = math.fsum(self._weights[rank] for rank in live)
         # Where all who trained are dead, the rest count alike.
-        self._share = shares[self._place[self.rank]] if any(shares) else 1 / len(live)
+        self._share = self._weights[self.rank] / total if total else 1 / len(live)
         self._ways = self._make_ways(len(live))
+        self._window = self._given_window or self._ways.window
         self._sums: dict[int, dict[int, T]] = {}
         self._done: dict[int, T] = {}
         self._hops: dict[int, Hop] = {}
@@ -181,11 +196,10 @@ class SegmentRound(Generic[T]):
         self._out: dict[int, _Outbox[T]] = {}
         holders: Counter[int] = Counter(self._held)
         keepers = {chunk: [self.rank] for chunk in self._means}
-        for rank in live:
-            if (told := self._told.get(rank)) is not None:
-                holders.update(told.held)
-                for chunk in told.kept:
-                    keepers.setdefault(chunk, []).append(rank)
+        for rank, told in self._told.items():
+            holders.update(told.held)
+            for chunk in told.kept:
+                keepers.setdefault(chunk, []).append(rank)
         self._summed = set(holders)
         number = 0
         for chunk in range(self._chunks):
@@ -194,15 +208,15 @@ class SegmentRound(Generic[T]):
             elif holders[chunk]:
                 if chunk not in keepers:
                     raise ChunkMismatchError(f"chunk {chunk} is held, and nobody has kept its mean")
-                giver = self._place[min(keepers[chunk])]
-                self._hops[chunk] = self._ways.hop(self._ways.completed_by(giver), self._place[self.rank])
+                giver = self._place(min(keepers[chunk]))
+                self._hops[chunk] = self._ways.hop(self._ways.completed_by(giver), place)
                 if self._hops[chunk].source is None:
                     self._spread(chunk)
             elif not trained:
                 self._held.add(chunk)
                 self._settle(chunk)
             else:
-                self._hops[chunk] = self._ways.hop(number % self._ways.count, self._place[self.rank])
+                self._hops[chunk] = self._ways.hop(number % self._ways.count, place)
                 number += 1
                 self._open(chunk)
         self._finish_if_settled()
@@ -217,7 +231,13 @@ class SegmentRound(Generic[T]):
             self._outbox(hop.gives).fresh.append(chunk)
 
     def _outbox(self, place: int) -> _Outbox[T]:
-        return self._out.setdefault(self._ranks[place], _Outbox())
+        rank = self._live[place]
+        if rank not in self._out:
+            self._out[rank] = _Outbox()
+        return self._out[rank]
+
+    def _place(self, rank: int) -> int:
+        return bisect_left(self._live, rank)
 
     # -- what arrives
 
@@ -231,7 +251,7 @@ class SegmentRound(Generic[T]):
         if not self._current(sender, formation, lambda: self.sum_arrived(sender, formation, chunk, payload)):
             return
         hop = self._hop(chunk)
-        place = self._place[sender]
+        place = self._place(sender)
         sums = self._sums.setdefault(chunk, {})
         if place not in hop.takes or place in sums or chunk in self._summed:
             raise ChunkMismatchError(f"no sum of chunk {chunk} is due from member {sender}")
@@ -257,7 +277,7 @@ class SegmentRound(Generic[T]):
         if not self._current(sender, formation, lambda: self.mean_arrived(sender, formation, chunk, payload)):
             return
         hop = self._hop(chunk)
-        if hop.source != self._place[sender] or chunk in self._awaited:
+        if hop.source != self._place(sender) or chunk in self._awaited:
             raise ChunkMismatchError(f"no mean of chunk {chunk} is due from member {sender}")
         if chunk in self._held:
             self._means[chunk] = payload
@@ -269,7 +289,7 @@ class SegmentRound(Generic[T]):
         """Receipts of a member, as in `Send`; errors as for `sum_arrived`."""
         if not self._current(sender, formation, lambda: self.noted(sender, formation, held, settled)):
             return
-        place = self._place[sender]
+        place = self._place(sender)
         for chunk in held:
             self._hop(chunk)
             if place not in self._awaited.get(chunk, ()):
@@ -337,6 +357,7 @@ class SegmentRound(Generic[T]):
 
     def _settle(self, chunk: int) -> None:
         self._settled.add(chunk)
+        self._awaited.pop(chunk, None)
         self._means.pop(chunk, None)
         hop = self._hops.pop(chunk, None)
         for place in hop.passes if hop is not None else ():

@@ -39,12 +39,18 @@ class Segment:
     members: tuple[Member, ...]
 
 
-def segments(clusters: Sequence[ClusterPlan]) -> list[Segment]:
+def segments(clusters: Sequence[ClusterPlan], order: Sequence[int] = ()) -> list[Segment]:
     """The segments of a job in layer order.
 
+    Args:
+        order: numbers of the clusters in the order of their rings; empty for the order of the numbers.
     Raises:
-        PlanError: a cluster does not hold the same layers as the others, each once, in order.
+        PlanError: a cluster does not hold the same layers as the others, each once, in order; or `order` does
+            not name each cluster once.
     """
+    order = order or range(len(clusters))
+    if sorted(order) != list(range(len(clusters))):
+        raise PlanError(f"the rings are no order of {len(clusters)} clusters")
     for number, cluster in enumerate(clusters):
         stages = cluster.stages
         joins = all(a.hi == b.lo for a, b in pairwise(stages))
@@ -60,8 +66,8 @@ def segments(clusters: Sequence[ClusterPlan]) -> list[Segment]:
             hi,
             tuple(
                 Member(c, s)
-                for c, cluster in enumerate(clusters)
-                for s, stage in enumerate(cluster.stages)
+                for c in order
+                for s, stage in enumerate(clusters[c].stages)
                 if stage.lo <= lo and hi <= stage.hi
             ),
         )

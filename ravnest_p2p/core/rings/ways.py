@@ -19,9 +19,11 @@ operations in MPICH", 2005 (a reduction and a copy of parts, 2(C-1)/C of the byt
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import ClassVar, NamedTuple, Protocol
 
 from ravnest_p2p.core.errors import OurFault
+
+WINDOW = 8
 
 
 class Hop(NamedTuple):
@@ -55,6 +57,11 @@ class Ways(Protocol):
         """Whether some member hands a mean on to several."""
         ...
 
+    @property
+    def window(self) -> int:
+        """Chunks of its own that a member has underway at most: of all, eight for each member."""
+        ...
+
     def hop(self, way: int, place: int) -> Hop: ...
 
     def completed_by(self, place: int) -> int:
@@ -67,7 +74,8 @@ class Ring:
     """Each sends to the next, the last to the first."""
 
     size: int
-    branch = False
+    branch: ClassVar[bool] = False
+    window: ClassVar[int] = WINDOW
 
     @property
     def count(self) -> int:
@@ -92,11 +100,13 @@ class Ring:
 
 
 class Grid:
-    """Rows of places, the last of which may be shorter; there a member stands in two columns or more.
+    """Rows of places, the first of which may be one longer; in a shorter one a member stands for two columns.
+
+    Which one that is changes from way to way, so that all send alike.
 
     Args:
         size: members, 1 or more.
-        columns: 1 to size.
+        columns: 1 to size, at most so many.
     Raises:
         OurFault: numbers that make no grid.
     """
@@ -106,22 +116,27 @@ class Grid:
     def __init__(self, size: int, columns: int) -> None:
         if not 1 <= columns <= size:
             raise OurFault(f"a grid of {size} members in {columns} columns")
-        self._size, self._columns = size, columns
         self._rows = -(-size // columns)
+        self._short, self._longer = divmod(size, self._rows)
+        self._columns = -(-size // self._rows)
 
     @property
     def count(self) -> int:
         return self._rows * self._columns
 
+    @property
+    def window(self) -> int:
+        return WINDOW * self._rows  # each chunk is begun once in each row
+
     def hop(self, way: int, place: int) -> Hop:
         first_row, column = divmod(way, self._columns)
-        row, at = divmod(place, self._columns)
+        stands = column + first_row
+        row, at = self._find(place)
         length = self._length(row)
-        owner = self._owner(row, column)
         whole = self._togo(first_row - 1, self._rows - 1)
-        # Along the row, first behind the owner, which is last and goes on along its column.
-        along = (at - owner - 1) % length
-        before, after = (self._place(row, (at + step) % length) for step in (-1, 1))
+        # Along the row to the one who stands for the column; that one is last and goes on along the column.
+        along = (at - stands - 1) % length
+        before, after = (self._place(row, at + step) for step in (-1, 1))
         if along < length - 1:
             return Hop(
                 takes=(before,) if along else (),
@@ -133,7 +148,7 @@ class Grid:
             )
         summed = (row - first_row) % self._rows
         copied = (summed + 1) % self._rows
-        above, below = (self._neighbour(row + step, column) for step in (-1, 1))
+        above, below = (self._place(row + step, stands) for step in (-1, 1))
         down = (below,) if copied < self._rows - 1 else ()
         aside = (after,) if length > 1 else ()
         return Hop(
@@ -146,36 +161,39 @@ class Grid:
         )
 
     def completed_by(self, place: int) -> int:
-        row, at = divmod(place, self._columns)
-        return (row + 1) % self._rows * self._columns + at
+        row, at = self._find(place)
+        first_row = (row + 1) % self._rows
+        return first_row * self._columns + (at - first_row) % self._length(row)
 
     def _togo(self, row: int, further: int) -> int:
         """Hops of a mean from who has it in a row to the last one in it and in so many rows below."""
-        return max(step + self._length((row + step) % self._rows) - 1 for step in range(further + 1))
+        return further + self._length((row + further) % self._rows) - 1
 
     def _length(self, row: int) -> int:
-        return min(self._columns, self._size - row * self._columns)
+        return self._short + (row < self._longer)
 
-    def _owner(self, row: int, column: int) -> int:
-        """Who of a row stands in that column."""
-        return column % self._length(row)
+    def _find(self, place: int) -> tuple[int, int]:
+        """Its row, and where it is in it."""
+        beyond = place - self._longer * (self._short + 1)
+        if beyond < 0:
+            return divmod(place, self._short + 1)
+        row, at = divmod(beyond, self._short)
+        return self._longer + row, at
 
     def _place(self, row: int, at: int) -> int:
-        return row * self._columns + at
-
-    def _neighbour(self, row: int, column: int) -> int:
         row %= self._rows
-        return self._place(row, self._owner(row, column))
+        return row * self._short + min(row, self._longer) + at % self._length(row)
 
 
 def ways(size: int, columns: int) -> Ways:
-    """A ring where all members are in one row or in one column, else a grid."""
-    return Ring(size) if columns in (1, size) else Grid(size, columns)
+    """A ring where all members are in one row or in one column, else a grid of so many columns at most."""
+    return Ring(size) if columns == 1 or columns >= size else Grid(size, columns)
 
 
-def neighbours(found: Ways, place: int) -> tuple[set[int], set[int]]:
-    """Places that it takes from, and places that it sends to."""
-    hops = [found.hop(way, place) for way in range(found.count)]
+def neighbours(found: Ways, place: int, chunks: int | None = None) -> tuple[set[int], set[int]]:
+    """Places that it takes from, and places that it sends to; on the ways of so many chunks, or on all."""
+    taken = found.count if chunks is None else min(found.count, chunks)
+    hops = [found.hop(way, place) for way in range(taken)]
     before = {other for hop in hops for other in (*hop.takes, hop.source) if other is not None}
     after = {other for hop in hops for other in (hop.gives, *hop.passes) if other is not None}
     return before, after

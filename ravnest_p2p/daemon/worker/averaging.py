@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -21,12 +22,12 @@ from ravnest_p2p.core.rings import (
     Formed,
     Kind,
     Outcome,
-    Ring,
     Segment,
     SegmentRound,
     Send,
     deliver,
     segments,
+    ways,
 )
 from ravnest_p2p.core.types import JobPlan, PeerId
 from ravnest_p2p.daemon.worker.wires import link_limits, lost
@@ -94,7 +95,7 @@ class RingExchange:
         self._params = params
         self._buffers = buffers
         self._segments: list[SegmentLinks] = []
-        for segment in segments(plan.clusters):
+        for segment in segments(plan.clusters, plan.ring_order):
             if (cluster, stage) in segment.members:
                 names = names_of(segment.lo, segment.hi)
                 elements = averaging.elements(params, buffers, names)
@@ -148,11 +149,13 @@ class RingExchange:
         if its.size == 1 or not any(of_members):
             await compute(lambda: averaging.check_finite(self._params, self._buffers, its.names))
             return []
-        flat = its.flat
+        flat, shape = its.flat, partial(ways, columns=self._plan.ring_columns)
+        # Means of the last round are sent from there.
+        await asyncio.gather(*(link.drained() for link in its.to.values()), return_exceptions=True)
         await compute(lambda: averaging.gather(self._params, self._buffers, its.names, flat))
-        chunks = averaging.chunk_count(flat.numel(), its.size)
+        chunks = averaging.chunk_count(flat.numel(), shape(its.size).count)
         values = averaging.SegmentValues(flat, chunks)
-        round_ = SegmentRound(its.rank, of_members, chunks, values, Ring)
+        round_ = SegmentRound(its.rank, of_members, chunks, values, shape)
         traffic = Traffic(its, number, round_, values)
         await traffic.run()
         await compute(lambda: averaging.scatter(flat, self._params, self._buffers, its.names))
