@@ -4,46 +4,44 @@ The same tensors, links and cores on every side, one side after the other in eac
 
 * ours: a stage's `RingExchange` over real libp2p, each member with its own p2pd;
 * gloo: torch's all-reduce, a ring over plain TCP;
-* hivemind: its DecentralizedAverager, matched up before the time is taken.
+* hivemind: its DecentralizedAverager, matched up before the time is taken;
+* server: a parameter server, which is the first member, over gloo's sends.
 
-Sections: `links` (network namespaces, each member's link shaped to a rate; needs linux, root and iproute2),
-`loopback`. The bound is 2(C−1)/C of a member's bytes over its link's rate. About forty minutes on two cores;
-nothing else should run. `--sim` runs only `averaging_sim`: up to 10,000 clusters in virtual time.
+Sections: `links` (network namespaces, each member's line shaped to 100 Mbit/s; needs linux, root, iproute2),
+`uneven` (ours alone: clusters that cut differently, lines of 50 to 200 Mbit/s), `loopback`. The bound is
+2(C−1)/C of a member's bytes over its line's rate. About forty minutes on two cores; nothing else should run.
+`--sim` runs only `averaging_sim`: up to 10,000 clusters in virtual time.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import math
-import os
-import random
 import statistics
-import subprocess
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 from benchmarks import averaging_sim
-from benchmarks.averagers.net import DEVICE, ShapedNet
+from benchmarks.averagers.members import PARTS, Members
+from benchmarks.averagers.net import ShapedNet
 from benchmarks.common import Goal, report
 from ravnest_p2p.testing.local_swarm import Host
 
 ROUNDS, QUICK_ROUNDS = 7, 2
 ELEMENT_BYTES = 4
+MODEL_BYTES = 64e6
 RATE_BPS = 100e6
 SHAPED = ((2, 16e6), (3, 16e6), (4, 16e6), (2, 64e6), (3, 64e6), (4, 64e6))
 """Members, and bytes of each one's tensor."""
 
 ON_LOOPBACK = ((2, 64e6), (3, 64e6), (4, 64e6))
-PARTS = {
-    "ours": "ravnest_p2p.testing.ring_member",
-    "gloo": "benchmarks.averagers.gloo",
-    "hivemind": "benchmarks.averagers.hivemind_averager",
-}
-SIDES = tuple(PARTS)
-LIMIT_S = 120.0
+FIGURE_4 = ((0, 4, 8, 12), (0, 6, 12), (0, 3, 8, 12))
+"""Cuts of three clusters that make five segments, as in the paper's figure 4; layers of equal size."""
+
+FIGURE_4_RATES_BPS = (150e6, 100e6, 100e6, 200e6, 200e6, 50e6, 100e6, 75e6)
 
 
 class Case(NamedTuple):
@@ -52,6 +50,10 @@ class Case(NamedTuple):
 
     def __str__(self) -> str:
         return f"C = {self.members}, {self.size_bytes / 1e6:g} MB"
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        return (round(self.size_bytes / ELEMENT_BYTES),)
 
     @property
     def share_bytes(self) -> float:
@@ -103,6 +105,12 @@ def _links(rounds: int) -> tuple[dict[str, Any], list[Goal]]:
                 "",
                 ">= 1.1" if case.members > 2 else ">= 1.0",
             ),
+            Goal(
+                f"parameter server / ours, {case}",
+                found["server"]["s"] / ours["s"],
+                "",
+                ">= 1.1" if case.members > 2 else ">= 1.0",
+            ),
         ]
     return rows, goals
 
@@ -121,7 +129,34 @@ def _loopback(rounds: int) -> tuple[dict[str, Any], list[Goal]]:
     return rows, goals
 
 
-SECTIONS = {"links": _links, "loopback": _loopback}
+def _uneven(rounds: int) -> tuple[dict[str, Any], list[Goal]]:
+    """Five rings of three clusters that cut the model differently, on lines of 50 to 200 Mbit/s."""
+    cuts, rates_bps, clusters = FIGURE_4, FIGURE_4_RATES_BPS, len(FIGURE_4)
+    layers = [round(MODEL_BYTES / ELEMENT_BYTES / cuts[0][-1])] * cuts[0][-1]
+    shares = [
+        2 * (clusters - 1) / clusters * ELEMENT_BYTES * sum(layers[lo:hi])
+        for its in cuts
+        for lo, hi in pairwise(its)
+    ]
+    bound_s = max(share * 8 / rate for share, rate in zip(shares, rates_bps, strict=True))
+    took, sent = [], 0.0
+    with ShapedNet(rates_bps) as net, Members("ours", layers, cuts, net.hosts) as members:
+        for number in range(rounds):
+            got = members.average(number)
+            if not all(_right(one["values"], clusters) for one in got):
+                raise RuntimeError(f"ours averaged wrongly in round {number}")
+            took.append(max(one["seconds"] for one in got))
+            sent = max(sent, *(one["sent"] / share for one, share in zip(got, shares, strict=True)))
+            print(f"uneven: {took[-1]:.3f} s, bound {bound_s:.3f}", file=sys.stderr, flush=True)
+    row = {"s": statistics.median(took), "least s": min(took), "most s": max(took), "bound s": bound_s}
+    return {"ours": row}, [
+        Goal("bytes / bound, five rings", sent, "", "<= 1.02"),
+        Goal("time / bound, five rings", row["s"] / bound_s, "", "<= 1.10"),
+    ]
+
+
+SECTIONS = {"links": _links, "uneven": _uneven, "loopback": _loopback}
+SIDES = tuple(PARTS)
 
 
 def _in_rounds(case: Case, hosts: Sequence[Host], rounds: int) -> dict[str, dict[str, float]]:
@@ -129,7 +164,10 @@ def _in_rounds(case: Case, hosts: Sequence[Host], rounds: int) -> dict[str, dict
     seconds: dict[str, list[float]] = {side: [] for side in SIDES}
     wrong, sent = dict.fromkeys(SIDES, 0), 0
     with ExitStack() as stack:
-        sides = {side: stack.enter_context(Members(side, case, hosts)) for side in SIDES}
+        sides = {
+            side: stack.enter_context(Members(side, case.layers, [(0, 1)] * case.members, hosts))
+            for side in SIDES
+        }
         for number in range(rounds):
             for side in SIDES[:: 1 if number % 2 == 0 else -1]:
                 got = sides[side].average(number)
@@ -156,99 +194,6 @@ def _right(values: Sequence[float], members: int) -> bool:
     """Whether all came out as the mean of what was brought, 2^rank."""
     mean = (2.0**members - 1) / members
     return all(math.isclose(value, mean, rel_tol=1e-4) for value in values)
-
-
-class Members:
-    """One side's processes, a context manager."""
-
-    def __init__(self, side: str, case: Case, hosts: Sequence[Host]) -> None:
-        elements = round(case.size_bytes / ELEMENT_BYTES)
-        environment = {
-            **os.environ,
-            "OMP_NUM_THREADS": "1",
-            "MASTER_ADDR": hosts[0].address,
-            "MASTER_PORT": str(random.randint(20_000, 30_000)),
-            "GLOO_SOCKET_IFNAME": DEVICE if hosts[0].prefix else "lo",
-        }
-        self._all = [
-            subprocess.Popen(
-                [*host.prefix, sys.executable, "-m", PARTS[side]],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.DEVNULL,
-                text=True,
-                env=environment,
-            )
-            for host in hosts
-        ]
-        try:
-            getattr(self, f"_begin_{side}")(elements, hosts)
-            for one in self._all:
-                self._hear(one)
-        except BaseException:
-            self._kill()
-            raise
-
-    def __enter__(self) -> Members:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        try:
-            for one in self._all:
-                assert one.stdin is not None
-                one.stdin.close()
-            for one in self._all:
-                one.wait(LIMIT_S)
-        finally:
-            self._kill()
-
-    def average(self, number: int) -> list[dict[str, Any]]:
-        """What each member says of one averaging."""
-        for _ in ("fills its tensor", "averages"):
-            for one in self._all:
-                self._say(one, go=number)
-            found = [self._hear(one) for one in self._all]
-        return found
-
-    def _begin_ours(self, elements: int, hosts: Sequence[Host]) -> None:
-        cuts = [[0, 1]] * len(hosts)
-        for cluster, (one, host) in enumerate(zip(self._all, hosts, strict=True)):
-            self._say(one, cluster=cluster, stage=0, cuts=cuts, layers=[elements], address=host.address)
-        peers = [{**self._hear(one), "cluster": c, "stage": 0} for c, one in enumerate(self._all)]
-        for one in self._all:
-            self._say(one, peers=peers)
-
-    def _begin_gloo(self, elements: int, hosts: Sequence[Host]) -> None:
-        for rank, one in enumerate(self._all):
-            self._say(one, rank=rank, members=len(hosts), elements=elements)
-
-    def _begin_hivemind(self, elements: int, hosts: Sequence[Host]) -> None:
-        known: list[str] = []
-        for rank, (one, host) in enumerate(zip(self._all, hosts, strict=True)):
-            self._say(one, rank=rank, elements=elements, address=host.address, initial=known)
-            known = known or self._hear(one)["addresses"]
-        for one in self._all:
-            self._say(one, members=len(hosts))
-
-    @staticmethod
-    def _say(one: subprocess.Popen[str], **what: Any) -> None:
-        assert one.stdin is not None
-        one.stdin.write(json.dumps(what) + "\n")
-        one.stdin.flush()
-
-    @staticmethod
-    def _hear(one: subprocess.Popen[str]) -> dict[str, Any]:
-        assert one.stdout is not None
-        line = one.stdout.readline()
-        if not line:
-            raise RuntimeError(f"a member ended with status {one.wait(LIMIT_S)}")
-        found: dict[str, Any] = json.loads(line)
-        return found
-
-    def _kill(self) -> None:
-        for one in self._all:
-            one.kill()
-            one.wait()
 
 
 if __name__ == "__main__":
