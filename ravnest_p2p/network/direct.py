@@ -40,6 +40,7 @@ CONNECT_S = 3.0
 _HANDSHAKE_S = 3.0
 _MAX_HANDSHAKES = 16
 _NAME = "ravnest.invalid"
+_PAUSE_S = 1.0
 _VALID = timedelta(days=365)
 
 Connect = Callable[[PeerId, int], Awaitable[socket.socket]]
@@ -110,7 +111,13 @@ class Direct:
         try:
             while True:
                 await room.acquire()
-                accepted, _ = await loop.sock_accept(self._listener)
+                try:
+                    accepted, _ = await loop.sock_accept(self._listener)
+                except OSError as error:
+                    logger.warning("no direct connection can be taken at present: %s", error)
+                    room.release()
+                    await asyncio.sleep(_PAUSE_S)
+                    continue
                 task = asyncio.ensure_future(self._greet(accepted, room, handle))
                 self._greeting.add(task)
                 task.add_done_callback(self._greeting.discard)

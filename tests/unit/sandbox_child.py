@@ -91,8 +91,15 @@ def of_files(home: Path, job: Path) -> Attempts:
     }
 
 
-def of_calls(home: Path) -> Attempts:
-    """What seccomp shall refuse."""
+def sent_from(listener: socket.socket) -> None:
+    """A listening socket that is shut is connected to nobody, and may be connected by its first bytes."""
+    to = listener.getsockname()
+    listener.shutdown(socket.SHUT_RD)
+    listener.sendto(b"hello", socket.MSG_FASTOPEN, to)
+
+
+def of_calls(home: Path, listener: socket.socket) -> Attempts:
+    """What seccomp shall refuse; `listener` is what a worker inherits."""
     key, parent = home / "identity.key", os.getppid()
     unix = socket.socketpair()
     return {
@@ -102,6 +109,7 @@ def of_calls(home: Path) -> Attempts:
         "open datagrams": lambda: socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM).close(),
         "pair datagrams": lambda: socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM),
         "connect": lambda: socket.socket(socket.AF_UNIX).connect(str(home / "run" / "p2pd.sock")),
+        "connect what listened, by what is sent": lambda: sent_from(listener),
         "connect to an abstract name": lambda: socket.socket(socket.AF_UNIX).connect("\0nobody"),
         "start a program": lambda: os.posix_spawn("/bin/true", ["true"], {}),
         "become a program": lambda: os.execv("/bin/true", ["true"]),
@@ -240,6 +248,7 @@ def main() -> None:
     if options.driving:
         sandbox_rules.GPU_DEVICES = "/dev/zero"
     guard.give_up_privileges()
+    listener = socket.create_server(("127.0.0.1", 0))
     walls = [sandbox.confine_files(rooms, driving=options.driving)]
     guard.limit_resources(10**9, 10**8)
     by_files = outcomes(of_files(home, rooms.job))
@@ -248,7 +257,7 @@ def main() -> None:
         raise RuntimeError("the last words of a worker")
     if options.crash == "segfault":
         ctypes.string_at(0)
-    found = by_files | outcomes(of_calls(home)) | outcomes(of_use(rooms.job))
+    found = by_files | outcomes(of_calls(home, listener)) | outcomes(of_use(rooms.job))
     if options.driving:
         found |= outcomes(of_drivers())
     found["make a call of the future"] = outcome(lambda: syscall(100_000))

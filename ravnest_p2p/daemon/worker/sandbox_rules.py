@@ -162,6 +162,8 @@ NEW_THREAD = 0x00010000
 NEW_SPACES_OR_SIBLINGS = 0x7E028000
 """Flags of `clone` for namespaces, and for a process that counts as started by the parent."""
 SOCKET_KIND = 0xF
+FAST_OPEN = 0x20000000
+"""Flag by which what is sent connects a TCP socket."""
 SET_OWNER, SET_SIGNAL, SET_OWNER_EX = 8, 10, 15
 TERMINAL_INPUT, TERMINAL_SELECTION, SOCKET_OWNER, SOCKET_GROUP = 0x5412, 0x541C, 0x8901, 0x8902
 
@@ -206,7 +208,7 @@ def conditions(pid: int, compiling: bool = False, driving: bool = False) -> tupl
         Condition("socketpair", 1, streams, mask=SOCKET_KIND),
         # So may the first bytes of a TCP socket that is connected to nobody, such as a shut listening one.
         *(
-            Condition(call, flags, (socket.MSG_FASTOPEN,), mask=socket.MSG_FASTOPEN, refuse=True)
+            Condition(call, flags, (FAST_OPEN,), mask=FAST_OPEN, refuse=True)
             for call, flags in (("sendto", 3), ("sendmsg", 2), ("sendmmsg", 3))
         ),
         # Have the kernel send a signal of one's choice to a process of one's choice.
