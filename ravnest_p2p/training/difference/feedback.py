@@ -1,0 +1,65 @@
+"""What a codec lost of one round's chunks, added to the next round's.
+
+What is kept of a chunk is what the common mean still lacks, already times the share that it counted for. So
+it stays right where shares change, and where the chunk gets another owner: whoever keeps it adds it to what
+it sends of the chunk next. A round that fails has changed nothing: only `commit` puts the new in the place of
+the old.
+
+Source: arXiv 1809.07599 (error feedback); that it fades: arXiv 2508.15706.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ravnest_p2p.core.rings import chunk_bounds
+from ravnest_p2p.training.averaging import Chunk
+from ravnest_p2p.training.difference.codecs import DifferenceCodec, Payload
+
+DECAY = 0.95
+"""Of what is kept, from round to round: what was true many rounds ago is true no longer."""
+
+
+class ErrorFeedback:
+    """One member's, of one segment.
+
+    Args:
+        elements: of the segment.
+        chunks: nearly equal parts that it is cut into.
+        decay: share of what was lost that the next round gets.
+    """
+
+    def __init__(self, elements: int, chunks: int, codec: DifferenceCodec, decay: float = DECAY) -> None:
+        self.codec = codec
+        self.chunks = chunks
+        self._decay = np.float32(decay)
+        whole = np.zeros(elements, np.float32)
+        self._owed = [whole[start:stop] for start, stop in chunk_bounds(elements, chunks)]
+        self._pending: dict[int, Chunk] = {}
+
+    def length(self, chunk: int) -> int:
+        """Elements of a chunk."""
+        return len(self._owed[chunk])
+
+    def encode(self, chunk: int, values: Chunk) -> Payload:
+        """The values, and what earlier rounds owe of the chunk; errors as of the codec.
+
+        Args:
+            values: shape (length(chunk),), float32; added to in place.
+        """
+        values += self._owed[chunk]
+        payload = self.codec.encode(values)
+        values -= self.codec.decode(payload, len(values))
+        values *= self._decay
+        self._pending[chunk] = values
+        return payload
+
+    def commit(self) -> None:
+        """The round is over, and everybody has what was sent."""
+        for chunk, lost in self._pending.items():
+            self._owed[chunk][:] = lost
+        self._pending.clear()
+
+    def forget(self) -> None:
+        """The round failed: what was sent counts for nothing."""
+        self._pending.clear()
