@@ -58,6 +58,8 @@ class Run:
         codec: of the differences, or `PARAMETERS`.
         samples: of one cluster's update.
         lower_bits: of the sparse codec; 0 takes the product's.
+        decay, ahead: of what the codec lost (`ErrorFeedback`, `DifferenceValues`).
+        last: codec of the last round, where it is another.
         outer: name, rate and momentum.
         seed: of the first weights and of the samples.
     """
@@ -69,7 +71,9 @@ class Run:
     samples: int = SAMPLES
     codec: str = PARAMETERS
     lower_bits: int = 0
-    decay: float = 0.95
+    decay: float = 1.0
+    ahead: bool = False
+    last: str = ""
     outer: tuple[str, float, float] = OuterSpec()
     optimizer: str = "adamw"
 
@@ -131,15 +135,18 @@ def _train(run: Run) -> Outcome:
                 part = u * len(clusters) + c
                 _update(trainer, u, {"x0": x[part], "y0": y[part]})
         done += updates
-        seen, its = averager.average()
+        seen, its = averager.average(last=done == run.updates)
         sent += its
         kappas.append(updates)
         aparts.append(seen.apart)
         if kappa:
             kappa.ended(seen)
-    weights = {name: value.detach() for name, value in clusters[0].params.items()}
     return Outcome(
-        setting.held_out_loss(weights), sent / run.clusters, kappas, aparts, time.monotonic() - began
+        setting.held_out_loss(averager.weights()),
+        sent / run.clusters,
+        kappas,
+        aparts,
+        time.monotonic() - began,
     )
 
 
@@ -156,27 +163,35 @@ class _Averager:
         self._feedbacks = [ErrorFeedback(count, self._chunks, codec, run.decay) for codec in codecs]
         self._outers = [Outer(OuterSpec(*run.outer)) for _ in clusters]
 
-    def average(self) -> tuple[Seen, int]:
+    def average(self, last: bool) -> tuple[Seen, int]:
         """One round; what it showed, and the bytes of all payloads."""
+        if last and self._run.last:
+            for seed, feedback in enumerate(self._feedbacks):
+                feedback.codec = difference_codec(self._run.last, seed)
         flats, count = torch.stack([self._flat(trainer) for trainer in self._clusters]), len(self._clusters)
         seen = Seen(self._apart(flats), ROUND_UPDATES, 1.0)
         if count == 1:
+            self._common = [self._flat(self._clusters[0])]
             return seen, 0
         if not self._feedbacks:
             sent = average(self._clusters, self._names, [1] * count)
             self._common = [self._flat(self._clusters[0])]
             return seen, sent
         pairs = zip(flats, self._common, self._feedbacks, strict=True)
-        values = [DifferenceValues(flat, common, feedback) for flat, common, feedback in pairs]
+        values = [DifferenceValues(*pair, ahead=self._run.ahead) for pair in pairs]
         sent = exchange(
             [SegmentRound(n, [1] * count, self._chunks, its, Star) for n, its in enumerate(values)]
         )
-        for its, outer, trainer, common in zip(
-            values, self._outers, self._clusters, self._common, strict=True
-        ):
+        for its, outer, trainer, flat in zip(values, self._outers, self._clusters, flats, strict=True):
             its.settle(outer)
-            averaging.scatter(common, trainer.params, trainer.buffers, self._names)
+            averaging.scatter(flat, trainer.params, trainer.buffers, self._names)
         return seen, sent
+
+    def weights(self) -> dict[str, Tensor]:
+        """The common mean, by name."""
+        trainer = self._clusters[0]
+        averaging.scatter(self._common[0], trainer.params, trainer.buffers, self._names)
+        return {name: value.detach() for name, value in trainer.params.items()}
 
     def _apart(self, flats: Tensor) -> float:
         mean, learned = flats.mean(0), flats - self._common[0]

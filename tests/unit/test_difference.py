@@ -26,7 +26,8 @@ EXACT = OuterSpec()
 class Swarm:
     """Members that learn something and average it."""
 
-    def __init__(self, codec: str, spec: OuterSpec = EXACT, decay: float = 0.95) -> None:
+    def __init__(self, codec: str, spec: OuterSpec = EXACT, decay: float = 1.0, ahead: bool = False) -> None:
+        self.ahead = ahead
         start = torch.randn(ELEMENTS, generator=torch.Generator().manual_seed(9))
         self.own = [start.clone() for _ in WEIGHTS]
         self.common = [start.clone() for _ in WEIGHTS]
@@ -46,13 +47,13 @@ class Swarm:
     def average(self) -> int:
         """Returns the bytes that were sent."""
         pairs = zip(self.own, self.common, self.feedbacks, strict=True)
-        values = [DifferenceValues(own.clone(), common, feedback) for own, common, feedback in pairs]
+        values = [DifferenceValues(*pair, ahead=self.ahead) for pair in pairs]
         rounds = [SegmentRound(n, WEIGHTS, CHUNKS, its, Star) for n, its in enumerate(values)]
         sent = exchange(rounds)
         assert all(one.outcome is Outcome.MEAN for one in rounds)
-        for its, outer, own, common in zip(values, self.outers, self.own, self.common, strict=True):
+        for its, outer in zip(values, self.outers, strict=True):
             its.settle(outer)
-            own.copy_(common)
+        assert self.ahead or all(torch.equal(own, self.common[0]) for own in self.own)
         assert all(torch.equal(self.common[0], other) for other in self.common)
         return sent
 
@@ -68,9 +69,9 @@ def test_all_end_with_the_same_bits_near_the_mean_and_send_what_was_announced(co
     assert lost < {"none": 1e-5, "fp16": 1e-3, "int8": 0.03, "int4": 0.3, "sparse": 0.9}[codec]
 
 
-@pytest.mark.parametrize("codec", ["int4", "sparse"])
-def test_what_one_round_lacks_comes_with_the_next(codec: str) -> None:
-    swarm = Swarm(codec, decay=1.0)
+@pytest.mark.parametrize(("codec", "ahead"), [("int4", False), ("sparse", False), ("sparse", True)])
+def test_what_one_round_lacks_comes_with_the_next(codec: str, ahead: bool) -> None:
+    swarm = Swarm(codec, ahead=ahead)
     start = swarm.common[0].clone()
     mean = swarm.learn(1)
     lacks = []
@@ -78,6 +79,23 @@ def test_what_one_round_lacks_comes_with_the_next(codec: str) -> None:
         swarm.average()
         lacks.append(float((swarm.common[0] - start - mean).norm() / mean.norm()))
     assert lacks[-1] < 0.01 * lacks[0]
+
+
+def test_who_goes_on_ahead_has_what_it_could_not_send_and_half_as_much_of_others() -> None:
+    swarm = Swarm("sparse", ahead=True)
+    start = swarm.common[0].clone()
+    swarm.learn(1)
+    learned = [own - start for own in swarm.own]
+    swarm.average()
+    for rank, (own, mine) in enumerate(zip(swarm.own, learned, strict=True)):
+        others = torch.tensor([chunk % len(WEIGHTS) != rank for chunk in range(CHUNKS)])
+        beyond, its = own - swarm.common[0], others.repeat_interleave(ELEMENTS // CHUNKS)
+        if WEIGHTS[rank]:
+            expected = mine[its] * (0.5 + 0.5 * WEIGHTS[rank] / sum(WEIGHTS))
+            unsent = torch.isclose(beyond[its], expected, rtol=1e-3, atol=1e-5).float().mean()
+            assert 1 - 1 / 32 - 0.01 < unsent < 1 - 1 / 32 + 0.001
+        else:
+            assert not beyond[its].any()
 
 
 def test_what_is_kept_fades() -> None:

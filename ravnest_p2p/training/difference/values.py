@@ -29,18 +29,23 @@ class DifferenceValues:
 
     Args:
         flat: own parameters as `averaging.gather` lays them out: shape (elements,), float32. It becomes
-            the difference, and chunk by chunk the mean difference.
-        common: the last common mean, of the same shape; unchanged before `settle`.
+            the difference, then chunk by chunk the mean difference, and with `settle` what to go on from.
+        common: the last common mean, of the same shape; unchanged before `settle`. It is what is saved.
         feedback: of this member and segment; its chunks are those of the round.
+        ahead: `settle` gave, and gives, what this member knows beyond the common mean too (`ErrorFeedback`);
+            else all members went on, and go on, from the same bits.
     """
 
-    def __init__(self, flat: Tensor, common: Tensor, feedback: ErrorFeedback) -> None:
+    def __init__(self, flat: Tensor, common: Tensor, feedback: ErrorFeedback, *, ahead: bool = False) -> None:
         self.chunks = feedback.chunks
-        self._feedback = feedback
+        self._feedback, self._ahead = feedback, ahead
         self._common, self._flat = common.numpy(), flat.sub_(common).numpy()
         bounds = chunk_bounds(flat.numel(), self.chunks)
         self._own = [self._flat[start:stop] for start, stop in bounds]
         self._before = [self._common[start:stop] for start, stop in bounds]
+        if ahead:
+            for chunk, own in enumerate(self._own):
+                own -= feedback.ahead(chunk)
 
     def received(self, chunk: int, payload: averaging.Payload, codec: str) -> Payload:
         """A chunk as it came.
@@ -59,7 +64,7 @@ class DifferenceValues:
 
     def part(self, chunk: int, share: float) -> Payload:
         """The own difference times its share, and what is owed of it."""
-        return self._feedback.encode(chunk, self._part(chunk, share))
+        return self._feedback.encode(chunk, self._part(chunk, share), share)
 
     def add(self, chunk: int, share: float, sums: Sequence[Payload]) -> Payload:
         """The sums, in this order, and then the own difference times its share; encoded with what is owed.
@@ -88,9 +93,13 @@ class DifferenceValues:
         return mean
 
     def settle(self, outer: Outer) -> None:
-        """The round ended with the mean: take it into `common`, and keep what the bytes lacked."""
+        """The round ended with the mean: take it into `common`, keep what the bytes lacked, and go on."""
         outer.step(self._common, self._flat)
         self._feedback.commit()
+        self._flat[:] = self._common
+        if self._ahead:
+            for chunk, own in enumerate(self._own):
+                own += self._feedback.ahead(chunk)
 
     def _part(self, chunk: int, share: float) -> Chunk:
         own = self._own[chunk]
