@@ -85,6 +85,7 @@ def _sweep(rows: Mapping[str, Mapping[str, Any]]) -> str:
     for clusters in (2, 4):
         found = {name.partition("κ ")[2]: row for name, row in rows.items() if name.startswith(str(clusters))}
         adaptive = found.pop("adaptive")
+        found.pop("adaptive, int8", None)
         updates = adaptive["updates"]
         fixed = [(updates / row["rounds"], row["over one %"]) for name, row in found.items() if name]
         lines += [
@@ -100,11 +101,11 @@ def _sweep(rows: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def _compression(rows: Mapping[str, Mapping[str, Any]]) -> str:
+    shown = {name: row for name, row in rows.items() if "from the mean" not in name}
     lines = [
-        Line(
-            f"{c} clusters", [(r["times fewer"], r["gap %"]) for n, r in rows.items() if n.startswith(str(c))]
-        )
+        Line(f"{c} clusters", [(row["times fewer"], row["gap %"]) for _, row in its])
         for c in (2, 4)
+        if (its := [(name, row) for name, row in shown.items() if name.startswith(str(c))])
     ]
     title = "Loss with compressed differences: none, fp16, int8, int4, sparse"
     return svg_of(title, "times fewer bytes", "% over exact differences", lines)
