@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import permutations
+from typing import Any
 
 from torch import Tensor
 
@@ -75,28 +76,42 @@ def train_clusters(
     return results
 
 
-def average(members: Sequence[StageTrainer], names: Sequence[str], weights: Sequence[float]) -> None:
-    """One segment's round: each member's tensors of these names become the weighted mean, the same bits."""
+def average(members: Sequence[StageTrainer], names: Sequence[str], weights: Sequence[float]) -> int:
+    """One segment's round: each member's tensors of these names become the weighted mean, the same bits.
+
+    Returns:
+        Bytes of the chunks that all together sent.
+    """
     if len(members) == 1 or not names or not any(weights):
-        return
+        return 0
     flats = [averaging.gather(member.params, member.buffers, names) for member in members]
     chunks = averaging.chunk_count(flats[0].numel(), len(members))
     rounds = [
         SegmentRound(rank, weights, chunks, averaging.SegmentValues(flat, chunks))
         for rank, flat in enumerate(flats)
     ]
-    exchange(rounds)
+    sent = exchange(rounds)
     for member, flat in zip(members, flats, strict=True):
         averaging.scatter(flat, member.params, member.buffers, names)
+    return sent
 
 
-def exchange(rounds: Sequence[SegmentRound[averaging.Chunk]]) -> None:
-    """Hand all chunks over in memory, as copies, until every member has the mean."""
+def exchange(rounds: Sequence[SegmentRound[Any]]) -> int:
+    """Hand all chunks over in memory, as copies, until every member has the mean.
+
+    Args:
+        rounds: of arithmetics whose chunks are arrays.
+    Returns:
+        Bytes of the chunks that all together sent.
+    """
+    sent = 0
     while any(one.outcome is None for one in rounds):
         for sender, other in permutations(rounds, 2):
             while (send := sender.next_for(other.rank)) is not None:
                 payload = None if send.payload is None else send.payload.copy()
+                sent += 0 if payload is None else payload.nbytes
                 deliver(other, sender.rank, replace(send, payload=payload))
+    return sent
 
 
 class _Meeting:

@@ -11,7 +11,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ravnest_p2p.core.rings import Outcome, Ways, chunk_bounds, segments, ways
+from ravnest_p2p.core.rings import Outcome, Star, Ways, chunk_bounds, segments, ways
 from ravnest_p2p.core.types import ClusterPlan, PeerId, StageAssignment
 from ravnest_p2p.testing.rings_sim import RingsSim, run
 
@@ -25,14 +25,14 @@ def sims(
 ) -> tuple[Callable[[int], RingsSim], dict[int, list[tuple[int, int]]]]:
     """A segment's averaging by its seed, and who dies when."""
     size = draw(st.integers(1, MOST))
-    columns, window = draw(st.integers(1, size)), draw(st.integers(1, 4))
+    columns, window = draw(st.integers(0, size)), draw(st.integers(1, 4))
     chunks = draw(st.integers(1, 12))
     elements = draw(st.integers(chunks, 30))
     weights = draw(st.lists(st.sampled_from([0.0, 1.0, 3.0, 64.0]), min_size=size, max_size=size))
     own = np.random.default_rng(draw(st.integers(0, 99))).normal(size=(size, elements))
 
     def shape(members: int) -> Ways:
-        return ways(members, columns)
+        return ways(members, columns) if columns else Star(members)
 
     moments = st.dictionaries(st.integers(0, 80), st.lists(st.integers(0, size - 1), max_size=2), max_size=2)
     dying = draw(moments) if deaths else {}

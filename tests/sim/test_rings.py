@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from ravnest_p2p.core.rings import Member, Outcome, Segment, segments, ways
+from ravnest_p2p.core.rings import Member, Outcome, Segment, Star, segments, ways
 from ravnest_p2p.core.types import ClusterPlan, PeerId, StageAssignment
 from ravnest_p2p.testing.rings_sim import RingsSim, run
 
@@ -23,12 +23,14 @@ UNEQUAL = segments([cluster(0, 5), cluster(0, 2, 5), cluster(0, 1, 4, 5), cluste
 
 PEERS = sorted({member for segment in UNEQUAL for member in segment.members})
 CHUNKS, ELEMENTS = 8, 24
+STAR = 0
+"""In the place of a grid's columns."""
 WEIGHTS = (1, 2, 0, 4)
 
 
 def swarm(seed: int, columns: int = 4) -> list[RingsSim]:
     own = np.random.default_rng(seed).normal(size=(len(UNEQUAL), 4, ELEMENTS))
-    shape = lambda size: ways(size, columns)  # noqa: E731
+    shape = Star if columns == STAR else lambda size: ways(size, columns)
     return [RingsSim(values, WEIGHTS, CHUNKS, seed=seed + n, ways=shape) for n, values in enumerate(own)]
 
 
@@ -60,15 +62,16 @@ def length(columns: int = 4) -> int:
     return delivered
 
 
-def test_five_rings_of_four_clusters_average_and_send_no_more_than_they_have_to() -> None:
-    sims = swarm(0)
+@pytest.mark.parametrize("columns", [4, STAR])
+def test_five_rings_of_four_clusters_average_and_send_no_more_than_they_have_to(columns: int) -> None:
+    sims = swarm(0, columns)
     run(sims, {})
     check(sims)
     for sim in sims:
         assert [member.elements_sent for member in sim.members] == [2 * 3 * ELEMENTS // 4] * 4
 
 
-@pytest.mark.parametrize("columns", [4, 2])
+@pytest.mark.parametrize("columns", [4, 2, STAR])
 def test_each_member_dies_at_some_moments(columns: int) -> None:
     for number, moment in enumerate(range(0, length(columns) + 1, 2)):
         dies({PEERS[number % len(PEERS)]: moment}, moment, columns)
@@ -76,7 +79,7 @@ def test_each_member_dies_at_some_moments(columns: int) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
-@pytest.mark.parametrize("columns", [4, 2])
+@pytest.mark.parametrize("columns", [4, 2, STAR])
 def test_each_member_dies_at_each_moment(columns: int) -> None:
     for moment, peer in itertools.product(range(length(columns) + 1), PEERS):
         dies({peer: moment}, moment, columns)
@@ -104,7 +107,7 @@ def test_any_two_members_die_at_any_two_steps() -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
-@pytest.mark.parametrize("columns", [4, 2])
+@pytest.mark.parametrize("columns", [4, 2, STAR])
 def test_any_two_members_die_at_any_two_moments(columns: int) -> None:
     end = length(columns)
     for one, other in itertools.combinations(PEERS, 2):

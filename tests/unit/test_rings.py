@@ -17,6 +17,8 @@ from ravnest_p2p.core.rings import (
     Ring,
     Segment,
     SegmentRound,
+    Star,
+    Ways,
     chunk_bounds,
     neighbours,
     normalised,
@@ -106,9 +108,11 @@ def test_the_ways_of_a_ring_of_three() -> None:
 SHAPES = [(size, columns) for size in range(1, 14) for columns in range(1, size + 1)]
 
 
-@pytest.mark.parametrize(("size", "columns"), SHAPES)
-def test_every_way_sums_each_member_once_and_comes_to_all(size: int, columns: int) -> None:
-    found = ways(size, columns)
+@pytest.mark.parametrize(
+    ("found", "size"),
+    [(ways(*shape), shape[0]) for shape in SHAPES] + [(Star(size), size) for size in range(1, 14)],
+)
+def test_every_way_sums_each_member_once_and_comes_to_all(found: Ways, size: int) -> None:
     for way in range(found.count):
         hops = [found.hop(way, place) for place in range(size)]
         (end,) = [place for place, hop in enumerate(hops) if hop.gives is None]
@@ -145,6 +149,19 @@ def test_a_grid_takes_rows_and_columns_of_steps_and_no_more_bytes(size: int, col
     assert max(sent) <= 1.02 * 2 * (size - 1) / size * grid.count, "as a ring does"
     if size % columns == 0:
         assert sent == [2 * (size - 1)] * len(sent)
+
+
+def test_a_star_takes_two_hops_and_no_more_bytes_than_a_ring() -> None:
+    star = Star(4)
+    assert star.hop(1, 1) == Hop((0, 2, 3), None, None, (0, 2, 3), 1, 1)
+    assert star.hop(1, 3) == Hop((), 1, 1, (), 2, 0)
+    assert neighbours(star, 2) == ({0, 1, 3}, {0, 1, 3})
+    sent = [
+        sum((hop.gives is not None) + len(hop.passes) for hop in (star.hop(way, place) for way in range(4)))
+        for place in range(4)
+    ]
+    assert sent == [2 * 3] * 4
+    assert [Star(size).branch for size in (1, 2, 3)] == [False, False, True]
 
 
 @pytest.mark.parametrize(("size", "columns"), [(3, 0), (3, 4), (0, 1)])
@@ -204,6 +221,15 @@ def test_of_its_own_chunks_only_a_window_is_underway() -> None:
     assert [None if send is None else send.chunk for send in sent] == [0, 2, None]
     member.mean_arrived(1, 0, 0, "a")
     assert member.next_for(1).chunk == 4
+
+
+def test_where_several_begin_a_sum_each_of_their_links_has_a_window() -> None:
+    member = SegmentRound(0, [1, 1, 1], 9, Written(), Star, window=1)
+    assert [member.next_for(rank).chunk for rank in (2, 1)] == [2, 1]
+    assert [member.next_for(rank) for rank in (1, 2)] == [None, None]
+    member.mean_arrived(2, 0, 2, "a")
+    assert member.next_for(1) is None
+    assert member.next_for(2).chunk == 5
 
 
 def test_what_has_the_longest_way_goes_first() -> None:

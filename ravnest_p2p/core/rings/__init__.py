@@ -3,7 +3,7 @@
 from ravnest_p2p.core.rings.messages import Arithmetic, Formed, Kind, Send
 from ravnest_p2p.core.rings.round import Outcome, SegmentRound, deliver
 from ravnest_p2p.core.rings.segments import Member, Segment, chunk_bounds, normalised, segments
-from ravnest_p2p.core.rings.ways import Grid, Hop, Ring, Ways, neighbours, ways
+from ravnest_p2p.core.rings.ways import Grid, Hop, Ring, Star, Ways, neighbours, ways
 
 __all__ = [
     "Arithmetic",
@@ -17,6 +17,7 @@ __all__ = [
     "Segment",
     "SegmentRound",
     "Send",
+    "Star",
     "Ways",
     "chunk_bounds",
     "deliver",

@@ -14,9 +14,10 @@ weights that sum to 1. Messages of an older formation count for nothing. A forma
 the dead as bits, which only grows, so all end in the same one.
 
 Chunks that a member starts by itself wait until an earlier one has come back as a mean: at most `window` of
-its own are underway, which bounds what any member has to store for others. All start them in the same order,
-for where ways branch a sum needs several that start it, and these must not wait for each other. Of what is
-ready for a link, that with the longest rest of its way goes first, so that all ways end together.
+its own are underway to each other member, which bounds what any has to store. To each, and in the same order
+at all: where several begin the sum of a chunk, one window for all could be filled, at each of them, by chunks
+that lack another's part. Of what is ready for a link, that with the longest rest of its way goes first, so
+that all ways end together.
 """
 
 from __future__ import annotations
@@ -53,6 +54,7 @@ class _Outbox(Generic[T]):
 
     ready: list[tuple[int, int, Kind]] = field(default_factory=list)
     fresh: deque[int] = field(default_factory=deque)
+    underway: set[int] = field(default_factory=set)
     held: list[int] = field(default_factory=list)
     settled: list[int] = field(default_factory=list)
 
@@ -66,7 +68,7 @@ class SegmentRound(Generic[T]):
         chunks: that the segment is cut into.
         arithmetic: does to chunks what is due.
         ways: of so many members.
-        window: of our own chunks that are underway at once; that of the ways where None.
+        window: of our own chunks that are underway at once to one other member; that of the ways where None.
     Raises:
         OurFault: numbers that make no round.
     """
@@ -192,7 +194,6 @@ class SegmentRound(Generic[T]):
         self._done: dict[int, T] = {}
         self._hops: dict[int, Hop] = {}
         self._awaited: dict[int, set[int]] = {}
-        self._underway: set[int] = set()
         self._out: dict[int, _Outbox[T]] = {}
         holders: Counter[int] = Counter(self._held)
         keepers = {chunk: [self.rank] for chunk in self._means}
@@ -345,15 +346,16 @@ class SegmentRound(Generic[T]):
         """All behind us have it: say so to where it came from, or, where it began, that it is settled."""
         if self._awaited[chunk]:
             return
-        self._underway.discard(chunk)
+        hop = self._hops[chunk]
+        if hop.gives is not None:
+            self._outbox(hop.gives).underway.discard(chunk)
         if not self._ways.branch:
             self._means.pop(chunk, None)
-        source = self._hops[chunk].source
-        if source is None:
+        if hop.source is None:
             self._settle(chunk)
             self._finish_if_settled()
         else:
-            self._outbox(source).held.append(chunk)
+            self._outbox(hop.source).held.append(chunk)
 
     def _settle(self, chunk: int) -> None:
         self._settled.add(chunk)
@@ -391,17 +393,19 @@ class SegmentRound(Generic[T]):
     @property
     def _idle(self) -> bool:
         """Nothing is ready for anyone: what others wait for may be the receipts."""
-        may_start = len(self._underway) < self._window
-        return not any(out.ready or (may_start and out.fresh) for out in self._out.values())
+        return not any(out.ready or self._may_start(out) for out in self._out.values())
+
+    def _may_start(self, out: _Outbox[T]) -> bool:
+        return bool(out.fresh) and len(out.underway) < self._window
 
     def _due(self, out: _Outbox[T]) -> tuple[Kind, int, T] | None:
-        may_start = bool(out.fresh) and len(self._underway) < self._window
+        may_start = self._may_start(out)
         if out.ready and not (may_start and self._hops[out.fresh[0]].sum_togo > -out.ready[0][0]):
             _, chunk, kind = heapq.heappop(out.ready)
             return kind, chunk, self._done.pop(chunk) if kind is Kind.SUM else self._means[chunk]
         if may_start:
             chunk = out.fresh.popleft()
-            self._underway.add(chunk)
+            out.underway.add(chunk)
             return Kind.SUM, chunk, self._arithmetic.part(chunk, self._share)
         return None
 

@@ -9,6 +9,8 @@ order and all get one member's result, so all hold the same bits.
     Ring   C ways; way w begins at member w:   w → w+1 → … → w-1 (complete) → w → … → w-2
     Grid   one way for each place: along each row to one column, along that column, and back;
            rows + columns steps instead of members, and no more bytes
+    Star   C ways; way w goes from all others to member w and back: what loses by being
+           encoded is encoded twice only, and every link is needed
 
 Places are positions among the members that take part: 0 to size - 1.
 
@@ -59,7 +61,7 @@ class Ways(Protocol):
 
     @property
     def window(self) -> int:
-        """Chunks of its own that a member has underway at most: of all, eight for each member."""
+        """Chunks of its own that a member has underway to another one at most."""
         ...
 
     def hop(self, way: int, place: int) -> Hop: ...
@@ -97,6 +99,32 @@ class Ring:
 
     def completed_by(self, place: int) -> int:
         return (place + 1) % self.size
+
+
+@dataclass(frozen=True, slots=True)
+class Star:
+    """Way w is member w's: all others send it their parts, and it sends all the mean."""
+
+    size: int
+    window: ClassVar[int] = WINDOW
+
+    @property
+    def branch(self) -> bool:
+        return self.size > 2
+
+    @property
+    def count(self) -> int:
+        return self.size
+
+    def hop(self, way: int, place: int) -> Hop:
+        if place != way:
+            return Hop(takes=(), gives=way, source=way, passes=(), sum_togo=2, mean_togo=0)
+        others = tuple(other for other in range(self.size) if other != way)
+        last = 1 if others else 0
+        return Hop(takes=others, gives=None, source=None, passes=others, sum_togo=last, mean_togo=last)
+
+    def completed_by(self, place: int) -> int:
+        return place
 
 
 class Grid:
