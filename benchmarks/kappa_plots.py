@@ -111,7 +111,16 @@ def _compression(rows: Mapping[str, Mapping[str, Any]]) -> str:
     return svg_of(title, "times fewer bytes", "% over exact differences", lines)
 
 
-_DRAWN = {"sweep": _sweep, "compression": _compression}
+def _staleness(rows: Mapping[str, Mapping[str, Any]]) -> str:
+    names = {"at once": "each gradient at once, τ in updates", "speculative": "ŵ, τ in micro-batches"}
+    lines = [
+        Line(shown, [(float(n.rpartition(" ")[2]), r["gap %"]) for n, r in rows.items() if n.startswith(way)])
+        for way, shown in names.items()
+    ]
+    return svg_of("Loss over that without staleness", "τ of the first of two stages", "% over τ = 0", lines)
+
+
+_DRAWN = {"sweep": _sweep, "compression": _compression, "staleness": _staleness}
 
 
 def _scale(values: Sequence[float], start: float, end: float, logarithmic: bool) -> Callable[[float], float]:
