@@ -7,11 +7,9 @@ them: one cluster takes them as one larger batch.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
 
@@ -19,6 +17,7 @@ import torch
 from torch import Tensor
 
 from benchmarks import penalty_setting as setting
+from benchmarks.kept import kept
 from benchmarks.penalty_runs import ROOT, package_of, weights_of
 from ravnest_p2p.core.kappa import Kappa, KappaSpec, Seen, apart
 from ravnest_p2p.core.optimizers import learning_rate
@@ -98,25 +97,19 @@ class Outcome:
 
 def outcome(run: Run, keep: Path | None) -> Outcome:
     """Train, or read from `keep` what the same run gave with the same code."""
-    key = hashlib.sha256(json.dumps([asdict(run), _sources(), torch.__version__]).encode()).hexdigest()[:24]
-    file = None if keep is None else keep / f"{key}.json"
-    if file is not None and file.exists():
-        return Outcome(**json.loads(file.read_text())["outcome"])
-    found = _train(run)
-    if file is not None:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(json.dumps({"run": asdict(run), "outcome": asdict(found)}))
-    return found
+    return kept(run, keep, _sources(), Outcome, lambda: _train(run))
 
 
-@cache
-def _sources() -> str:
+def _sources() -> list[Path]:
     """Of all code that decides what a run gives."""
     product = ROOT / "ravnest_p2p"
-    parts = [ROOT / "benchmarks" / "penalty_setting.py", Path(__file__), product / "core" / "kappa.py"]
+    benches = ("penalty_setting.py", "penalty_runs.py", "kappa_runs.py")
+    parts = [ROOT / "benchmarks" / name for name in benches]
+    parts += [product / "testing" / "averaged_sim.py"]
+    parts += [product / "core" / name for name in ("kappa.py", "optimizers.py")]
     for folder in ("core/rings", "training", "training/difference", "training/codecs"):
         parts += sorted((product / folder).glob("*.py"))
-    return hashlib.sha256(b"".join(path.read_bytes() for path in parts)).hexdigest()
+    return parts
 
 
 def _train(run: Run) -> Outcome:

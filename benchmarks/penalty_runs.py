@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from functools import cache
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from benchmarks import penalty_setting as setting
+from benchmarks.kept import kept
 from ravnest_p2p.core.pipeline.correction import CORRECTIONS, SPECULATIVE
 from ravnest_p2p.core.pipeline.schedule import staleness_for
 from ravnest_p2p.model import Package, StageComputation, StageProgram, capture, split_program
@@ -55,29 +53,24 @@ class Outcome:
 
 def outcome(run: Run, keep: Path | None) -> Outcome:
     """Train, or read from `keep` what the same run gave with the same code."""
-    key = hashlib.sha256(json.dumps([asdict(run), _sources(), torch.__version__]).encode()).hexdigest()[:24]
-    file = None if keep is None else keep / f"{key}.json"
-    if file is not None and file.exists():
-        return Outcome(**json.loads(file.read_text())["outcome"])
+    return kept(run, keep, _sources(), Outcome, lambda: _train(run))
+
+
+def _train(run: Run) -> Outcome:
     began = time.monotonic()
     losses, weights = _at_once(run) if run.way == AT_ONCE else _pipelined(run)
     last = losses[-max(1, len(losses) // 10) :]
-    found = Outcome(setting.held_out_loss(weights), sum(last) / len(last), time.monotonic() - began)
-    if file is not None:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(json.dumps({"run": asdict(run), "outcome": asdict(found)}))
-    return found
+    return Outcome(setting.held_out_loss(weights), sum(last) / len(last), time.monotonic() - began)
 
 
-@cache
-def _sources() -> str:
+def _sources() -> list[Path]:
     """Of all code that decides what a run gives."""
     parts = [ROOT / "benchmarks" / "penalty_setting.py", ROOT / "benchmarks" / "penalty_runs.py"]
     product = ROOT / "ravnest_p2p"
     parts += [product / "core" / "optimizers.py", product / "model" / "compute.py"]
     for folder in ("core/pipeline", "training"):
         parts += sorted((product / folder).glob("*.py"))
-    return hashlib.sha256(b"".join(path.read_bytes() for path in parts)).hexdigest()
+    return parts
 
 
 def package_of(seed: int, rows: int) -> Package:
