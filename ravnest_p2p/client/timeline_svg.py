@@ -26,6 +26,7 @@ _KINDS = {
     "B": ("backward", "#4a9b5d"),
     "^": ("speculate", "#c9a227"),
     "|": ("step", "#d9822b"),
+    "S": ("snapshot", "#b39ad1"),
     "A": ("average", "#7a5ea8"),
     "wait": ("wait for a message", "#f0c9c4"),
     ">": ("send", "#6b7785"),

@@ -313,10 +313,15 @@ class StageAssignment:
 
 @dataclass(frozen=True, slots=True)
 class ClusterPlan:
-    """One copy of the model: its stages in pipeline order, and its local updates a round (κ_c)."""
+    """One copy of the model: its stages in pipeline order, and its local updates a round (κ_c).
+
+    Attributes:
+        overlap: updates trained between a round's begin and the taking in of its mean; 0 stops training.
+    """
 
     stages: tuple[StageAssignment, ...]
     updates_per_round: int
+    overlap: int = 0
 
 
 @dataclass(frozen=True, slots=True)

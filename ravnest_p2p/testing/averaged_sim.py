@@ -1,16 +1,16 @@
 """Clusters that train and average, in virtual time and one thread: `testing.training_sim` several times over.
 
-The pipelines run beside one another until a round is due. The rings are the product's (`core.rings`,
-`training.averaging`), their chunks handed over in memory: a segment is averaged when the last of its holders
-has come to the round, and a holder goes on when all its segments are. So each cluster ends with the bits of a
-real swarm that had this plan.
+The pipelines run beside one another until a round's mean is due. The rings are the product's (`core.rings`,
+`training.averaging`, `training.late_mean`), their chunks handed over in memory: a segment is averaged when
+the last of its holders has handed it over, and a holder whose mean is due goes on when all its segments are.
+So each cluster ends with the bits of a real swarm that had this plan.
 """
 
 from __future__ import annotations
 
 import random
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import permutations
 from typing import Any
@@ -18,13 +18,15 @@ from typing import Any
 from torch import Tensor
 
 from ravnest_p2p.core.ledger import DataOrder, Shares, sample_of
-from ravnest_p2p.core.pipeline.schedule import Average, StageSchedule
+from ravnest_p2p.core.pipeline.schedule import Average, Snapshot, StageSchedule
 from ravnest_p2p.core.rings import Member, Segment, SegmentRound, deliver, segments
 from ravnest_p2p.core.types import ClusterPlan
 from ravnest_p2p.testing.clock import VirtualClock
 from ravnest_p2p.testing.lossy_link import Faults
 from ravnest_p2p.testing.training_sim import SimulatedStage, Trained, link, run
 from ravnest_p2p.training import StageTrainer, averaging
+from ravnest_p2p.training.late_mean import settle, take_in
+from ravnest_p2p.training.snapshot import buffer_key, param_key
 
 Rows = Callable[[Sequence[int]], Mapping[str, Tensor]]
 """Fields of the samples with these indices, by graph input name."""
@@ -70,7 +72,7 @@ def train_clusters(
             for s, trainer in enumerate(its)
         ]
         link(pipeline, clock, latency_s, Faults(), random.Random(c))
-        meeting.stages |= {Member(c, s): stage for s, stage in enumerate(pipeline)}
+        meeting.members |= {Member(c, s): _Member(stage) for s, stage in enumerate(pipeline)}
         stages += pipeline
     run(stages, clock)
     return results
@@ -82,18 +84,29 @@ def average(members: Sequence[StageTrainer], names: Sequence[str], weights: Sequ
     Returns:
         Bytes of the chunks that all together sent.
     """
-    if len(members) == 1 or not names or not any(weights):
+    if not averaged(names, weights):
         return 0
     flats = [averaging.gather(member.params, member.buffers, names) for member in members]
-    chunks = averaging.chunk_count(flats[0].numel(), len(members))
-    rounds = [
-        SegmentRound(rank, weights, chunks, averaging.SegmentValues(flat, chunks))
-        for rank, flat in enumerate(flats)
-    ]
-    sent = exchange(rounds)
+    sent = mean_of(flats, weights)
     for member, flat in zip(members, flats, strict=True):
         averaging.scatter(flat, member.params, member.buffers, names)
     return sent
+
+
+def averaged(names: Sequence[str], weights: Sequence[float]) -> bool:
+    """Whether there is anything to average, and anybody who trained it beside another."""
+    return len(weights) > 1 and bool(names) and any(weights)
+
+
+def mean_of(flats: Sequence[Tensor], weights: Sequence[float]) -> int:
+    """A round of these vectors, each of which becomes the mean; returns the bytes that all together sent."""
+    chunks = averaging.chunk_count(flats[0].numel(), len(flats))
+    return exchange(
+        [
+            SegmentRound(rank, weights, chunks, averaging.SegmentValues(flat, chunks))
+            for rank, flat in enumerate(flats)
+        ]
+    )
 
 
 def exchange(rounds: Sequence[SegmentRound[Any]]) -> int:
@@ -114,29 +127,95 @@ def exchange(rounds: Sequence[SegmentRound[Any]]) -> int:
     return sent
 
 
+class _Kept:
+    """In the place of a piece: tensors, of which some may be replaced."""
+
+    def __init__(self, trainer: StageTrainer) -> None:
+        self._tensors = {param_key(name): tensor.detach().clone() for name, tensor in trainer.params.items()}
+        self._tensors |= {buffer_key(name): tensor.clone() for name, tensor in trainer.buffers.items()}
+
+    def replace(self, name: str, values: Tensor) -> Tensor:
+        before, self._tensors[name] = self._tensors[name], values.clone()
+        return before
+
+
+@dataclass
+class _Member:
+    """A stage, and what it handed over.
+
+    Attributes:
+        begun: the round that it handed over for, the newest.
+        flats: what it handed over for it, and then its mean, by segment.
+        open: segments that the round has not averaged yet.
+        kept: the snapshot, where training goes on.
+        due: it waits for the mean.
+    """
+
+    stage: SimulatedStage
+    begun: int = -1
+    flats: dict[Segment, Tensor] = field(default_factory=dict)
+    open: set[Segment] = field(default_factory=set)
+    kept: _Kept | None = None
+    due: Average | None = None
+
+
 class _Meeting:
-    """Where stages wait for the other holders of what they hold."""
+    """Where the holders of segments hand over what they hold, and wait for one another."""
 
     def __init__(self, parts: Sequence[Segment], names: Names, shares: Shares) -> None:
-        self.stages: dict[Member, SimulatedStage] = {}
+        self.members: dict[Member, _Member] = {}
         self._names = {segment: names(segment.lo, segment.hi) for segment in parts}
         self._shares = shares
-        self._due: dict[Member, set[Segment]] = {}
 
-    def come(self, member: Member, op: Average) -> None:
-        self._due[member] = {segment for segment in self._names if member in segment.members}
-        for segment in tuple(self._due[member]):
-            if all(segment in self._due.get(holder, ()) for holder in segment.members):
-                self._average(segment, op)
+    def come(self, member: Member, op: Snapshot | Average) -> None:
+        its = self.members[member]
+        if isinstance(op, Snapshot):
+            its.kept = _Kept(its.stage.trainer)
+        if its.begun != op.round:
+            self._hand_over(member, op.round)
+        if isinstance(op, Snapshot):
+            its.stage.met(op)
+        else:
+            its.due = op
+            self._look(its)
 
-    def _average(self, segment: Segment, op: Average) -> None:
-        weights = self._shares.weights(op.round)
-        holders = [self.stages[member].trainer for member in segment.members]
-        average(holders, self._names[segment], [weights[member.cluster] for member in segment.members])
-        for member in segment.members:
-            self._due[member].remove(segment)
-            if not self._due[member]:
-                self.stages[member].averaged(op)
+    def _hand_over(self, member: Member, number: int) -> None:
+        its = self.members[member]
+        trainer = its.stage.trainer
+        its.begun, its.open = number, {segment for segment in self._names if member in segment.members}
+        its.flats = {
+            segment: averaging.gather(trainer.params, trainer.buffers, self._names[segment])
+            for segment in its.open
+        }
+        for segment in tuple(its.open):
+            if all(self.members[holder].begun == number for holder in segment.members):
+                self._average(segment, number)
+
+    def _average(self, segment: Segment, number: int) -> None:
+        weights = self._shares.weights(number)
+        of_members, names = [weights[member.cluster] for member in segment.members], self._names[segment]
+        holders = [self.members[member] for member in segment.members]
+        if averaged(names, of_members):
+            mean_of([its.flats[segment] for its in holders], of_members)
+            for its in holders:
+                if its.kept is not None:
+                    trainer = its.stage.trainer
+                    settle(its.flats[segment], trainer.params, trainer.buffers, names, its.kept)
+        else:
+            for its in holders:
+                del its.flats[segment]
+        for its in holders:
+            its.open.remove(segment)
+            self._look(its)
+
+    def _look(self, its: _Member) -> None:
+        if its.due is None or its.open:
+            return
+        trainer, take = its.stage.trainer, take_in if its.kept is not None else averaging.scatter
+        for segment, flat in its.flats.items():
+            take(flat, trainer.params, trainer.buffers, self._names[segment])
+        op, its.due, its.kept = its.due, None, None
+        its.stage.met(op)
 
 
 def _schedule(plan: ClusterPlan, s: int, cluster: int, order: DataOrder, shares: Shares) -> StageSchedule:
@@ -149,6 +228,7 @@ def _schedule(plan: ClusterPlan, s: int, cluster: int, order: DataOrder, shares:
         updates_per_round=plan.updates_per_round,
         rounds=shares.rounds,
         upstream_staleness=plan.stages[s - 1].staleness if s else None,
+        overlap=plan.overlap,
     )
 
 

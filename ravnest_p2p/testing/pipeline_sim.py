@@ -22,6 +22,7 @@ from ravnest_p2p.core.pipeline.schedule import (
     Backward,
     Forward,
     Op,
+    Snapshot,
     Speculate,
     StageSchedule,
     Step,
@@ -52,6 +53,7 @@ class SimCluster:
     stages: tuple[SimStage, ...]
     updates_per_round: int = 4
     latency_s: float = 0.0
+    overlap: int = 0
 
 
 @dataclass(frozen=True)
@@ -132,30 +134,37 @@ class _Rings:
         for ledger in self.ledgers:
             ledger.open(GENERATION, self._shares)
         self._came: Counter[tuple[int, int]] = Counter()
-        self._waiting: dict[tuple[Member, int], tuple[set[int], Callable[[], None]]] = {}
+        self._open: dict[tuple[Member, int], set[int]] = {}
+        self._waiting: dict[tuple[Member, int], Callable[[], None]] = {}
 
     def claim(self, member: Member, u: int) -> None:
         for number in self._held_by(member):
             batch = self._shares.batch(member.cluster, u)
             self.ledgers[number].claim(GENERATION, member.cluster, u, batch)
 
-    def join(self, member: Member, r: int, resume: Callable[[], None]) -> None:
-        """A stage takes part in round `r` of all of its segments; `resume` is called when all are done."""
+    def join(self, member: Member, r: int) -> None:
+        """A stage takes part in round `r` of all of its segments."""
         held = self._held_by(member)
-        self._waiting[member, r] = (held, resume)
+        self._open[member, r] = held
         for number in sorted(held):
             self._came[number, r] += 1
             if self._came[number, r] == len(self._segments[number].members):
                 self._clock.after(self._average_s, self._done, number, r)
 
+    def wait(self, member: Member, r: int, resume: Callable[[], None]) -> None:
+        """`resume` is called when all of the member's segments are done with the round."""
+        self._waiting[member, r] = resume
+        self._look(member, r)
+
     def _done(self, number: int, r: int) -> None:
         self.ledgers[number].commit(GENERATION, r)
         for member in self._segments[number].members:
-            still_open, resume = self._waiting[member, r]
-            still_open.remove(number)
-            if not still_open:
-                del self._waiting[member, r]
-                resume()
+            self._open[member, r].remove(number)
+            self._look(member, r)
+
+    def _look(self, member: Member, r: int) -> None:
+        if not self._open[member, r] and (member, r) in self._waiting:
+            self._waiting.pop((member, r))()
 
     def _held_by(self, member: Member) -> set[int]:
         return {number for number, segment in enumerate(self._segments) if member in segment.members}
@@ -172,6 +181,7 @@ class _Stage:
     window: Window
     clock: VirtualClock
     rings: _Rings
+    begun: int | None = None
     report: StageReport = field(default_factory=StageReport)
     onward: LossyLink[tuple[int, float]] | None = None
     back: LossyLink[tuple[int, Echo]] | None = None
@@ -197,10 +207,16 @@ class _Stage:
             return
         self.watch.started(op)
         self.report.trace.append((self.clock.now_s, op))
-        if isinstance(op, Average):
+        member = Member(self.cluster, self.schedule.stage)
+        if isinstance(op, Snapshot):
+            self.begun = op.round
+            self.rings.join(member, op.round)
+            self._finish(op)
+        elif isinstance(op, Average):
             self.report.in_flight_at_average.append(self.schedule.in_flight)
-            member = Member(self.cluster, self.schedule.stage)
-            self.rings.join(member, op.round, partial(self._finish, op))
+            if self.begun != op.round:
+                self.rings.join(member, op.round)
+            self.rings.wait(member, op.round, partial(self._finish, op))
         else:
             self.report.busy_s += self.cost_s[type(op)]
             self.clock.after(self.cost_s[type(op)], self._finish, op)
@@ -265,8 +281,10 @@ def _stages(
     made = []
     for s, sim in enumerate(cluster.stages):
         numbers = (s, count, sim.staleness, m, microbatches, cluster.updates_per_round, shares.rounds)
-        schedule = schedule_type(*numbers, cluster.stages[s - 1].staleness if s else None)
-        watch = StageWatch(f"cluster {c} stage {s}", *numbers, fixed=scenario.staleness == FIXED)
+        upstream = cluster.stages[s - 1].staleness if s else None
+        schedule = schedule_type(*numbers, upstream, cluster.overlap)
+        fixed = scenario.staleness == FIXED
+        watch = StageWatch(f"cluster {c} stage {s}", *numbers, fixed=fixed, overlap=cluster.overlap)
         window = Window(count - 1 - s, sim.staleness, scenario.staleness)
         schedule.wanted = window.chosen
         cost_s: dict[type[Op], float] = {

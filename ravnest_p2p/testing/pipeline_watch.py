@@ -9,7 +9,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from ravnest_p2p.core.pipeline.schedule import Average, Backward, Forward, Op, Speculate, Step
+from ravnest_p2p.core.pipeline.schedule import (
+    Average,
+    Backward,
+    Forward,
+    Op,
+    Snapshot,
+    Speculate,
+    Step,
+)
 
 
 class InvariantViolation(AssertionError):
@@ -32,6 +40,7 @@ class StageWatch:
     kappa: int
     rounds: int
     fixed: bool = True
+    overlap: int = 0
     activations: set[int] = field(default_factory=set)
     gradients: set[int] = field(default_factory=set)
     forwarded: set[int] = field(default_factory=set)
@@ -39,6 +48,7 @@ class StageWatch:
     scratch: dict[int, int] = field(default_factory=dict)
     steps: int = 0
     averaged: int = 0
+    handed_over: dict[int, int] = field(default_factory=dict)
     running: Op | None = None
     computed_last: type[Op] | None = None
 
@@ -61,6 +71,8 @@ class StageWatch:
             self.require(not self.step_due, "the step comes before everything else", op)
         if not isinstance(op, Step | Average):
             self.require(not self.average_due, "compute pauses for the averaging", op)
+        if not isinstance(op, Step | Average | Snapshot):
+            self.require(not self.snapshot_due, "the weights are handed over at their update", op)
         if isinstance(op, Forward):
             self._forward(op)
         elif isinstance(op, Backward):
@@ -75,8 +87,14 @@ class StageWatch:
             )
         else:
             self.require(op.round == self.averaged, "rounds are in order", op)
-            due_at = min((op.round + 1) * self.kappa, self.microbatches // self.m)
-            self.require(self.steps == due_at, "the averaging is at its update", op)
+            begin, end = self._round(op.round)
+            if isinstance(op, Snapshot):
+                self.require(self.steps == begin < end, "the snapshot is at its update", op)
+                self.require(op.round not in self.handed_over, "one snapshot a round", op)
+            else:
+                self.require(self.steps == end, "the averaging is at its update", op)
+                missed = begin < end and op.round not in self.handed_over
+                self.require(not missed, "a mean is of a snapshot", op)
 
     def finished(self, op: Op) -> None:
         self.require(op == self.running, "what finishes was running", op)
@@ -92,6 +110,8 @@ class StageWatch:
             self.scratch[op.u] = op.crossing
         elif isinstance(op, Step):
             self.steps += 1
+        elif isinstance(op, Snapshot):
+            self.handed_over[op.round] = self.steps
         else:
             self.averaged += 1
 
@@ -101,6 +121,7 @@ class StageWatch:
             return
         self.require(not self.step_due, "idle while a step was due")
         self.require(not self.average_due, "idle while an averaging was due")
+        self.require(not self.snapshot_due, "idle while a snapshot was due")
         self.require(not (self.gradients - self.applied), "idle while a gradient waited")
         self.require(not self.forward_possible, "idle while an activation waited")
 
@@ -124,8 +145,19 @@ class StageWatch:
 
     @property
     def average_due(self) -> bool:
-        trained = self.steps == self.microbatches // self.m
-        return self.averaged < (self.rounds if trained or not self.kappa else self.steps // self.kappa)
+        return self.averaged < self.rounds and self.steps == self._round(self.averaged)[1]
+
+    @property
+    def snapshot_due(self) -> bool:
+        if self.averaged == self.rounds or self.averaged in self.handed_over:
+            return False
+        begin, end = self._round(self.averaged)
+        return self.steps == begin < end
+
+    def _round(self, number: int) -> tuple[int, int]:
+        """Updates after which it begins, and after which its mean is there."""
+        updates, begin = self.microbatches // self.m, (number + 1) * self.kappa
+        return min(begin, updates), min(begin + self.overlap, updates)
 
     def _forward(self, op: Forward) -> None:
         u, k = divmod(op.i, self.m)

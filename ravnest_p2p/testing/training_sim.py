@@ -25,6 +25,7 @@ from ravnest_p2p.core.pipeline.schedule import (
     Backward,
     Forward,
     Op,
+    Snapshot,
     Speculate,
     StageSchedule,
     Step,
@@ -48,7 +49,14 @@ Fed = Callable[[int], tuple[Mapping[str, Tensor], int]]
 """The same, and the seed of its random nodes."""
 
 _FRAMES = 64
-_COMPUTE_S: dict[type[Op], float] = {Forward: 1.0, Backward: 1.0, Speculate: 0.0, Step: 0.0, Average: 0.0}
+_COMPUTE_S: dict[type[Op], float] = {
+    Forward: 1.0,
+    Backward: 1.0,
+    Speculate: 0.0,
+    Step: 0.0,
+    Snapshot: 0.0,
+    Average: 0.0,
+}
 
 
 @dataclass
@@ -69,7 +77,7 @@ class SimulatedStage:
     """One stage in virtual time.
 
     Attributes:
-        meet: called when an averaging is due; whoever averages ends it by `averaged`.
+        meet: called at a snapshot or an averaging; whoever averages ends it by `met`.
     """
 
     schedule: StageSchedule
@@ -77,7 +85,7 @@ class SimulatedStage:
     fed: Fed
     clock: VirtualClock
     result: Trained
-    meet: Callable[[Average], None] = lambda _: None
+    meet: Callable[[Snapshot | Average], None] = lambda _: None
     onward: LossyLink[Frame] | None = None
     back: LossyLink[Frame] | None = None
     activations: dict[int, Arrived] = field(default_factory=dict)
@@ -98,12 +106,12 @@ class SimulatedStage:
         if op is not None:
             self.clock.after(_COMPUTE_S[type(op)], self._perform, op)
 
-    def averaged(self, op: Average) -> None:
+    def met(self, op: Snapshot | Average) -> None:
         self.schedule.finished(op)
         self.advance()
 
     def _perform(self, op: Op) -> None:
-        if isinstance(op, Average):
+        if isinstance(op, Snapshot | Average):
             self.meet(op)
             return
         trainer = self.trainer

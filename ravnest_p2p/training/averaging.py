@@ -9,7 +9,7 @@ get into everybody's model. Solution: `gather` lays the named tensors one after 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, MutableMapping, Sequence
+from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -99,18 +99,34 @@ def scatter(
     Raises:
         OurFault: `flat` is not as long as the named tensors.
     """
+    for name, tensor, part in parts(flat, params, buffers, names):
+        if name in params:
+            tensor.copy_(part)
+        else:
+            buffers[name] = renewed(tensor, part)
+
+
+def parts(
+    flat: Tensor, params: Mapping[str, Tensor], buffers: Mapping[str, Tensor], names: Sequence[str]
+) -> Iterator[tuple[str, Tensor, Tensor]]:
+    """Each of the named tensors, and its part of the vector, as a view of the same shape.
+
+    Raises:
+        OurFault: `flat` is not as long as the named tensors.
+    """
     found = _averaged(params, buffers, names)
     wanted = sum(tensor.numel() for _, tensor in found)
     if flat.numel() != wanted:
         raise OurFault(f"vector of {flat.numel()} elements for tensors of {wanted}")
     offset = 0
     for name, tensor in found:
-        part = flat[offset : offset + tensor.numel()].view(tensor.shape)
+        yield name, tensor, flat[offset : offset + tensor.numel()].view(tensor.shape)
         offset += tensor.numel()
-        if name in params:
-            tensor.copy_(part)
-        else:
-            buffers[name] = part.to(device=tensor.device, dtype=tensor.dtype, copy=True)
+
+
+def renewed(buffer: Tensor, part: Tensor) -> Tensor:
+    """A buffer with these values, in memory of its own."""
+    return part.to(device=buffer.device, dtype=buffer.dtype, copy=True)
 
 
 class SegmentValues:

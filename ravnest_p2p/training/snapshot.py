@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ravnest_p2p.core.errors import BlobError, PackageError
 from ravnest_p2p.training.optimizer import SLOTS, OptimizerState
-from ravnest_p2p.training.tensorfile import TensorFile, TensorSpec, open_tensors, write_tensors
+from ravnest_p2p.training.tensorfile import TensorDraft, TensorFile, TensorSpec, open_tensors
 
 FORMAT = "ravnest-piece/1"
 COUNT_LIMIT = 1 << 53
@@ -51,12 +51,42 @@ def save_piece(
     Raises:
         OSError: the disk is full, or the folder is missing; no temporary file is left.
     """
-    tensors = {f"param/{name}": tensor for name, tensor in params.items()}
-    tensors |= {f"buffer/{name}": tensor for name, tensor in buffers.items()}
+    with draft_piece(
+        path, params, buffers, optimizer_state, version=version, batches_done=batches_done
+    ) as draft:
+        draft.finish()
+
+
+def draft_piece(
+    path: Path,
+    params: Mapping[str, Tensor],
+    buffers: Mapping[str, Tensor],
+    optimizer_state: OptimizerState,
+    *,
+    version: int,
+    batches_done: int,
+) -> TensorDraft:
+    """A piece whose parameters and buffers, `param_key` and `buffer_key`, may still be replaced.
+
+    Raises:
+        OSError: the disk is full, or the folder is missing; no temporary file is left.
+    """
+    tensors = {param_key(name): tensor for name, tensor in params.items()}
+    tensors |= {buffer_key(name): tensor for name, tensor in buffers.items()}
     for name, slots in optimizer_state.items():
         tensors |= {f"optim/{name}/{slot}": tensor for slot, tensor in slots.items()}
     metadata = {"format": FORMAT, "version": str(version), "batches_done": str(batches_done)}
-    write_tensors(path, tensors, metadata)
+    return TensorDraft(path, tensors, metadata)
+
+
+def param_key(name: str) -> str:
+    """Of a parameter, in a piece."""
+    return f"param/{name}"
+
+
+def buffer_key(name: str) -> str:
+    """Of a buffer, in a piece."""
+    return f"buffer/{name}"
 
 
 def load_pieces(
@@ -85,8 +115,8 @@ def load_pieces(
             if slots:
                 state[name] = slots
         return StageState(
-            {name: _take(files, f"param/{name}", spec) for name, spec in params.items()},
-            {name: _take(files, f"buffer/{name}", spec) for name, spec in buffers.items()},
+            {name: _take(files, param_key(name), spec) for name, spec in params.items()},
+            {name: _take(files, buffer_key(name), spec) for name, spec in buffers.items()},
             state,
             max(version for version, _ in counts),
             rounds.pop(),
@@ -116,7 +146,7 @@ def _take(files: Sequence[TensorFile], key: str, wanted: TensorSpec) -> Tensor:
 
 def _slots(files: Sequence[TensorFile], name: str, spec: TensorSpec) -> dict[str, Tensor]:
     """Optimizer state of one parameter, all from the first piece that holds the parameter."""
-    home = next((file for file in files if f"param/{name}" in file.names), None)
+    home = next((file for file in files if param_key(name) in file.names), None)
     if home is None:
         return {}
     slots = {}

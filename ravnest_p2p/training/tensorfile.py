@@ -14,6 +14,7 @@ import os
 import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from io import FileIO
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -64,31 +65,81 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
         OurFault: a dtype that the format does not carry.
         OSError: the disk is full, or the folder is missing; no temporary file is left.
     """
-    header: dict[str, object] = {"__metadata__": dict(sorted(metadata.items()))}
-    offset, order = 0, sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
-    for name in order:
-        dtype, shape = spec_of(tensors[name])
-        if dtype not in _CODES:
-            raise OurFault(f"tensor {name!r} is {dtype}, which no piece or shard carries")
-        end = offset + tensors[name].numel() * tensors[name].element_size()
-        header[name] = {"dtype": _CODES[dtype], "shape": list(shape), "data_offsets": [offset, end]}
-        offset = end
-    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-    text += b" " * (-len(text) % 8)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with temporary.open("wb") as file:
-            file.write(len(text).to_bytes(8, "little"))
-            file.write(text)
+    with TensorDraft(path, tensors, metadata) as draft:
+        draft.finish()
+
+
+class TensorDraft:
+    """A safetensors file that is written, but not there yet: some of its tensors may still be replaced.
+
+    A context manager; what is not finished inside leaves no file.
+
+    Args:
+        tensors: written at once; their memory is not kept.
+    Raises:
+        OurFault: a dtype that the format does not carry.
+        OSError: the disk is full, or the folder is missing; no temporary file is left.
+    """
+
+    def __init__(self, path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+        header: dict[str, object] = {"__metadata__": dict(sorted(metadata.items()))}
+        offset, order = 0, sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
+        for name in order:
+            dtype, shape = spec_of(tensors[name])
+            if dtype not in _CODES:
+                raise OurFault(f"tensor {name!r} is {dtype}, which no piece or shard carries")
+            end = offset + tensors[name].numel() * tensors[name].element_size()
+            header[name] = {"dtype": _CODES[dtype], "shape": list(shape), "data_offsets": [offset, end]}
+            offset = end
+        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        text += b" " * (-len(text) % 8)
+        self._path = path
+        self._temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+        self._places: dict[str, tuple[int, torch.dtype, int]] = {}
+        self._file = self._temporary.open("w+b", buffering=0)
+        try:
+            _write(self._file, len(text).to_bytes(8, "little") + text)
             for name in order:
-                if tensors[name].numel():
-                    file.write(_bytes_of(tensors[name]))
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    _sync_folder(path.parent)
+                tensor = tensors[name]
+                self._places[name] = (self._file.tell(), tensor.dtype, tensor.numel())
+                if tensor.numel():
+                    _write(self._file, _bytes_of(tensor))
+        except BaseException:
+            self.discard()
+            raise
+
+    def __enter__(self) -> TensorDraft:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.discard()
+
+    def replace(self, name: str, values: Tensor) -> Tensor:
+        """Write other values of a tensor, and get those that were there: flat, of the tensor's dtype.
+
+        Args:
+            values: as many elements as the tensor has; of any floating-point dtype.
+        """
+        at, dtype, elements = self._places[name]
+        before = torch.empty(elements, dtype=dtype)
+        if elements:
+            self._file.seek(at)
+            _read(self._file, _bytes_of(before))
+            self._file.seek(at)
+            _write(self._file, _bytes_of(values.reshape(elements).to(dtype)))
+        return before
+
+    def finish(self) -> None:
+        """Sync it and put it in its place."""
+        os.fsync(self._file.fileno())
+        self._temporary.replace(self._path)
+        self.discard()
+        _sync_folder(self._path.parent)
+
+    def discard(self) -> None:
+        """Close it; what was not finished is gone."""
+        self._file.close()
+        self._temporary.unlink(missing_ok=True)
 
 
 class TensorFile:
@@ -156,6 +207,21 @@ def _check_header(path: Path) -> None:
         if header_bytes > HEADER_LIMIT_BYTES:
             raise BlobError(f"{path.name}: header of {header_bytes} bytes, over {HEADER_LIMIT_BYTES}")
         strict_json(file.read(header_bytes), _HEADER_ITEMS)
+
+
+def _write(file: FileIO, data: bytes | memoryview) -> None:
+    """All of it: one call takes 2 GiB at most."""
+    left = memoryview(data)
+    while left:
+        left = left[file.write(left) :]
+
+
+def _read(file: FileIO, into: memoryview) -> None:
+    while into:
+        count = file.readinto(into)
+        if not count:
+            raise OSError(f"{file.name} was cut short")
+        into = into[count:]
 
 
 def _bytes_of(tensor: Tensor) -> memoryview:

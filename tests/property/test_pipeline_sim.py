@@ -21,7 +21,8 @@ def clusters(draw: st.DrawFn, m: int) -> SimCluster:
     stages = [
         SimStage(lo, hi, draw(st.integers(0, m)), draw(times_s), draw(times_s)) for lo, hi in pairwise(cuts)
     ]
-    return SimCluster(tuple(stages), draw(st.integers(1, 3)), draw(times_s))
+    kappa = draw(st.integers(1, 3))
+    return SimCluster(tuple(stages), kappa, draw(times_s), draw(st.integers(0, kappa)))
 
 
 @st.composite

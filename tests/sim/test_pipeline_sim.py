@@ -13,6 +13,7 @@ from ravnest_p2p.core.pipeline.schedule import (
     Backward,
     Forward,
     Op,
+    Snapshot,
     Speculate,
     StageSchedule,
     Step,
@@ -31,6 +32,7 @@ def cluster(
     latency_s: float = 0.0,
     window_for: float | None = None,
     op_s: float = 1.0,
+    overlap: int = 0,
 ) -> SimCluster:
     """A cluster cut at `cuts`, with the windows for `window_for` (or its true latency)."""
     ratio = latency_s if window_for is None else window_for
@@ -42,6 +44,7 @@ def cluster(
         ),
         kappa,
         latency_s,
+        overlap,
     )
 
 
@@ -126,6 +129,38 @@ def test_clusters_cut_differently_average_without_draining() -> None:
     assert scenario.shares.weights(7) == (2, 2, 0)
 
 
+@pytest.mark.parametrize(("overlap", "hidden"), [(0, 0.0), (1, 0.25), (4, 1.0)])
+def test_a_round_goes_on_beside_training(overlap: int, hidden: float) -> None:
+    """An update of four micro-batches takes 8 s, so one hides a quarter of a round of 32 s."""
+    rounds = 10
+
+    def seconds(average_s: float) -> float:
+        clusters = (cluster(0, 1, kappa=4, overlap=overlap), cluster(0, 1, kappa=4, overlap=overlap))
+        return simulate(Scenario(clusters, 4, rounds * 8, average_s=average_s)).makespan_s
+
+    # The last round has nothing to hide behind.
+    assert seconds(32.0) - seconds(0.0) == pytest.approx(32.0 * (1 + (rounds - 1) * (1 - hidden)))
+
+
+def test_rounds_overlap_in_clusters_cut_differently() -> None:
+    scenario = Scenario(
+        (
+            cluster(0, 2, 4, 6, kappa=4, overlap=3),
+            cluster(0, 3, 6, kappa=3, op_s=0.4, latency_s=0.5, overlap=0),
+            cluster(0, 1, 2, 5, 6, kappa=1, op_s=2.5, overlap=1),
+        ),
+        microbatches_per_update=4,
+        total_batches=8 * 8,
+        average_s=21.5,
+        faults=Faults(0.02, 0.05, 4.0, 2.0),
+    )
+    report = simulate(scenario)
+    for its, stages in zip(scenario.clusters, report.stages, strict=True):
+        for stage in stages:
+            ops = [op for op in stage.ops if isinstance(op, Snapshot | Average)]
+            assert len(ops) == 8 + (7 if its.overlap else 0)
+
+
 def test_the_same_seed_gives_the_same_run() -> None:
     scenario = Scenario(
         (cluster(0, 1, 2, latency_s=0.5),), 4, 10, faults=Faults(0.05, 0.05, 3.0, 1.0), seed=5
@@ -204,14 +239,34 @@ class DrainsBeforeAveraging(StageSchedule):
 
 
 class AveragesLate(StageSchedule):
-    def _average(self) -> Average | None:
+    def _average(self) -> Snapshot | Average | None:
         return StageSchedule._average(self) if self.completed % self.microbatches_per_update else None
 
 
 class SkipsTheLastRound(StageSchedule):
-    def _average(self) -> Average | None:
+    def _average(self) -> Snapshot | Average | None:
         op = StageSchedule._average(self)
         return op if op and op.round + 1 != self.rounds else None
+
+
+class TakesNoSnapshot(StageSchedule):
+    def _average(self) -> Snapshot | Average | None:
+        op = StageSchedule._average(self)
+        return op if isinstance(op, Average) else None
+
+
+class TakesTheMeanEarly(StageSchedule):
+    def _average(self) -> Snapshot | Average | None:
+        op = StageSchedule._average(self)
+        early = self._begun > self._done[Average]
+        return Average(self._done[Average]) if early and op is None else op
+
+
+class TakesTheMeanLate(StageSchedule):
+    def _average(self) -> Snapshot | Average | None:
+        op = StageSchedule._average(self)
+        late = self.version < self.updates and self.version % self.updates_per_round == self.overlap
+        return None if isinstance(op, Average) and late else op
 
 
 @pytest.mark.parametrize(
@@ -227,10 +282,15 @@ class SkipsTheLastRound(StageSchedule):
         (DrainsBeforeAveraging, "idle while an activation"),
         (AveragesLate, "pauses for the averaging|an averaging was due"),
         (SkipsTheLastRound, "an averaging was due"),
+        (TakesNoSnapshot, "handed over at their update|a snapshot was due"),
+        (TakesTheMeanEarly, "the averaging is at its update"),
+        (TakesTheMeanLate, "pauses for the averaging|an averaging was due"),
     ],
 )
 def test_a_broken_rule_is_caught(broken: type[StageSchedule], rule: str) -> None:
-    scenario = Scenario((cluster(0, 1, 2, 3, kappa=2), cluster(0, 2, 3, kappa=2)), 4, 24)
+    overlap = int("Snapshot" in broken.__name__ or "Mean" in broken.__name__)
+    clusters = cluster(0, 1, 2, 3, kappa=2, overlap=overlap), cluster(0, 2, 3, kappa=2, overlap=overlap)
+    scenario = Scenario(clusters, 4, 24)
     simulate(scenario)
     with pytest.raises(InvariantViolation, match=rule):
         simulate(scenario, broken)

@@ -21,10 +21,10 @@ M, SAMPLES = 2, 40
 CUTS = ((3, 6), (3,), (6,))
 
 
-def plan(bounds: Sequence[int], taus: Sequence[int], kappa: int) -> ClusterPlan:
+def plan(bounds: Sequence[int], taus: Sequence[int], kappa: int, overlap: int = 0) -> ClusterPlan:
     edges = pairwise([0, *bounds, 7])
     stages = [StageAssignment(PeerId("p"), lo, hi, tau) for (lo, hi), tau in zip(edges, taus, strict=True)]
-    return ClusterPlan(tuple(stages), kappa)
+    return ClusterPlan(tuple(stages), kappa, overlap)
 
 
 def names(lo: int, hi: int) -> list[str]:
@@ -56,13 +56,24 @@ def trained(plans: Sequence[ClusterPlan], batches: int, latency_s: float = 0.0) 
     return [{name: p for trainer in its for name, p in trainer.params.items()} for its in trainers]
 
 
-def plain_pytorch(kappas: tuple[int, ...], batches: int) -> dict[str, Tensor]:
-    """Whole models side by side, averaged with what each trained in the round."""
+def plain_pytorch(kappas: tuple[int, ...], batches: int, overlaps: Sequence[int] = ()) -> dict[str, Tensor]:
+    """Whole models side by side; each gets the difference to the mean so many updates after its snapshot."""
     order, shares = DataOrder(SAMPLES, 5, M, seed=7), Shares(0, batches, kappas)
     models = [classifier(3, norm=False) for _ in kappas]
     settings = {"lr": 1e-2, "weight_decay": 0.1, "fused": True}
     optimizers = [torch.optim.AdamW(model.parameters(), **settings) for model in models]
     done = [0] * len(kappas)
+    owed: list[tuple[int, list[Tensor]] | None] = [None] * len(kappas)
+
+    @torch.no_grad()
+    def take_in(c: int) -> None:
+        pending = owed[c]
+        if pending is None or done[c] < pending[0]:
+            return
+        for p, difference in zip(models[c].parameters(), pending[1], strict=True):
+            p += difference
+        owed[c] = None
+
     for r in range(shares.rounds):
         weights = shares.weights(r)
         for c, model in enumerate(models):
@@ -72,12 +83,21 @@ def plain_pytorch(kappas: tuple[int, ...], batches: int) -> dict[str, Tensor]:
                     (nn.functional.cross_entropy(model(batch["x"]), batch["y"]) / M).backward()
                 optimizers[c].step()
                 optimizers[c].zero_grad()
-            done[c] += weights[c]
+                done[c] += 1
+                take_in(c)
         with torch.no_grad():
-            for copies in zip(*(model.parameters() for model in models), strict=True):
-                mean = sum(p * (w / sum(weights)) for p, w in zip(copies, weights, strict=True))
-                for p in copies:
-                    p.copy_(mean)
+            copies = list(zip(*(model.parameters() for model in models), strict=True))
+            means = [
+                sum(p * (w / sum(weights)) for p, w in zip(its, weights, strict=True)) for its in copies
+            ]
+            for c, model in enumerate(models):
+                until = min(done[c] + (overlaps[c] if overlaps else 0), shares.local_updates(c))
+                if until == done[c]:
+                    for p, mean in zip(model.parameters(), means, strict=True):
+                        p.copy_(mean)
+                else:
+                    pairs = zip(model.parameters(), means, strict=True)
+                    owed[c] = until, [mean - p for p, mean in pairs]
     return dict(models[0].named_parameters())
 
 
@@ -92,6 +112,26 @@ def test_without_staleness_it_is_plain_pytorch_bit_for_bit(batches: int) -> None
     expected = plain_pytorch((4, 2), batches)
     assert same(found[0], expected)
     assert same(found[1], expected)
+
+
+@pytest.mark.parametrize("batches", [11, 12, 18])
+@pytest.mark.parametrize("overlaps", [(1, 1), (4, 2), (3, 0), (0, 2)])
+def test_a_mean_that_comes_later_is_taken_in_as_a_difference(batches: int, overlaps: tuple[int, int]) -> None:
+    """Also where clusters take theirs in after different numbers of updates, or stop for it."""
+    plans = [plan(CUTS[0], (0, 0, 0), 4, overlaps[0]), plan(CUTS[1], (0, 0), 2, overlaps[1])]
+    found = trained(plans, batches)
+    expected = plain_pytorch((4, 2), batches, overlaps)
+    assert same(found[0], expected)
+    assert same(found[1], expected)
+
+
+def test_overlapping_rounds_end_with_the_same_bits_whatever_the_delay() -> None:
+    plans = [plan(CUTS[0], (2, 1, 0), 3, 2), plan(CUTS[1], (1, 0), 2, 2), plan(CUTS[2], (2, 0), 1, 1)]
+    first, *others = trained(plans, 19)
+    assert all(same(other, first) for other in others)
+    assert same(trained(plans, 19, latency_s=2.5)[0], first)
+    stopping = [ClusterPlan(its.stages, its.updates_per_round) for its in plans]
+    assert not same(trained(stopping, 19)[0], first)
 
 
 def test_clusters_that_cut_differently_end_with_the_same_bits_whatever_the_delay() -> None:

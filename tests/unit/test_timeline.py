@@ -270,6 +270,7 @@ def test_the_module_of_words_is_that_of_the_schedule() -> None:
         schedule.Backward: [schedule.Backward(3, 1)],
         schedule.Speculate: [schedule.Speculate(3, 1)],
         schedule.Step: [schedule.Step(3)],
+        schedule.Snapshot: [schedule.Snapshot(3)],
         schedule.Average: [schedule.Average(3)],
     }
     assert examples.keys() == set(get_args(schedule.Op))

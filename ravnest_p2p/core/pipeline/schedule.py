@@ -20,6 +20,9 @@ right, one column for one micro-batch's forward or backward (digits: its index):
     f  forward (and later backward)     |  Step: the optimizer's update; every κ of them an averaging
        on ŵ: a crossing micro-batch        follows, through which the crossing ones stay in flight
 
+An averaging may go on beside training: after update κ the weights are handed over (Snapshot), and after a
+given number of further updates its mean is taken in (Average), which waits where the mean is not there yet.
+
 In steady state no stage is ever idle. ŵ of batch u serves micro-batches um … um+τ-1 until their backwards are
 done; with m ≥ 2τ that is before the next ŵ is built, with m < 2τ two of them live at once.
 
@@ -88,8 +91,21 @@ class Step:
 
 
 @dataclass(frozen=True, slots=True)
+class Snapshot:
+    """Hand the weights to an averaging that goes on beside training."""
+
+    round: int
+
+    def __str__(self) -> str:
+        return f"S{self.round}"
+
+
+@dataclass(frozen=True, slots=True)
 class Average:
-    """Average with the other clusters and save the piece; compute pauses, messages keep flowing."""
+    """Take the mean with the other clusters in; compute pauses until it is there, messages keep flowing.
+
+    Where no Snapshot of the round was made, the averaging begins only here.
+    """
 
     round: int
 
@@ -97,7 +113,7 @@ class Average:
         return f"A{self.round}"
 
 
-Op = Union[Forward, Backward, Speculate, Step, Average]  # noqa: UP007 (isinstance over it needs Union on 3.10)
+Op = Union[Forward, Backward, Speculate, Step, Snapshot, Average]  # noqa: UP007 (isinstance over it needs Union on 3.10)
 
 
 class Versions(NamedTuple):
@@ -145,6 +161,7 @@ class StageSchedule:
         rounds: averagings in this generation where that is more than this cluster's own updates need, because
             other clusters train on in the last round.
         upstream_staleness: that of the stage before; an activation ahead of its widest window is refused.
+        overlap: updates between a Snapshot and its Average, 0 to κ; with 0 there is no Snapshot.
 
     Attributes:
         wanted: τ of batches that are not fixed yet, 0 to `staleness`; the owner may change it at any time.
@@ -160,12 +177,14 @@ class StageSchedule:
     updates_per_round: int = 0
     rounds: int | None = None
     upstream_staleness: int | None = None
+    overlap: int = 0
     wanted: int = field(init=False)
     _of_batch: dict[int, int] = field(init=False, repr=False)
     _done: dict[type[Op], int] = field(init=False, repr=False)
     _activations: int = field(default=0, init=False, repr=False)
     _gradients: int = field(default=0, init=False, repr=False)
     _speculated: int = field(default=0, init=False, repr=False)
+    _begun: int = field(default=0, init=False, repr=False)
     _running: Op | None = field(default=None, init=False, repr=False)
     _backward_was_last: bool = field(default=False, init=False, repr=False)
 
@@ -187,9 +206,11 @@ class StageSchedule:
             or (self.rounds and not self.updates_per_round)
         ):
             raise OurFault(f"{self.rounds} rounds of {self.updates_per_round} for {self.updates} updates")
+        if not 0 <= self.overlap <= self.updates_per_round:
+            raise OurFault(f"a round that overlaps {self.overlap} updates of {self.updates_per_round}")
         self.wanted = self.staleness
         self._of_batch = {}
-        self._done = dict.fromkeys((Forward, Backward, Speculate, Step, Average), 0)
+        self._done = dict.fromkeys((Forward, Backward, Speculate, Step, Snapshot, Average), 0)
         if self.stage == 0:
             self._activations = self.microbatches
 
@@ -253,6 +274,8 @@ class StageSchedule:
             self._gradients += 1
         if isinstance(op, Speculate):
             self._speculated = op.u
+        if isinstance(op, Snapshot):
+            self._begun = op.round + 1
 
     def next(self) -> Op | None:
         """The op to start now; None while one is running or nothing can be done before the next event."""
@@ -285,12 +308,17 @@ class StageSchedule:
         u = self._done[Step]
         return Step(u) if self.completed == (u + 1) * self.microbatches_per_update else None
 
-    def _average(self) -> Average | None:
+    def _average(self) -> Snapshot | Average | None:
         if not self.rounds:
             return None
         at_end = self.version == self.updates
         due = self.rounds if at_end else self.version // self.updates_per_round
-        return Average(self._done[Average]) if self._done[Average] < due else None
+        number = self._done[Average]
+        if number >= due:
+            return None
+        if self.version >= min((number + 1) * self.updates_per_round + self.overlap, self.updates):
+            return Average(number)
+        return Snapshot(number) if self._begun == number else None
 
     def _speculate(self) -> Speculate | None:
         u = self.version + 1

@@ -4,7 +4,7 @@ Problem: whether a pipeline idles shows only when its stages are seen side by si
 times by its own peer's clock, and these differ by seconds where an operation takes milliseconds. Solution: a
 stage notes spans, each a word, a start and a duration,
 
-    0F3  1f5  0B2  ^1  |0  A0     an operation, as `core.pipeline.schedule` writes it
+    0F3  1f5  0B2  ^1  |0  S0  A0   an operation, as `core.pipeline.schedule` writes it
     >a3  >g3                      activation or gradient 3, from being queued to being handed to the link
     <a3  <g3                      the same in the moment in which it arrived
 
@@ -33,7 +33,7 @@ MAX_DURATION_US = 10**11 - 1
 MAX_SPAN_BYTES = 10**12 - 1
 MICRO = 1_000_000
 _SEPARATOR = ";"
-_WORD = re.compile(r"[0-9]{1,8}[FfB][0-9]{1,8}|[\^|A][0-9]{1,8}|[<>][ag][0-9]{1,8}")
+_WORD = re.compile(r"[0-9]{1,8}[FfB][0-9]{1,8}|[\^|SA][0-9]{1,8}|[<>][ag][0-9]{1,8}")
 _NUMBER = re.compile(r"[0-9]{1,16}")
 
 
@@ -59,12 +59,12 @@ class Span(NamedTuple):
 
     @property
     def kind(self) -> str:
-        """One of F f B ^ | A (operations) and >a >g <a <g (messages)."""
+        """One of F f B ^ | S A (operations) and >a >g <a <g (messages)."""
         return self.word[:2] if self.word[0] in "<>" else self.word.lstrip("0123456789")[0]
 
     @property
     def number(self) -> int:
-        """The micro-batch's, of ^ and | the batch's, of A the round's."""
+        """The micro-batch's, of ^ and | the batch's, of S and A the round's."""
         return int(re.split(r"[^0-9]+", self.word)[-1])
 
     @property

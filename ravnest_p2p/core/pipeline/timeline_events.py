@@ -22,6 +22,7 @@ KINDS = {
     "B": ("backward", "rail_load"),
     "^": ("speculate", "olive"),
     "|": ("step", "good"),
+    "S": ("snapshot", "vsync_highlight_color"),
     "A": ("average", "generic_work"),
     ">a": ("send", "thread_state_iowait"),
     ">g": ("send", "thread_state_iowait"),
@@ -74,7 +75,7 @@ def _stage(timeline: StageTimeline, zero_us: int) -> list[Event]:
 def _about(span: Span) -> Event:
     if span.kind in ("F", "f", "B"):
         return {"microbatch": span.number, "version": int(span.word.partition(span.kind)[0])}
-    return {"round" if span.kind == "A" else "batch": span.number}
+    return {"round" if span.kind in "SA" else "batch": span.number}
 
 
 def _flows(timelines: Sequence[StageTimeline], zero_us: int) -> list[Event]:
