@@ -23,6 +23,7 @@ class HostDeps:
 
     Attributes:
         memory_bytes: what the worker may use; with 0, none is started.
+        up_bps: what was measured of the line, 0 before.
         device: that the worker computes on.
         microbatch_flops: most of one micro-batch, over all stages.
         compiler: programs that workers may start to compile their stage.
@@ -41,6 +42,7 @@ class HostDeps:
     runtime_folder: Path
     jobs_folder: Path
     memory_bytes: Callable[[], int]
+    up_bps: Callable[[], float]
     threads: int
     device: Callable[[], str]
     microbatch_flops: float

@@ -37,6 +37,7 @@ class StartRun(Message):
         pieces: files of saved state that cover the stage.
         control_socket: p2pd's unix socket.
         runtime_folder: where this worker's own sockets go.
+        up_bps: measured of this peer's line; 0 where nobody did.
     """
 
     type: Literal["start"] = "start"
@@ -51,6 +52,7 @@ class StartRun(Message):
     folder: str
     control_socket: str
     runtime_folder: str
+    up_bps: Annotated[float, Field(ge=0)] = 0.0
 
 
 class Endpoints(Message):

@@ -92,6 +92,11 @@ class Offer:
         return self._config.memory_bytes if self._lends else 0
 
     @property
+    def up_bps(self) -> float:
+        """What the line carries upwards, as measured with others; 0 before."""
+        return statistics.median(self._up) if self._up else 0.0
+
+    @property
     def device(self) -> str:
         """Name of the device that workers compute on, as `--device` takes it."""
         if self._config.device != "auto" or self._device is None:
@@ -133,7 +138,7 @@ class Offer:
             peer=self._own,
             version=__version__,
             devices=(self._device,) if self._device is not None else (),
-            up_bps=statistics.median(self._up) if self._up else 0.0,
+            up_bps=self.up_bps,
             down_bps=statistics.median(self._down) if self._down else 0.0,
             coordinate=self._coordinate,
             reachability=REACHABILITY.get(self._config.reachability, Reachability.UNKNOWN),

@@ -209,6 +209,7 @@ class Peer:
                 runtime_folder=self._janitor.runtime_dir,
                 jobs_folder=self.jobs_folder,
                 memory_bytes=lambda: self.offer.memory_bytes,
+                up_bps=lambda: self.offer.up_bps,
                 threads=self.config.threads,
                 device=lambda: self.offer.device,
                 microbatch_flops=self.config.microbatch_flops,

@@ -263,6 +263,7 @@ class StageHost:
                 folder=str(self._folder),
                 control_socket=deps.control_socket,
                 runtime_folder=str(ready.sockets_folder),
+                up_bps=deps.up_bps(),
             )
         )
 

@@ -87,9 +87,7 @@ def plain_pytorch(kappas: tuple[int, ...], batches: int, overlaps: Sequence[int]
                 take_in(c)
         with torch.no_grad():
             copies = list(zip(*(model.parameters() for model in models), strict=True))
-            means = [
-                sum(p * (w / sum(weights)) for p, w in zip(its, weights, strict=True)) for its in copies
-            ]
+            means = [sum(p * (w / sum(weights)) for p, w in zip(its, weights, strict=True)) for its in copies]
             for c, model in enumerate(models):
                 until = min(done[c] + (overlaps[c] if overlaps else 0), shares.local_updates(c))
                 if until == done[c]:

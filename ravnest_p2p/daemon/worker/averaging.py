@@ -2,8 +2,8 @@
 
 A stage takes part in one round for each of its segments, and all of them run at once. Two holders of a
 segment have one link for both directions. What a link takes next is decided when it has room for it; chunks
-are added up in the event loop, in some tens of microseconds each. Nothing of a segment is written back before
-its round is over.
+are added up in the event loop, in some tens of microseconds each. A round works on a copy; what becomes of
+the mean is decided when it is over (`daemon.worker.rounds`).
 """
 
 from __future__ import annotations
@@ -30,11 +30,13 @@ from ravnest_p2p.core.rings import (
     ways,
 )
 from ravnest_p2p.core.types import JobPlan, PeerId
+from ravnest_p2p.daemon.worker.link_share import LinkShare
 from ravnest_p2p.daemon.worker.wires import link_limits, lost
 from ravnest_p2p.network.frames import Buffer, Frame
 from ravnest_p2p.network.link_server import LinkServer
 from ravnest_p2p.network.links import Link
 from ravnest_p2p.training import averaging
+from ravnest_p2p.training.late_mean import Draft, settle, take_in
 
 Compute = Callable[[Callable[[], Any]], Awaitable[Any]]
 Round = SegmentRound[averaging.Chunk]
@@ -78,6 +80,7 @@ class RingExchange:
 
     Args:
         names_of: segment's layers [lo, hi) → names of the parameters and buffers that they hold, in order.
+        share: what rounds may take of the line.
     """
 
     def __init__(
@@ -89,12 +92,15 @@ class RingExchange:
         names_of: Callable[[int, int], list[str]],
         params: Mapping[str, Tensor],
         buffers: MutableMapping[str, Tensor],
+        share: LinkShare | None = None,
     ) -> None:
+        self.share = share or LinkShare(0.0)
         self._server = server
         self._plan = plan
         self._params = params
         self._buffers = buffers
         self._segments: list[SegmentLinks] = []
+        self._weights: Sequence[float] = ()
         for segment in segments(plan.clusters, plan.ring_order):
             if (cluster, stage) in segment.members:
                 names = names_of(segment.lo, segment.hi)
@@ -128,37 +134,73 @@ class RingExchange:
     async def average(
         self, number: int, weights: Sequence[float], compute: Compute
     ) -> list[CoMemberLostError]:
-        """Replace every segment by its weighted mean over the clusters; `weights` are those of the clusters.
+        """Replace every segment by its weighted mean over the clusters; as the three parts below."""
+        await self.gather(weights, self._buffers, compute)
+        lost = await self.exchange(number)
+        await compute(self.scatter)
+        return lost
+
+    async def gather(self, weights: Sequence[float], buffers: Mapping[str, Tensor], work: Compute) -> None:
+        """Begin a round: copy what is averaged.
+
+        Args:
+            weights: of the clusters.
+            buffers: in the place of the stage's, which a forward may change meanwhile.
+            work: runs what takes its time.
+        Raises:
+            JobError: something is not finite.
+        """
+        self._weights = weights
+        # Means of the last round are sent from there.
+        await asyncio.gather(*(link.drained() for link in self.links), return_exceptions=True)
+        for its in self._segments:
+            if self._is_averaged(its):
+                await work(partial(averaging.gather, self._params, buffers, its.names, its.flat))
+            else:
+                await work(partial(averaging.check_finite, self._params, buffers, its.names))
+
+    async def exchange(self, number: int) -> list[CoMemberLostError]:
+        """Make the weighted mean over the clusters of what was gathered.
 
         Returns:
             Members that were lost meanwhile; where they hold layers the mean is that of the rest.
         Raises:
-            ChunkMismatchError, NonFiniteError: a member sent what does not belong here; nothing of that
-                segment was changed.
+            ChunkMismatchError, NonFiniteError: a member sent what does not belong here.
             CoMemberLostError: the others go on without us.
         """
-        found = await asyncio.gather(
-            *(self._average(its, number, weights, compute) for its in self._segments)
-        )
+        averaged = [its for its in self._segments if self._is_averaged(its)]
+        found = await asyncio.gather(*(self._exchange(its, number) for its in averaged))
         return [error for lost_ in found for error in lost_]
 
-    async def _average(
-        self, its: SegmentLinks, number: int, weights: Sequence[float], compute: Compute
-    ) -> list[CoMemberLostError]:
-        of_members = [weights[member.cluster] for member in its.segment.members]
-        if its.size == 1 or not any(of_members):
-            await compute(lambda: averaging.check_finite(self._params, self._buffers, its.names))
-            return []
+    def scatter(self) -> None:
+        """The mean takes the place of what the stage has."""
+        for its in filter(self._is_averaged, self._segments):
+            averaging.scatter(its.flat, self._params, self._buffers, its.names)
+
+    async def settle(self, draft: Draft, work: Compute) -> None:
+        """The mean goes into the piece that has the snapshot; what is kept is to be taken in later."""
+        await asyncio.gather(*(link.drained() for link in self.links), return_exceptions=True)
+        for its in filter(self._is_averaged, self._segments):
+            await work(partial(settle, its.flat, self._params, self._buffers, its.names, draft))
+
+    def take_in(self) -> None:
+        """Add what the stage has to what `settle` kept."""
+        for its in filter(self._is_averaged, self._segments):
+            take_in(its.flat, self._params, self._buffers, its.names)
+
+    def _is_averaged(self, its: SegmentLinks) -> bool:
+        return its.size > 1 and any(self._of_members(its))
+
+    def _of_members(self, its: SegmentLinks) -> list[float]:
+        return [self._weights[member.cluster] for member in its.segment.members]
+
+    async def _exchange(self, its: SegmentLinks, number: int) -> list[CoMemberLostError]:
         flat, shape = its.flat, partial(ways, columns=self._plan.ring_columns)
-        # Means of the last round are sent from there.
-        await asyncio.gather(*(link.drained() for link in its.to.values()), return_exceptions=True)
-        await compute(lambda: averaging.gather(self._params, self._buffers, its.names, flat))
         chunks = averaging.chunk_count(flat.numel(), shape(its.size).count)
         values = averaging.SegmentValues(flat, chunks)
-        round_ = SegmentRound(its.rank, of_members, chunks, values, shape)
-        traffic = Traffic(its, number, round_, values)
+        round_ = SegmentRound(its.rank, self._of_members(its), chunks, values, shape)
+        traffic = Traffic(its, number, round_, values, self.share)
         await traffic.run()
-        await compute(lambda: averaging.scatter(flat, self._params, self._buffers, its.names))
         return traffic.lost
 
     def _peer(self, its: SegmentLinks, rank: int) -> PeerId:
@@ -170,13 +212,19 @@ class Traffic:
     """One segment's round over its links."""
 
     def __init__(
-        self, its: SegmentLinks, number: int, round_: Round, values: averaging.SegmentValues
+        self,
+        its: SegmentLinks,
+        number: int,
+        round_: Round,
+        values: averaging.SegmentValues,
+        share: LinkShare,
     ) -> None:
         self._errors: dict[int, CoMemberLostError] = {}
         self._its = its
         self._number = number
         self._round = round_
         self._values = values
+        self._share = share
         self._changed = {other: asyncio.Event() for other in its.others}
         self._news: dict[int, Formed] = {}
         self._over = asyncio.Event()
@@ -231,11 +279,13 @@ class Traffic:
         link, changed = self._its.to[other], self._changed[other]
         buffers: list[Buffer]
         while other in self._round.live:
+            await self._share.wait()
             if (told := self._news.pop(other, None)) is not None:
                 header, buffers = _told(self._number, told, self._values.chunks)
             elif (send := self._round.next_for(other)) is not None:
                 header = _header(self._number, send)
                 buffers = [] if send.payload is None else [averaging.view(send.payload)]
+                self._share.spent(sum(len(buffer) for buffer in buffers))
             elif self._over.is_set():
                 return
             else:

@@ -113,8 +113,12 @@ class Meter:
         if self._compiling and counted and not self._counting:
             self._resident_before = self._resident.bytes()
 
-    def averaged(self, seconds: float, batches_done: int) -> None:
+    def averaged(self, seconds: float) -> None:
+        """Training stood for so long, for a mean."""
         self._averaging_s += seconds
+
+    def saved(self, batches_done: int) -> None:
+        """The state with so many batches is saved."""
         self._batches_done = batches_done
 
     def loss(self, batch: int, value: float, microbatches: int) -> None:

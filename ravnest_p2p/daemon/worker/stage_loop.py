@@ -6,7 +6,7 @@ tensors; this loop only carries events between them.
 Problem: between two operations the compute thread must not wait for the event loop, which may be busy with a
 frame of megabytes just then. Solution: the compute thread asks the schedule itself, under a lock that is held
 for microseconds, and goes from operation to operation; the event loop tells the schedule what arrived, and
-is handed what is to be sent. For an averaging the thread is given back, since the rings compute too.
+is handed what is to be sent. Only to wait for a mean is the thread given back.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import time
 from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from ravnest_p2p.core.ledger import DataOrder, Sample, Shares, sample_of
 from ravnest_p2p.core.pipeline.schedule import (
@@ -25,23 +25,24 @@ from ravnest_p2p.core.pipeline.schedule import (
     Backward,
     Forward,
     Op,
+    Snapshot,
     Speculate,
     StageSchedule,
     Step,
 )
 from ravnest_p2p.core.pipeline.window import Echo, Window
 from ravnest_p2p.core.pipeline.window_advice import Shortage
-from ravnest_p2p.daemon.messages import MAX_WINDOW, Message, PieceSaved, Report, StartRun
-from ravnest_p2p.daemon.worker.averaging import RingExchange
+from ravnest_p2p.daemon.messages import MAX_WINDOW, Message, Report, StartRun
+from ravnest_p2p.daemon.worker.averaging import Compute, RingExchange
 from ravnest_p2p.daemon.worker.loading import LoadedStage
 from ravnest_p2p.daemon.worker.meter import Meter
 from ravnest_p2p.daemon.worker.neighbours import Neighbours
+from ravnest_p2p.daemon.worker.rounds import Rounds
 from ravnest_p2p.daemon.worker.timeline import ACTIVATION, GRADIENT, Timeline
-from ravnest_p2p.training import FieldReader, Forwarded, save_piece
+from ravnest_p2p.training import FieldReader, Forwarded
 
 SAMPLES_NAMED = 8
 
-Compute = Callable[[Callable[[], Any]], Awaitable[Any]]
 Post = Callable[..., object]
 Result = TypeVar("Result")
 
@@ -53,11 +54,7 @@ def shares_of(start: StartRun) -> Shares:
 
 
 class StageLoop:
-    """Args: compute: runs work in the compute thread; report: tells ravnestd.
-
-    Attributes:
-        between_rounds: set but for the time from an averaging's begin until its piece is reported.
-    """
+    """Args: compute: runs work in the compute thread, beside in another; report: tells ravnestd."""
 
     def __init__(
         self,
@@ -65,17 +62,15 @@ class StageLoop:
         stage: LoadedStage,
         readers: Mapping[str, FieldReader],
         compute: Compute,
+        beside: Compute,
         report: Callable[[Message], Awaitable[None]],
     ) -> None:
         self._start = start
         self._trainer = stage.trainer
         self._readers = readers
         self._compute = compute
-        self._report = report
         self._news = threading.Condition(threading.Lock())
         self._closed = False
-        self.between_rounds = asyncio.Event()
-        self.between_rounds.set()
         self._m = start.spec.microbatches_per_update
         self._shares = shares_of(start)
         self._order = DataOrder(start.spec.samples, start.spec.microbatch_size, self._m, seed=start.spec.seed)
@@ -90,6 +85,7 @@ class StageLoop:
         stage.trainer.skipped.named = self._named
         self._meter = Meter(Path(start.folder), version, held, stage.compiling, stage.trainer.device)
         self.timeline = Timeline(Path(start.folder), start.plan.generation, start.cluster, start.stage)
+        self.rounds = Rounds(start, stage.trainer, self._shares, beside, report, self._meter.saved)
 
     def activation_arrived(self, microbatch: int, slowest_s: float) -> None:
         self.timeline.arrived(ACTIVATION, microbatch)
@@ -113,15 +109,24 @@ class StageLoop:
 
     async def run(self, neighbours: Neighbours, rings: RingExchange) -> None:
         """Until every update is applied and every round averaged."""
-        post = asyncio.get_running_loop().call_soon_threadsafe
-        while (average := await self._compute(lambda: self._train(neighbours, post))) is not None:
-            self.between_rounds.clear()
-            try:
-                await self._average(average, rings)
-            finally:
-                self.between_rounds.set()
-            self._finished(average, _nothing)
+        training = asyncio.create_task(self._train_and_average(neighbours, rings))
+        try:
+            await asyncio.wait({training, self.rounds.failed}, return_when=asyncio.FIRST_COMPLETED)
+            (self.rounds.failed if self.rounds.failed.done() else training).result()
+        finally:
+            training.cancel()
+            self.rounds.close()
         await neighbours.flush()
+
+    async def _train_and_average(self, neighbours: Neighbours, rings: RingExchange) -> None:
+        post = asyncio.get_running_loop().call_soon_threadsafe
+        while (op := await self._compute(lambda: self._train(neighbours, rings, post))) is not None:
+            started_s = time.monotonic()
+            await self.rounds.take_in(op.round, rings, self._compute)
+            seconds = time.monotonic() - started_s
+            self._meter.averaged(seconds)
+            self.timeline.ran(op, seconds)
+            self._finished(op, _nothing)
 
     def progress(self, bytes_sent: int, bytes_received: int, rtt_s: float) -> Report:
         """What was measured so far; losses are handed out once.
@@ -152,6 +157,7 @@ class StageLoop:
 
     def close(self) -> None:
         """Close the files; an operation that is still running leaves no more traces."""
+        self.rounds.close()
         with self._news:
             self._closed = True
             self._news.notify()
@@ -169,9 +175,10 @@ class StageLoop:
             updates_per_round=self._start.plan.clusters[self._start.cluster].updates_per_round,
             rounds=self._shares.rounds,
             upstream_staleness=stages[number - 1].staleness if number else None,
+            overlap=self._start.plan.clusters[self._start.cluster].overlap,
         )
 
-    def _train(self, neighbours: Neighbours, post: Post) -> Average | None:
+    def _train(self, neighbours: Neighbours, rings: RingExchange, post: Post) -> Average | None:
         """In the compute thread: one operation after the other until an averaging is due, or the end."""
         while (op := self._next()) is not None:
             match op:
@@ -183,8 +190,13 @@ class StageLoop:
                     self._timed(op, neighbours, partial(self._trainer.speculate, op.crossing))
                     self._finished(op, _nothing)
                 case Step():
+                    self.rounds.wait_copied()
                     self._timed(op, neighbours, self._trainer.step)
                     self._finished(op, self._stepped)
+                case Snapshot():
+                    begun = self._timed(op, neighbours, self.rounds.snapshot)
+                    self._finished(op, _nothing)
+                    post(self.rounds.begin, op.round, rings, begun)
                 case Average():
                     return op
         return None
@@ -265,37 +277,6 @@ class StageLoop:
         version = self._trainer.version
         self._meter.stepped(version)
         self._shortage.told(self._window.wanted + 1.0, self._window.limit(version) + 1)
-
-    async def _average(self, op: Average, rings: RingExchange) -> None:
-        """One round: the mean over clusters of what this stage holds, then its saved piece."""
-        number, started_s = op.round, time.monotonic()
-        lost = await rings.average(number, self._shares.weights(number), self._compute)
-        batches_done = self._shares.batches_after(number)
-        self._meter.averaged(time.monotonic() - started_s, batches_done)
-        path = Path(self._start.folder) / f"piece-{batches_done}.safetensors"
-        trainer = self._trainer
-        await self._compute(
-            lambda: save_piece(
-                path,
-                trainer.params,
-                trainer.buffers,
-                trainer.optimizer_state(),
-                version=trainer.version,
-                batches_done=batches_done,
-            )
-        )
-        self.timeline.ran(op, time.monotonic() - started_s)
-        saved = PieceSaved(
-            path=str(path),
-            lo=self._place.lo,
-            hi=self._place.hi,
-            batches_done=batches_done,
-            version=trainer.version,
-        )
-        await self._report(saved)
-        if lost:
-            # The round is saved, without what the lost member alone held of its cluster; training is over.
-            raise lost[0]
 
     def _named(self, i: int) -> str:
         """Micro-batch i as its requester can find it."""

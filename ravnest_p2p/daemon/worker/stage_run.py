@@ -19,6 +19,7 @@ from hivemind.p2p import P2P
 from ravnest_p2p.core.types import PeerId
 from ravnest_p2p.daemon.messages import Listening, Message, NeedFields, Report, StartRun
 from ravnest_p2p.daemon.worker.averaging import RingExchange
+from ravnest_p2p.daemon.worker.link_share import LinkShare
 from ravnest_p2p.daemon.worker.loading import Lent, LoadedStage, load_stage
 from ravnest_p2p.daemon.worker.neighbours import Neighbours
 from ravnest_p2p.daemon.worker.stage_loop import StageLoop
@@ -48,6 +49,7 @@ class StageRun:
         self._report = report
         self._direct = direct
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="compute")
+        self._aside = ThreadPoolExecutor(1, thread_name_prefix="rounds")
         self._files: asyncio.Future[dict[str, tuple[str, ...]]] = asyncio.get_running_loop().create_future()
         self._nonces: dict[PeerId, str] = {}
         self._nonces_changed = asyncio.Event()
@@ -72,7 +74,7 @@ class StageRun:
         start = self._start
         stage = await self._compute(lambda: load_stage(start, self._lent))
         readers = await self._open_fields(stage)
-        loop = self._loop = StageLoop(start, stage, readers, self._compute, self._report)
+        loop = self._loop = StageLoop(start, stage, readers, self._compute, self._beside, self._report)
         try:
             neighbours, rings = await self._connect(stage)
             # What is here stays to the end of the run: the collector need not look through it at each turn.
@@ -98,7 +100,7 @@ class StageRun:
         """Wait for the round that is under way, if one is: its piece is where the next generation goes on."""
         if self._loop is not None:
             with contextlib.suppress(asyncio.TimeoutError):
-                await bounded(self._loop.between_rounds.wait(), within_s)
+                await bounded(self._loop.rounds.between.wait(), within_s)
 
     async def close(self) -> None:
         """End every task, link and thread of the run; never raises for what is already gone.
@@ -112,10 +114,15 @@ class StageRun:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         for close in reversed(self._closing):
             await asyncio.gather(close(), return_exceptions=True)
-        self._thread.shutdown(wait=False, cancel_futures=True)
+        for thread in (self._thread, self._aside):
+            thread.shutdown(wait=False, cancel_futures=True)
 
     async def _compute(self, work: Callable[[], Result]) -> Result:
         return await asyncio.get_running_loop().run_in_executor(self._thread, work)
+
+    async def _beside(self, work: Callable[[], Result]) -> Result:
+        """What a round does while the compute thread goes on."""
+        return await asyncio.get_running_loop().run_in_executor(self._aside, work)
 
     async def _first_failure(self, working: asyncio.Task[None]) -> None:
         """Wait for the work's end; a task beside it that fails ends it with that error."""
@@ -162,6 +169,7 @@ class StageRun:
             stage.averaged_names,
             trainer.params,
             trainer.buffers,
+            LinkShare(start.up_bps),
         )
         neighbours.expect()
         rings.expect()
