@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from ravnest_p2p.cli import inspecting, planning, tracing
 from ravnest_p2p.core.compression import COMPRESSIONS
+from ravnest_p2p.core.planning.overlap import OVERLAPS
 
 if TYPE_CHECKING:
     from ravnest_p2p.client.swarm import Swarm
@@ -31,7 +32,7 @@ Exit codes: 0 well, 1 a fault of ours, 2 of the user, 3 of the swarm, 130 interr
 """
 
 
-_CHOOSABLE = ("name", "passes", "stages", "clusters", "seed", "compression")
+_CHOOSABLE = ("name", "passes", "stages", "clusters", "seed", "compression", "overlap")
 """Settings of a job that flags replace."""
 
 _WITHOUT_SWARM = {"inspect": inspecting, "plan": planning}
@@ -252,6 +253,11 @@ def _parser() -> argparse.ArgumentParser:
         "--compression",
         choices=COMPRESSIONS,
         help="of what crosses between stages, instead of what the file asks for",
+    )
+    submit.add_argument(
+        "--overlap",
+        choices=OVERLAPS,
+        help="whether clusters train while they average, instead of what the file asks for",
     )
     status = add("status", _status, "show a job", "ravnest status 5aafd19aa8bd --follow")
     status.add_argument("job", help="its id, or the beginning of it")

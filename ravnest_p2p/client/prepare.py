@@ -26,6 +26,7 @@ from ravnest_p2p.core.pipeline.batch_advice import half_of, pipeline_advice
 from ravnest_p2p.core.pipeline.correction import CORRECTIONS
 from ravnest_p2p.core.pipeline.nonfinite import NONFINITE
 from ravnest_p2p.core.pipeline.window import STALENESS_MODES
+from ravnest_p2p.core.planning.overlap import OVERLAPS
 from ravnest_p2p.core.types import BlobHash, FieldSpec, JobId, JobSpec, OptimizerSpec, WeightsPart
 from ravnest_p2p.model.capture import capture
 from ravnest_p2p.model.matrices import hidden_matrices
@@ -121,6 +122,7 @@ def prepare(request: JobRequest, folder: Path, say: Say) -> tuple[Prepared, Prog
         compression=request.compression,
         staleness_correction=request.staleness_correction,
         nonfinite=request.nonfinite,
+        overlap=request.overlap,
     )
     try:
         manifest = manifest_bytes(spec)
@@ -235,6 +237,8 @@ def _total_batches(request: JobRequest, samples: int) -> int:
         )
     if request.nonfinite not in NONFINITE:
         raise ConfigError(f"nonfinite must be {' or '.join(NONFINITE)}, not {request.nonfinite!r:.40}")
+    if request.overlap not in OVERLAPS:
+        raise ConfigError(f"overlap must be one of {', '.join(OVERLAPS)}, not {request.overlap!r:.40}")
     if request.staleness_bound is not None and request.staleness_bound < 0:
         raise ConfigError(f"staleness_bound must not be negative, but is {request.staleness_bound}")
     if samples < request.microbatch_size:

@@ -171,6 +171,9 @@ class JobRequest:
         nonfinite: what is done about a micro-batch whose loss, activation or gradient is NaN or infinite:
             "skip" leaves it out, at all stages, and counts it, until it happens too often; "stop" ends the
             job at the first.
+        overlap: whether clusters go on with the next round's updates while they average: "never" stops for
+            it; "auto" goes on where that saves time, by as many updates as the averaging is predicted to
+            take; "always" in any case. The mean is then taken that many updates late.
     """
 
     model: nn.Module | Package
@@ -193,6 +196,7 @@ class JobRequest:
     compression: str = "none"
     staleness_correction: str = SPECULATIVE
     nonfinite: str = SKIP
+    overlap: str = "auto"
 
     @property
     def checkpoint_word(self) -> str:

@@ -224,6 +224,7 @@ class JobSpec:
         compression: codec of what crosses from stage to stage, as in `core.compression`, or "auto".
         staleness_correction: what micro-batches that cross an update run on: `core.pipeline.correction`.
         nonfinite: what is done about NaN and infinity: `core.pipeline.nonfinite`.
+        overlap: whether clusters train beside a round of averaging: one of `core.planning.overlap.OVERLAPS`.
     """
 
     name: str
@@ -247,6 +248,7 @@ class JobSpec:
     compression: str = "none"
     staleness_correction: str = "speculative"
     nonfinite: str = "skip"
+    overlap: str = "auto"
 
     def weights_of(self, lo: int, hi: int) -> list[BlobHash]:
         """Blobs of initial weights that a stage of layers [lo, hi) needs, each once."""
@@ -316,7 +318,7 @@ class ClusterPlan:
     """One copy of the model: its stages in pipeline order, and its local updates a round (κ_c).
 
     Attributes:
-        overlap: updates trained between a round's begin and the taking in of its mean; 0 stops training.
+        overlap: updates of the next round trained before a round's mean is taken; 0 stops training for it.
     """
 
     stages: tuple[StageAssignment, ...]

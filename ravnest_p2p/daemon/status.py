@@ -144,6 +144,7 @@ def _cluster(
         "loss": last.loss if last is not None else None,
         "updates": min(stage["updates"] for stage in stages),
         "updates_per_round": cluster.updates_per_round,
+        "overlap": cluster.overlap,
         "samples_per_s": rate,
         "stages": stages,
     }

@@ -17,6 +17,7 @@ from ravnest_p2p.core.optimizers import PRECISIONS, check_optimizer
 from ravnest_p2p.core.pipeline.correction import CORRECTIONS
 from ravnest_p2p.core.pipeline.nonfinite import NONFINITE
 from ravnest_p2p.core.pipeline.window import STALENESS_MODES
+from ravnest_p2p.core.planning.overlap import OVERLAPS
 from ravnest_p2p.core.planning.recompute import CHECKPOINTS
 from ravnest_p2p.core.types import JobId, JobSpec
 from ravnest_p2p.network.records_codec import from_plain, to_plain
@@ -98,6 +99,7 @@ def _checked(spec: JobSpec) -> JobSpec:
     _need(spec.staleness in STALENESS_MODES, f"a staleness of {', '.join(STALENESS_MODES)}")
     _need(spec.staleness_correction in CORRECTIONS, f"a staleness_correction of {', '.join(CORRECTIONS)}")
     _need(spec.nonfinite in NONFINITE, f"a nonfinite of {', '.join(NONFINITE)}")
+    _need(spec.overlap in OVERLAPS, f"an overlap of {', '.join(OVERLAPS)}")
     try:
         check_optimizer(spec.optimizer)
     except ConfigError as error:

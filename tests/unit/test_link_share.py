@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import time
 
-from ravnest_p2p.daemon.worker.link_share import SHARE, LinkShare
+from ravnest_p2p.core.planning.overlap import LINK_SHARE
+from ravnest_p2p.daemon.worker.link_share import LinkShare
 
 CHUNK_BYTES = 5_000
 BPS = 8e6
@@ -30,7 +31,7 @@ def seconds(share_of_bps: float, *chunks: int, bound: bool = True) -> float:
 
 
 def test_all_links_together_keep_to_the_share() -> None:
-    chunk_s = CHUNK_BYTES * 8 / (SHARE * BPS)
+    chunk_s = CHUNK_BYTES * 8 / (LINK_SHARE * BPS)
     assert seconds(BPS, 5, 3, 3) >= 10 * chunk_s
 
 

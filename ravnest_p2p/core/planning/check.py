@@ -15,6 +15,8 @@ from ravnest_p2p.core.errors import PlanError
 from ravnest_p2p.core.planning.cost import memory_of, staleness_limit, takes_part
 from ravnest_p2p.core.planning.cuts import LayerTable
 from ravnest_p2p.core.planning.identity import generation_tag
+from ravnest_p2p.core.planning.overlap import ALWAYS as ALWAYS_OVERLAPS
+from ravnest_p2p.core.planning.overlap import NEVER as NEVER_OVERLAPS
 from ravnest_p2p.core.planning.recompute import ALWAYS, AUTO
 from ravnest_p2p.core.types import (
     Capability,
@@ -124,10 +126,24 @@ def _check_clusters(job: JobPlan, spec: JobSpec | None, known: Mapping[PeerId, C
             raise PlanError(f"{_name(job)}: {len(cluster.stages)} stages, though {spec.stages} are wanted")
         if not 1 <= cluster.updates_per_round <= MAX_UPDATES_PER_ROUND:
             raise PlanError(f"{_name(job)}: {cluster.updates_per_round} updates a round")
+        _check_overlap(job, cluster, spec)
         _check_cover(job, cluster, layers)
         _check_staleness(job, cluster, spec)
         if spec is not None:
             _check_peers(job, cluster, spec, known)
+
+
+def _check_overlap(job: JobPlan, cluster: ClusterPlan, spec: JobSpec | None) -> None:
+    least, most = 0, cluster.updates_per_round
+    if len(job.clusters) < 2 or (spec is not None and spec.overlap == NEVER_OVERLAPS):
+        most = 0
+    elif spec is not None and spec.overlap == ALWAYS_OVERLAPS:
+        least = 1
+    if not least <= cluster.overlap <= most:
+        raise PlanError(
+            f"{_name(job)}: {cluster.overlap} updates before a mean is taken, though {least} to {most} are "
+            "allowed"
+        )
 
 
 def _check_rings(job: JobPlan) -> None:

@@ -29,6 +29,7 @@ from ravnest_p2p.core.planning.cuts import (
     stage_s,
 )
 from ravnest_p2p.core.planning.memory import StageMemory, stage_memory
+from ravnest_p2p.core.planning.overlap import LINK_SHARE, Rounds
 from ravnest_p2p.core.planning.recompute import ALWAYS, AUTO, NEVER, Stretches
 from ravnest_p2p.core.types import Capability, ClusterPlan, JobSpec, PeerId
 
@@ -264,13 +265,17 @@ def hop_s(table: LayerTable, a: Capability, b: Capability, at: int) -> float:
     return predicted_rtt_s(a.coordinate, b.coordinate) / 2.0 + transfer
 
 
-def averaging_s(table: LayerTable, clusters: Sequence[Draft]) -> float:
-    """One averaging round over all clusters, seconds: 2(C-1)/C of a stage's bytes on the slowest link."""
+def averaging_s(table: LayerTable, clusters: Sequence[Draft], link_share: float = 1.0) -> float:
+    """One averaging round over all clusters, seconds: 2(C-1)/C of a stage's bytes on the slowest link.
+
+    Args:
+        link_share: of each link that the round may take.
+    """
     count = len(clusters)
     if count < 2:
         return 0.0
     slowest_s = max(
-        8.0 * table.param_bytes(lo, hi) / link_bps(peer)
+        8.0 * table.param_bytes(lo, hi) / (link_share * link_bps(peer))
         for cluster in clusters
         for peer, (lo, hi) in zip(cluster.peers, cluster.ranges, strict=True)
     )
@@ -287,6 +292,17 @@ def round_updates(spec: JobSpec, clusters: Sequence[Draft]) -> tuple[int, ...]:
     rates = [1.0 / cluster.interval_s for cluster in clusters]
     total = spec.updates_per_round * len(rates) / sum(rates)
     return tuple(max(1, int(rate * total + 0.5)) for rate in rates)
+
+
+def rounds_of(spec: JobSpec, table: LayerTable, clusters: Sequence[Draft]) -> Rounds:
+    """What the clusters' rounds take: from it follows whether they train beside an averaging."""
+    m = spec.microbatches_per_update
+    return Rounds(
+        round_updates(spec, clusters),
+        tuple(m * cluster.interval_s for cluster in clusters),
+        stopped_s=averaging_s(table, clusters),
+        beside_s=averaging_s(table, clusters, LINK_SHARE),
+    )
 
 
 def predicted_updates_per_s(
@@ -309,8 +325,6 @@ def predicted_updates_per_s(
 
 
 def updates_per_s(spec: JobSpec, table: LayerTable, clusters: Sequence[Draft]) -> float:
-    """Predicted updates a second of all clusters together, averaging included."""
-    kappas = round_updates(spec, clusters)
-    m = spec.microbatches_per_update
-    busy_s = max(k * m * c.interval_s for k, c in zip(kappas, clusters, strict=True))
-    return sum(kappas) / (busy_s + averaging_s(table, clusters))
+    """Predicted updates a second of all clusters together, with what they wait for averaging."""
+    rounds = rounds_of(spec, table, clusters)
+    return sum(rounds.kappas) / rounds.period_s(rounds.overlaps(spec.overlap))

@@ -29,7 +29,7 @@ from ravnest_p2p.core.planning.clusters import ClusterSearch
 from ravnest_p2p.core.planning.cost import (
     Draft,
     planning_table,
-    round_updates,
+    rounds_of,
     staleness_bounds,
     takes_part,
     updates_per_s,
@@ -288,12 +288,13 @@ def _job_plan(
         saved: batches done, version and pieces where it begins.
     """
     batches_done, version, pieces = saved
-    kappas = round_updates(it.spec, drafts)
+    rounds = rounds_of(it.spec, planning_table(it.spec), drafts)
+    shares = zip(drafts, rounds.kappas, rounds.overlaps(it.spec.overlap), strict=True)
     order, columns = rings_of(it.spec, drafts, seed)
     return JobPlan(
         job=job,
         generation=_NO_GENERATION,
-        clusters=tuple(_cluster_plan(it, draft, k) for draft, k in zip(drafts, kappas, strict=True)),
+        clusters=tuple(_cluster_plan(it, *share) for share in shares),
         batches_done=batches_done,
         version=version,
         pieces=pieces,
@@ -332,10 +333,10 @@ def _clusters(
     return ()
 
 
-def _cluster_plan(it: _Asked, draft: Draft, updates_per_round: int) -> ClusterPlan:
+def _cluster_plan(it: _Asked, draft: Draft, updates_per_round: int, overlap: int) -> ClusterPlan:
     bounds = staleness_bounds(it.spec, planning_table(it.spec, it.memory_scale), draft)
     stages = tuple(
         StageAssignment(peer.peer, lo, hi, tau, again)
         for peer, (lo, hi), tau, again in zip(draft.peers, draft.ranges, bounds, draft.recompute, strict=True)
     )
-    return ClusterPlan(stages, updates_per_round)
+    return ClusterPlan(stages, updates_per_round, overlap)

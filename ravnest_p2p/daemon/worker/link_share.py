@@ -12,9 +12,8 @@ import asyncio
 import contextlib
 from collections.abc import Callable
 
+from ravnest_p2p.core.planning.overlap import LINK_SHARE
 from ravnest_p2p.network.p2pd_waits import bounded
-
-SHARE = 0.5
 
 
 class LinkShare:
@@ -26,7 +25,7 @@ class LinkShare:
     """
 
     def __init__(self, bps: float, now: Callable[[], float] | None = None) -> None:
-        self._bps = SHARE * bps
+        self._bps = LINK_SHARE * bps
         self._now = now or asyncio.get_running_loop().time
         self._free_s = 0.0
         self._whole = asyncio.Event()
