@@ -30,6 +30,7 @@ _KINDS = {
     "A": ("average", "#7a5ea8"),
     "wait": ("wait for a message", "#f0c9c4"),
     ">": ("send", "#6b7785"),
+    ">r": ("round", "#7a5ea8"),
 }
 _STYLE = (
     "text{font:12px system-ui,-apple-system,'Segoe UI',sans-serif;fill:#243b53}"
@@ -118,7 +119,12 @@ def _row(timeline: StageTimeline, top: float, scale: _Scale) -> list[str]:
         parts.append(_box(scale, span.start_us, span.duration_us, top, _BAR, colour, tip))
         parts += _inside(scale, span, top)
     for span in timeline.spans:
-        if span.kind in (">a", ">g") and scale.start_us <= span.start_us and span.end_us <= scale.end_us:
+        if span.kind == ">r" and span.end_us >= scale.start_us:
+            begin_us, end_us = max(span.start_us, scale.start_us), min(span.end_us, scale.end_us)
+            tip = f"round {span.number}, {span.bytes} bytes sent, {span.duration_us / 1000:.3f} ms"
+            at = top + _BAR + 2 + 2 * (_SEND + 1)
+            parts.append(_box(scale, begin_us, end_us - begin_us, at, _SEND, _KINDS[">r"][1], tip))
+        elif span.kind in (">a", ">g") and scale.start_us <= span.start_us and span.end_us <= scale.end_us:
             tip = f"{span.word} sent, {span.bytes} bytes, {span.duration_us / 1000:.3f} ms in the queue"
             at = top + _BAR + 2 + (0 if span.kind == ">a" else _SEND + 1)
             parts.append(_box(scale, span.start_us, span.duration_us, at, _SEND, _KINDS[">"][1], tip))

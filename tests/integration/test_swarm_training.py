@@ -268,8 +268,13 @@ def assert_timeline_of_a_whole_run(stage: StageTimeline, of_batches: list[int], 
     assert abs(stage.offset_us) < 100_000, "all peers have the clock of this computer"
 
 
-def test_two_clusters_average_to_one_model_and_the_requester_may_leave(swarm: LocalSwarm) -> None:
-    request = small_request(stages=2, clusters=2, passes=40, updates_per_round=7, optimizer=rn.AdamW(lr=3e-3))
+@pytest.mark.parametrize("overlap", ["never", "always"])
+def test_two_clusters_average_to_one_model_and_the_requester_may_leave(
+    swarm: LocalSwarm, overlap: str
+) -> None:
+    request = small_request(
+        stages=2, clusters=2, passes=40, updates_per_round=7, optimizer=rn.AdamW(lr=3e-3), overlap=overlap
+    )
     with rn.connect(swarm.peers[0].address) as leaving:
         job_id = leaving.submit_request(request).id
     with rn.connect(swarm.peers[-1].address) as connection:
@@ -291,6 +296,10 @@ def test_two_clusters_average_to_one_model_and_the_requester_may_leave(swarm: Lo
         assert seen["bytes_sent"] > 0
         assert [len(cluster["stages"]) for cluster in seen["clusters"]] == [2, 2]
         assert [s["phase"] for c in seen["clusters"] for s in c["stages"]] != []
+        for stage in job.trace(1e5).stages:
+            kinds = [span.kind for span in stage.operations]
+            assert ("S" in kinds) == (overlap == "always"), kinds
+            assert "A" in kinds
         result = job.result(timeout_s=30)
     copies = final_tensors(members(swarm, seen), job_id, done["total_batches"])
     averaged = {name for name, value in result.items() if value.is_floating_point()}

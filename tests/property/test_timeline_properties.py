@@ -30,7 +30,7 @@ T0 = 1_700_000_000_000_000
 number = st.integers(0, 10**8 - 1)
 words = st.one_of(
     st.builds("{}{}{}".format, number, st.sampled_from("FfB"), number),
-    st.builds("{}{}".format, st.sampled_from(["^", "|", "A", ">a", ">g", "<a", "<g"]), number),
+    st.builds("{}{}".format, st.sampled_from(["^", "|", "S", "A", ">r", ">a", ">g", "<a", "<g"]), number),
 )
 spans = st.builds(
     Span, words, st.integers(0, MAX_START_US), st.integers(0, MAX_DURATION_US), st.integers(0, MAX_SPAN_BYTES)

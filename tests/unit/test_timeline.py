@@ -136,10 +136,12 @@ GOLDEN = """
 {"ph": "M", "name": "thread_sort_index", "pid": 0, "tid": 0, "args": {"sort_index": 0}}
 {"ph": "M", "name": "thread_name", "pid": 0, "tid": 1, "args": {"name": "stage 0 activations sent"}}
 {"ph": "M", "name": "thread_sort_index", "pid": 0, "tid": 1, "args": {"sort_index": 1}}
-{"ph": "M", "name": "thread_name", "pid": 0, "tid": 3, "args": {"name": "stage 1 compute (…ooWpeer1)"}}
+{"ph": "M", "name": "thread_name", "pid": 0, "tid": 3, "args": {"name": "stage 0 rounds"}}
 {"ph": "M", "name": "thread_sort_index", "pid": 0, "tid": 3, "args": {"sort_index": 3}}
-{"ph": "M", "name": "thread_name", "pid": 0, "tid": 5, "args": {"name": "stage 1 gradients sent"}}
-{"ph": "M", "name": "thread_sort_index", "pid": 0, "tid": 5, "args": {"sort_index": 5}}
+{"ph": "M", "name": "thread_name", "pid": 0, "tid": 4, "args": {"name": "stage 1 compute (…ooWpeer1)"}}
+{"ph": "M", "name": "thread_sort_index", "pid": 0, "tid": 4, "args": {"sort_index": 4}}
+{"ph": "M", "name": "thread_name", "pid": 0, "tid": 6, "args": {"name": "stage 1 gradients sent"}}
+{"ph": "M", "name": "thread_sort_index", "pid": 0, "tid": 6, "args": {"sort_index": 6}}
 {"ph": "X", "name": "0F0", "cat": "forward", "cname": "rail_response", "pid": 0, "tid": 0, "ts": 0, "dur": 10, "args": {"microbatch": 0, "version": 0}}
 {"ph": "X", "name": "1f1", "cat": "speculative forward", "cname": "rail_animation", "pid": 0, "tid": 0, "ts": 10, "dur": 10, "args": {"microbatch": 1, "version": 1}}
 {"ph": "X", "name": "0B0", "cat": "backward", "cname": "rail_load", "pid": 0, "tid": 0, "ts": 47, "dur": 20, "args": {"microbatch": 0, "version": 0}}
@@ -148,15 +150,16 @@ GOLDEN = """
 {"name": ">a0", "cat": "send", "cname": "thread_state_iowait", "pid": 0, "tid": 1, "ph": "X", "ts": 10, "dur": 4, "args": {"bytes": 64, "queued_us": 4}}
 {"name": ">a1", "cat": "send", "cname": "thread_state_iowait", "pid": 0, "tid": 1, "ph": "X", "ts": 14, "dur": 2, "args": {"bytes": 64, "queued_us": 4}}
 {"name": "<g0", "cat": "receive", "cname": "grey", "pid": 0, "tid": 0, "ph": "i", "s": "t", "ts": 45}
-{"name": "<a0", "cat": "receive", "cname": "grey", "pid": 0, "tid": 3, "ph": "i", "s": "t", "ts": 15}
-{"name": ">g0", "cat": "send", "cname": "thread_state_iowait", "pid": 0, "tid": 5, "ph": "X", "ts": 40, "dur": 3, "args": {"bytes": 32, "queued_us": 3}}
-{"name": "gradient", "cat": "gradient", "id": "0/1>g0", "pid": 0, "ph": "s", "tid": 5, "ts": 43}
+{"name": ">r0", "cat": "round", "cname": "generic_work", "pid": 0, "tid": 3, "ph": "X", "ts": 70, "dur": 28, "args": {"bytes": 99}}
+{"name": "<a0", "cat": "receive", "cname": "grey", "pid": 0, "tid": 4, "ph": "i", "s": "t", "ts": 15}
+{"name": ">g0", "cat": "send", "cname": "thread_state_iowait", "pid": 0, "tid": 6, "ph": "X", "ts": 40, "dur": 3, "args": {"bytes": 32, "queued_us": 3}}
+{"name": "gradient", "cat": "gradient", "id": "0/1>g0", "pid": 0, "ph": "s", "tid": 6, "ts": 43}
 {"name": "gradient", "cat": "gradient", "id": "0/1>g0", "pid": 0, "ph": "f", "bp": "e", "tid": 0, "ts": 47}
 """  # noqa: E501
 
 
 def test_trace_events_are_those_of_the_format() -> None:
-    first = "0F0 0 10 0;>a0 10 4 64;>a1 12 4 64;1f1 10 10 0;<g0 45 0 0;0B0 47 20 0;A0 80 20 0"
+    first = "0F0 0 10 0;>a0 10 4 64;>a1 12 4 64;1f1 10 10 0;<g0 45 0 0;0B0 47 20 0;A0 80 20 0;>r0 70 28 99"
     last = "<a0 15 0 0;>g0 40 3 32"
     document = trace_events([stage(0, first), stage(1, last)])
     assert document["displayTimeUnit"] == "ms"

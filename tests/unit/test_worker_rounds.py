@@ -19,7 +19,7 @@ from ravnest_p2p.core.ledger import Shares
 from ravnest_p2p.core.types import ClusterPlan, PeerId, StageAssignment
 from ravnest_p2p.daemon.messages import PieceSaved
 from ravnest_p2p.daemon.worker.averaging import RingExchange
-from ravnest_p2p.daemon.worker.rounds import Rounds
+from ravnest_p2p.daemon.worker.rounds import Rounds, Saved
 from ravnest_p2p.training import averaging
 from ravnest_p2p.training.late_mean import settle, take_in
 
@@ -38,6 +38,7 @@ class Rings:
         self.lost: list[CoMemberLostError] = []
         self.error: Exception | None = None
         self.flat = torch.zeros(4)
+        self.sent_bytes = 0
 
     def _bound(self) -> None:
         self.bounded.append(True)
@@ -53,6 +54,7 @@ class Rings:
         if self.error is not None:
             raise self.error
         self.flat.copy_(MEAN)
+        self.sent_bytes += 16
         return self.lost
 
     async def settle(self, draft: Any, work: Any) -> None:
@@ -78,7 +80,7 @@ class Case:
             optimizer_state=lambda: {"w": {"exp_avg": torch.full((4,), 5.0)}},
         )
         self.reports: list[PieceSaved] = []
-        self.done: list[int] = []
+        self.done: list[Saved] = []
         self._thread = ThreadPoolExecutor(1)
         self.gate = threading.Event()
         self.gate.set()
@@ -129,7 +131,8 @@ def test_a_round_beside_training_saves_the_mean_and_adds_the_difference(tmp_path
         assert torch.equal(found["param/w"], MEAN)
         assert torch.equal(found["buffer/b"], torch.zeros(1))
         assert torch.equal(found["optim/w/exp_avg"], torch.full((4,), 5.0))
-        assert (case.reports[0].batches_done, case.reports[0].version, case.done) == (2, 2, [2])
+        assert (case.reports[0].batches_done, case.reports[0].version) == (2, 2)
+        assert [(its.number, its.batches_done, its.sent_bytes) for its in case.done] == [(0, 2, 16)]
         assert torch.equal(trainer.params["w"], torch.full((4,), 11.0)), "not before its Average"
         await rounds.take_in(0, case.rings, computed)
         assert torch.equal(trainer.params["w"], 11 + (MEAN - 1))

@@ -7,6 +7,7 @@ stage notes spans, each a word, a start and a duration,
     0F3  1f5  0B2  ^1  |0  S0  A0   an operation, as `core.pipeline.schedule` writes it
     >a3  >g3                      activation or gradient 3, from being queued to being handed to the link
     <a3  <g3                      the same in the moment in which it arrived
+    >r0                             round 0, from its begin until its mean is saved
 
 and the messages themselves tell the clocks apart: between two stages some of them travel in both directions
 without waiting for anything, and the difference of these two least times is twice that of the clocks.
@@ -33,7 +34,7 @@ MAX_DURATION_US = 10**11 - 1
 MAX_SPAN_BYTES = 10**12 - 1
 MICRO = 1_000_000
 _SEPARATOR = ";"
-_WORD = re.compile(r"[0-9]{1,8}[FfB][0-9]{1,8}|[\^|SA][0-9]{1,8}|[<>][ag][0-9]{1,8}")
+_WORD = re.compile(r"[0-9]{1,8}[FfB][0-9]{1,8}|[\^|SA][0-9]{1,8}|[<>][ag][0-9]{1,8}|>r[0-9]{1,8}")
 _NUMBER = re.compile(r"[0-9]{1,16}")
 
 
@@ -59,12 +60,12 @@ class Span(NamedTuple):
 
     @property
     def kind(self) -> str:
-        """One of F f B ^ | S A (operations) and >a >g <a <g (messages)."""
+        """One of F f B ^ | S A (operations) and >a >g >r <a <g (messages)."""
         return self.word[:2] if self.word[0] in "<>" else self.word.lstrip("0123456789")[0]
 
     @property
     def number(self) -> int:
-        """The micro-batch's, of ^ and | the batch's, of S and A the round's."""
+        """The micro-batch's, of ^ and | the batch's, of S, A and >r the round's."""
         return int(re.split(r"[^0-9]+", self.word)[-1])
 
     @property

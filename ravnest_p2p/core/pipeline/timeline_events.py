@@ -1,8 +1,8 @@
 """Timelines as trace events, which ui.perfetto.dev and chrome://tracing open.
 
-A cluster is a process. Of each stage there are up to three rows: what it computes and what it waits for; the
-activations that it sends; the gradients that it sends. An arrow leads from the end of each send to the
-operation that uses what was sent; arrivals are marks on the compute row.
+A cluster is a process. Of each stage there are up to four rows: what it computes and what it waits for; the
+activations that it sends; the gradients that it sends; its rounds of averaging. An arrow leads from the end
+of each send to the operation that uses what was sent; arrivals are marks on the compute row.
 
 Source: "Trace Event Format" of the Chromium project: complete events (X), instants (i), flows (s, f),
 metadata (M); times in microseconds.
@@ -26,13 +26,14 @@ KINDS = {
     "A": ("average", "generic_work"),
     ">a": ("send", "thread_state_iowait"),
     ">g": ("send", "thread_state_iowait"),
+    ">r": ("round", "generic_work"),
     "<a": ("receive", "grey"),
     "<g": ("receive", "grey"),
 }
 """Kind of span → category, and the reserved name of its colour."""
 WAIT_COLOUR = "grey"
-_ROWS = ("compute", "activations sent", "gradients sent")
-_SENDS = {">a": 1, ">g": 2}
+_ROWS = ("compute", "activations sent", "gradients sent", "rounds")
+_SENDS = {">a": 1, ">g": 2, ">r": 3}
 
 Event = dict[str, Any]
 
@@ -56,7 +57,7 @@ def _stage(timeline: StageTimeline, zero_us: int) -> list[Event]:
     for wait in waits(timeline):
         named = {"ph": "X", "name": f"wait for {wait.awaited}", "cat": "wait", "cname": WAIT_COLOUR, **place}
         events.append(named | {"ts": wait.start_us - zero_us, "dur": wait.duration_us})
-    free_us = {1: zero_us, 2: zero_us}
+    free_us = dict.fromkeys(_SENDS.values(), zero_us)
     for span in timeline.spans:
         row = _SENDS.get(span.kind)
         named = {"name": span.word, "cat": KINDS[span.kind][0], "cname": KINDS[span.kind][1], **place}
@@ -64,7 +65,7 @@ def _stage(timeline: StageTimeline, zero_us: int) -> list[Event]:
             # A row shows one thing at a time: what waited for the one before is drawn from that one's end.
             start_us = min(max(span.start_us, free_us[row]), span.end_us)
             free_us[row] = max(free_us[row], span.end_us)
-            about = {"bytes": span.bytes, "queued_us": span.duration_us}
+            about = {"bytes": span.bytes} | ({"queued_us": span.duration_us} if span.kind != ">r" else {})
             shown = {"ph": "X", "tid": _row(timeline.stage, row), "ts": start_us - zero_us}
             events.append(named | shown | {"dur": span.end_us - start_us, "args": about})
         elif not span.is_operation:

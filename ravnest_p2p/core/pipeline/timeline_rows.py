@@ -95,7 +95,7 @@ def summary(timeline: StageTimeline) -> StageSummary:
         handing_over=max(0.0, 1 - busy - averaging - waiting) if whole_us else 0.0,
         largest_gap_s=max(gap_us, 0) / MICRO,
         awaited=next((w.awaited for w in waited if w.start_us == gap_at), ""),
-        sent_bytes=sum(s.bytes for s in timeline.spans),
+        sent_bytes=sum(s.bytes for s in timeline.spans if s.kind in (">a", ">g")),
         clock_offset_s=timeline.offset_us / MICRO,
     )
 

@@ -114,6 +114,11 @@ class RingExchange:
     def links(self) -> list[Link]:
         return [link for its in self._segments for link in its.to.values()]
 
+    @property
+    def sent_bytes(self) -> int:
+        """Of all rounds so far."""
+        return sum(link.bytes_sent for link in self.links)
+
     def expect(self) -> None:
         """Let the members before us dial."""
         for its in self._segments:

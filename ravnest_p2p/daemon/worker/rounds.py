@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -36,8 +37,17 @@ class Begun(NamedTuple):
     version: int
 
 
+class Saved(NamedTuple):
+    """A round whose mean is saved: how long it took, and the bytes of it that this stage sent."""
+
+    number: int
+    batches_done: int
+    seconds: float
+    sent_bytes: int
+
+
 class Rounds:
-    """Args: beside: runs work in a thread beside that of computing; saved: told the batches of each piece.
+    """Args: beside: runs work in a thread beside that of computing; saved: told of each piece.
 
     Attributes:
         between: set but for the time from a round's begin until its piece is reported.
@@ -51,7 +61,7 @@ class Rounds:
         shares: Shares,
         beside: Compute,
         report: Callable[[Message], Awaitable[None]],
-        saved: Callable[[int], None],
+        saved: Callable[[Saved], None],
     ) -> None:
         self._start = start
         self._place = start.plan.clusters[start.cluster].stages[start.stage]
@@ -120,6 +130,7 @@ class Rounds:
     async def _run(self, number: int, rings: RingExchange, begun: Begun | None) -> None:
         batches_done, drafting = self._shares.batches_after(number), None
         buffers = self._trainer.buffers if begun is None else begun.buffers
+        begun_s, sent_before = time.monotonic(), rings.sent_bytes
         try:
             await rings.gather(self._shares.weights(number), buffers, self._beside)
             if begun is not None:
@@ -137,7 +148,8 @@ class Rounds:
             self._copied.set()
             if drafting is not None:
                 drafting.add_done_callback(_discard)
-        self._saved(batches_done)
+        seconds = time.monotonic() - begun_s
+        self._saved(Saved(number, batches_done, seconds, rings.sent_bytes - sent_before))
         await self._report(
             PieceSaved(
                 path=str(self._path(batches_done)),

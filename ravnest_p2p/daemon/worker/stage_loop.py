@@ -37,7 +37,7 @@ from ravnest_p2p.daemon.worker.averaging import Compute, RingExchange
 from ravnest_p2p.daemon.worker.loading import LoadedStage
 from ravnest_p2p.daemon.worker.meter import Meter
 from ravnest_p2p.daemon.worker.neighbours import Neighbours
-from ravnest_p2p.daemon.worker.rounds import Rounds
+from ravnest_p2p.daemon.worker.rounds import Rounds, Saved
 from ravnest_p2p.daemon.worker.timeline import ACTIVATION, GRADIENT, Timeline
 from ravnest_p2p.training import FieldReader, Forwarded
 
@@ -85,7 +85,7 @@ class StageLoop:
         stage.trainer.skipped.named = self._named
         self._meter = Meter(Path(start.folder), version, held, stage.compiling, stage.trainer.device)
         self.timeline = Timeline(Path(start.folder), start.plan.generation, start.cluster, start.stage)
-        self.rounds = Rounds(start, stage.trainer, self._shares, beside, report, self._meter.saved)
+        self.rounds = Rounds(start, stage.trainer, self._shares, beside, report, self._round_saved)
 
     def activation_arrived(self, microbatch: int, slowest_s: float) -> None:
         self.timeline.arrived(ACTIVATION, microbatch)
@@ -163,6 +163,10 @@ class StageLoop:
             self._news.notify()
             self._meter.close()
             self.timeline.close()
+
+    def _round_saved(self, saved: Saved) -> None:
+        self._meter.saved(saved.batches_done)
+        self.timeline.averaged(saved.number, saved.seconds, saved.sent_bytes)
 
     def _make_schedule(self) -> StageSchedule:
         stages, number = self._start.plan.clusters[self._start.cluster].stages, self._start.stage

@@ -80,6 +80,10 @@ class Timeline:
         word, now_s = f">{what}{microbatch}", self._clock()
         self._noted.append((word, now_s, now_s - self._queued.pop(word, now_s), size_bytes))
 
+    def averaged(self, number: int, seconds: float, size_bytes: int) -> None:
+        """A round's mean has just been saved; so long after its begin, and so much was sent for it."""
+        self._noted.append((f">r{number}", self._clock(), seconds, size_bytes))
+
     def flush(self) -> None:
         """Write what was noted; where that fails, a run goes on without a timeline."""
         if self._failed:
