@@ -79,6 +79,12 @@ def test_means_are_taken_as_late_as_the_job_and_kappa_allow(
         refuse(changed, f"{overlap} updates before a mean is taken, though {allowed} are allowed", jobs=jobs)
 
 
+def test_the_tag_covers_when_means_are_taken() -> None:
+    plan = good()
+    job = plan.jobs[0]
+    refuse(replace(plan, jobs=(with_overlap(job, job.clusters[0].overlap - 1),)), "wrong tag")
+
+
 @pytest.mark.parametrize("mode", OVERLAPS)
 def test_one_cluster_takes_no_mean(mode: str) -> None:
     jobs = {JOB: spec(stages=2, clusters=1, overlap=mode)}
