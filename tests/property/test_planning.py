@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from ravnest_p2p.core.planning.cost import stage_need_bytes, staleness_limit
 from ravnest_p2p.core.planning.cuts import RECOMPUTE_WORK, LayerTable, stage_cuts, stage_s
+from ravnest_p2p.core.planning.overlap import OVERLAPS
 from ravnest_p2p.core.planning.planner import make_plan
 from ravnest_p2p.core.planning.recompute import CHECKPOINTS
 from ravnest_p2p.core.planning.resume import resume_point
@@ -63,6 +64,7 @@ def specs(draw: st.DrawFn) -> JobSpec:
         total_batches=100,
         optimizer=draw(st.sampled_from(["sgd", "adamw"])),
         checkpoint=draw(st.sampled_from(CHECKPOINTS)),
+        overlap=draw(st.sampled_from(OVERLAPS)),
     )
     return replace(base, layers=tuple(draw(st.lists(layer_costs, min_size=1, max_size=8))))
 

@@ -76,6 +76,7 @@ def spec(
     optimizer: str = "adam",
     activation_mb: int = 1,
     checkpoint: str = "never",
+    overlap: str = "auto",
 ) -> JobSpec:
     return JobSpec(
         name="job",
@@ -94,6 +95,7 @@ def spec(
         clusters=clusters,
         staleness_bound=staleness_bound,
         checkpoint=checkpoint,
+        overlap=overlap,
     )
 
 

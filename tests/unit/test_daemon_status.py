@@ -255,6 +255,13 @@ def test_what_was_in_flight_ahead_of_each_micro_batch_is_shown() -> None:
     assert (stage["ahead"], stage["crossed"]) == ([1, 2, 3], 4)
 
 
+def test_updates_of_a_round_and_beside_it_are_shown() -> None:
+    late = replace(JOB_PLAN.clusters[1], overlap=1)
+    plan = replace(PLAN, jobs=(replace(JOB_PLAN, clusters=(JOB_PLAN.clusters[0], late)),))
+    shown = job_status(JOB, JobEntry(spec=SPEC), plan, overviews(views()), PEERS)["clusters"]
+    assert [(c["updates_per_round"], c["overlap"]) for c in shown] == [(2, 0), (2, 1)]
+
+
 def test_a_window_is_shown_with_what_was_measured_and_both_bounds() -> None:
     def stage(report: Report) -> dict[str, object]:
         found = job_status(JOB, JobEntry(spec=SPEC), PLAN, overviews(views(report=report)), PEERS)

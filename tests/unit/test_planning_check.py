@@ -10,6 +10,7 @@ import pytest
 from ravnest_p2p.core.errors import PlanError
 from ravnest_p2p.core.planning.check import check_plan
 from ravnest_p2p.core.planning.identity import plan_hash, tagged
+from ravnest_p2p.core.planning.overlap import OVERLAPS
 from ravnest_p2p.core.types import ClusterPlan, Fence, Generation, JobPhase, JobPlan, PeerId, Plan
 from tests.unit.planning_cases import JOB, OTHER, peer, peers, piece, planned, spec, status
 
@@ -34,6 +35,11 @@ def with_stage(job: JobPlan, **changes: object) -> JobPlan:
     return replace(job, clusters=(replace(job.clusters[0], stages=(changed, *stages[1:])), *job.clusters[1:]))
 
 
+def with_overlap(job: JobPlan, overlap: int) -> JobPlan:
+    """The job plan with another overlap of all its clusters."""
+    return replace(job, clusters=tuple(replace(cluster, overlap=overlap) for cluster in job.clusters))
+
+
 def test_a_stage_recomputes_as_the_job_wants() -> None:
     for checkpoint, wrong in (("never", True), ("always", False)):
         jobs = {JOB: spec(stages=2, clusters=2, checkpoint=checkpoint)}
@@ -43,6 +49,49 @@ def test_a_stage_recomputes_as_the_job_wants() -> None:
     auto = {JOB: spec(stages=2, clusters=2, checkpoint="auto")}
     plan = with_job(planned(SWARM, JOBS), with_stage(planned(SWARM, JOBS).jobs[0], recompute=True))
     check_plan(plan, capabilities=SWARM, jobs=auto, previous=None)
+
+
+@pytest.mark.parametrize(
+    ("mode", "overlap", "allowed"),
+    [
+        ("never", 0, "0 to 0"),
+        ("never", 1, "0 to 0"),
+        ("auto", 0, "0 to 4"),
+        ("auto", 4, "0 to 4"),
+        ("auto", 5, "0 to 4"),
+        ("auto", -1, "0 to 4"),
+        ("always", 0, "1 to 4"),
+        ("always", 4, "1 to 4"),
+        (None, 4, "0 to 4"),
+        (None, 1 << 62, "0 to 4"),
+    ],
+)
+def test_means_are_taken_as_late_as_the_job_and_kappa_allow(
+    mode: str | None, overlap: int, allowed: str
+) -> None:
+    plan = good()
+    jobs = {} if mode is None else {JOB: spec(stages=2, clusters=2, overlap=mode)}
+    changed = with_job(plan, with_overlap(plan.jobs[0], overlap))
+    least, most = map(int, allowed.split(" to "))
+    if least <= overlap <= most:
+        check_plan(changed, capabilities=SWARM, jobs=jobs, previous=None)
+    else:
+        refuse(changed, f"{overlap} updates before a mean is taken, though {allowed} are allowed", jobs=jobs)
+
+
+def test_the_tag_covers_when_means_are_taken() -> None:
+    plan = good()
+    job = plan.jobs[0]
+    refuse(replace(plan, jobs=(with_overlap(job, job.clusters[0].overlap - 1),)), "wrong tag")
+
+
+@pytest.mark.parametrize("mode", OVERLAPS)
+def test_one_cluster_takes_no_mean(mode: str) -> None:
+    jobs = {JOB: spec(stages=2, clusters=1, overlap=mode)}
+    plan = planned(SWARM, jobs)
+    changed = with_job(plan, with_overlap(plan.jobs[0], 1))
+    for known in (jobs, {}):
+        refuse(changed, "1 updates before a mean is taken, though 0 to 0", jobs=known)
 
 
 def refuse(plan: Plan, match: str, **facts: object) -> None:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 import ravnest_p2p as rn
 from ravnest_p2p.client.prepare import Prepared, prepare
 from ravnest_p2p.core.errors import CaptureError, ConfigError
+from ravnest_p2p.core.planning.overlap import OVERLAPS
 from ravnest_p2p.core.types import (
     MICROBATCH_FLOPS,
     ClusterPlan,
@@ -98,6 +99,11 @@ def test_the_workers_treat_staleness_as_the_job_says(tmp_path: Path, correction:
     assert [trainer._correction for trainer in loaded(job, (2,))] == [correction] * 2
 
 
+@pytest.mark.parametrize("overlap", OVERLAPS)
+def test_the_manifest_says_whether_rounds_overlap(tmp_path: Path, overlap: str) -> None:
+    assert prepared(tmp_path, overlap=overlap).spec.overlap == overlap
+
+
 def test_a_schedule_ends_with_the_job(tmp_path: Path) -> None:
     job = prepared(tmp_path, passes=3, optimizer=rn.AdamW(schedule="cosine"))
     assert job.spec.optimizer.schedule_updates == job.spec.total_batches == 12
@@ -139,12 +145,24 @@ class MixesDtypes(nn.Module):
         ({"precision": "fp8"}, ConfigError, "fp32 or bf16"),
         ({"staleness_correction": "nesterov"}, ConfigError, "speculative, stash, none"),
         ({"compression": "zip"}, ConfigError, "int4, auto, not 'zip'"),
+        ({"overlap": "sometimes"}, ConfigError, "never, auto, always, not 'sometimes'"),
+        ({"overlap": True}, ConfigError, "never, auto, always, not True"),
         ({"optimizer": rn.Muon(), "model": nn.Linear(6, 4)}, ConfigError, "no hidden matrix"),
         ({"optimizer": rn.SGD(0.1, momentum=1.0)}, ConfigError, "momentum"),
         ({"optimizer": rn.SGD(0.1, schedule="step")}, ConfigError, "schedule_updates"),
         ({"precision": "bf16", "model": MixesDtypes()}, CaptureError, "bf16"),
     ],
-    ids=["precision", "correction", "compression", "no matrix", "momentum", "step", "dtypes"],
+    ids=[
+        "precision",
+        "correction",
+        "compression",
+        "overlap",
+        "no word",
+        "no matrix",
+        "momentum",
+        "step",
+        "dtypes",
+    ],
 )
 def test_what_cannot_be_trained_is_said_before_it_is_sent(
     tmp_path: Path, settings: dict[str, Any], error: type[Exception], words: str

@@ -10,6 +10,7 @@ import msgpack
 import pytest
 
 from ravnest_p2p.core.errors import RecordError, RecordExpiredError, RecordFormatError, RecordSignatureError
+from ravnest_p2p.core.planning.overlap import OVERLAPS
 from ravnest_p2p.core.types import (
     BlobHash,
     Capability,
@@ -67,7 +68,16 @@ def a_plan(leader: PeerId = ME.peer_id, **changes: Any) -> Plan:
     stage = StageAssignment(OTHER.peer_id, 0, 3, 2)
     piece = Piece(0, 3, 40, 5, HASH, (OTHER.peer_id,))
     job = JobPlan(
-        JOB, Generation(7, 1, "tag"), (ClusterPlan((stage,), 10),), (leader,), 40, 5, (piece,), "ok", (0,), 1
+        JOB,
+        Generation(7, 1, "tag"),
+        (ClusterPlan((stage,), 10, 3),),
+        (leader,),
+        40,
+        5,
+        (piece,),
+        "ok",
+        (0,),
+        1,
     )
     return replace(Plan(SWARM, Fence(7, 2), leader, 3, "aa", "bb", (job,)), **changes)
 
@@ -127,6 +137,20 @@ def test_rings_of_another_kind_are_refused(name: str, value: object) -> None:
     plain = to_plain(a_plan())
     plain["jobs"][0][name] = value
     with pytest.raises(RecordFormatError, match=name):
+        from_plain(Plan, plain)
+
+
+def test_a_plan_that_says_nothing_of_overlap_stops_for_rounds() -> None:
+    plain = to_plain(a_plan())
+    assert plain["jobs"][0]["clusters"][0].pop("overlap") == 3
+    assert from_plain(Plan, plain).jobs[0].clusters[0].overlap == 0
+
+
+@pytest.mark.parametrize("value", [-1, 1.0, True, None, "3", [3], 2**63])
+def test_an_overlap_of_another_kind_is_refused(value: object) -> None:
+    plain = to_plain(a_plan())
+    plain["jobs"][0]["clusters"][0]["overlap"] = value
+    with pytest.raises(RecordFormatError, match="overlap"):
         from_plain(Plan, plain)
 
 
@@ -278,6 +302,19 @@ def a_spec(**changes: Any) -> JobSpec:
         OptimizerSpec("adamw", 1e-3),
     )
     return replace(spec, **changes)
+
+
+@pytest.mark.parametrize("mode", OVERLAPS)
+def test_a_manifest_says_whether_rounds_overlap(mode: str) -> None:
+    assert parse_manifest(manifest_bytes(a_spec(overlap=mode))).overlap == mode
+
+
+@pytest.mark.parametrize("theirs", [b'"sometimes"', b'"ALWAYS"', b'""', b"true", b"1", b"null", b'["auto"]'])
+def test_a_manifest_with_another_overlap_is_refused(theirs: bytes) -> None:
+    data = manifest_bytes(a_spec())
+    assert b'"overlap":"auto"' in data
+    with pytest.raises(RecordFormatError, match="overlap"):
+        parse_manifest(data.replace(b'"overlap":"auto"', b'"overlap":' + theirs))
 
 
 def test_a_manifest_is_canonical() -> None:
