@@ -9,15 +9,20 @@ The same tensors, links and cores on every side, one side after the other in eac
 
 Sections: `links` (network namespaces, each member's line shaped to 100 Mbit/s; needs linux, root, iproute2),
 `uneven` (ours alone: clusters that cut differently, lines of 50 to 200 Mbit/s), `loopback`. The bound is
-2(C−1)/C of a member's bytes over its line's rate. About forty minutes on two cores; nothing else should run.
+2(C−1)/C of a member's bytes over its line's rate. `overlap` is a real swarm that trains: two clusters of two
+stages, lines of 100 Mbit/s, while rounds go on and while none does.
+
+About fifty minutes on two cores; nothing else should run.
 `--sim` runs only `averaging_sim`: up to 10,000 clusters in virtual time.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import math
 import statistics
+import subprocess
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -28,6 +33,7 @@ from benchmarks import averaging_sim
 from benchmarks.averagers.members import PARTS, Members
 from benchmarks.averagers.net import ShapedNet
 from benchmarks.common import Goal, report
+from ravnest_p2p.core.planning.overlap import ALWAYS, NEVER
 from ravnest_p2p.testing.local_swarm import Host
 
 ROUNDS, QUICK_ROUNDS = 7, 2
@@ -41,6 +47,7 @@ ON_LOOPBACK = ((2, 64e6), (3, 64e6), (4, 64e6))
 FIGURE_4 = ((0, 4, 8, 12), (0, 6, 12), (0, 3, 8, 12))
 """Cuts of three clusters that make five segments, as in the paper's figure 4; layers of equal size."""
 
+OVERLAP_PEERS = 4
 FIGURE_4_RATES_BPS = (150e6, 100e6, 100e6, 200e6, 200e6, 50e6, 100e6, 75e6)
 
 
@@ -155,7 +162,31 @@ def _uneven(rounds: int) -> tuple[dict[str, Any], list[Goal]]:
     ]
 
 
-SECTIONS = {"links": _links, "uneven": _uneven, "loopback": _loopback}
+def _overlap(rounds: int) -> tuple[dict[str, Any], list[Goal]]:
+    """What a round takes from training beside it, and what stopping for rounds takes."""
+    rows: dict[str, Any] = {}
+    with ShapedNet([RATE_BPS] * OVERLAP_PEERS) as net:
+        for mode, count in ((ALWAYS, rounds + 3), (NEVER, rounds)):
+            rows |= {f"{mode}: cluster {c}": row for c, row in enumerate(_trained(net.hosts, mode, count))}
+    beside = [row for name, row in rows.items() if name.startswith(ALWAYS)]
+    stopping = [row for name, row in rows.items() if name.startswith(NEVER)]
+    total = {key: sum(row[key] for row in beside) for key in ("beside", "apart", "rate")}
+    rows["beside rounds / stopping for them"] = {"rate": total["rate"] / sum(row["rate"] for row in stopping)}
+    return rows, [
+        Goal("training beside a round / without one", total["beside"] / total["apart"], "", ">= 0.9"),
+        Goal("a round's share of the line", max(row["bps"] for row in beside) / RATE_BPS, "", "<= 0.5"),
+    ]
+
+
+def _trained(hosts: Sequence[Host], mode: str, rounds: int) -> list[dict[str, float]]:
+    first = hosts[0]
+    told = json.dumps([[host.address, list(host.prefix)] for host in hosts])
+    command = [*first.prefix, sys.executable, "-m", "benchmarks.averagers.training", mode, str(rounds), told]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+SECTIONS = {"links": _links, "uneven": _uneven, "loopback": _loopback, "overlap": _overlap}
 SIDES = tuple(PARTS)
 
 

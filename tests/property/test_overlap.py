@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from ravnest_p2p.core.planning.overlap import ALWAYS, AUTO, MARGIN, NEVER, OVERLAPS, WORTH, Rounds
+from ravnest_p2p.core.planning.overlap import ALWAYS, AUTO, LINK_SHARE, MARGIN, NEVER, OVERLAPS, WORTH, Rounds
 
 SLACK = 1e-9
 
@@ -65,14 +65,17 @@ def test_auto_trains_on_where_that_saves_enough(rounds: Rounds) -> None:
 def test_a_period_is_what_clusters_that_wait_for_each_other_take(rounds: Rounds, data: st.DataObject) -> None:
     overlaps = [data.draw(st.integers(0, kappa)) for kappa in rounds.kappas]
     period_s, turns = rounds.period_s(overlaps), 40
+    share = LINK_SHARE if any(overlaps) else 1.0
     round_s = rounds.beside_s if any(overlaps) else rounds.stopped_s
     busy_s = [kappa * update_s for kappa, update_s in zip(rounds.kappas, rounds.updates_s, strict=True)]
     hidden_s = [count * update_s for count, update_s in zip(overlaps, rounds.updates_s, strict=True)]
     reached_s = list(busy_s)
     for _ in range(turns):
-        over_s = max(reached_s) + round_s
+        begun_s = max(reached_s)
         reached_s = [
-            max(at_s + beside_s, over_s) + whole_s - beside_s
+            max(at_s + beside_s, begun_s + min(round_s, beside_s + share * (round_s - beside_s)))
+            + whole_s
+            - beside_s
             for at_s, beside_s, whole_s in zip(reached_s, hidden_s, busy_s, strict=True)
         ]
     least_s, most_s = (turns * period_s + edge(busy_s) for edge in (min, max))

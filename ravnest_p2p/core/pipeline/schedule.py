@@ -285,6 +285,7 @@ class StageSchedule:
         self._running = (
             self._step()
             or self._average()
+            or self._snapshot()
             or self._speculate()
             or self._forward_in_turn()
             or self._backward()
@@ -308,17 +309,22 @@ class StageSchedule:
         u = self._done[Step]
         return Step(u) if self.completed == (u + 1) * self.microbatches_per_update else None
 
-    def _average(self) -> Snapshot | Average | None:
-        if not self.rounds:
-            return None
-        at_end = self.version == self.updates
-        due = self.rounds if at_end else self.version // self.updates_per_round
+    def _average(self) -> Average | None:
         number = self._done[Average]
-        if number >= due:
-            return None
-        if self.version >= min((number + 1) * self.updates_per_round + self.overlap, self.updates):
-            return Average(number)
-        return Snapshot(number) if self._begun == number else None
+        until = min((number + 1) * self.updates_per_round + self.overlap, self.updates)
+        return Average(number) if number < self._rounds_due and self.version >= until else None
+
+    def _snapshot(self) -> Snapshot | None:
+        """Of a round that is not begun, and whose mean is not due yet."""
+        number = self._done[Average]
+        return Snapshot(number) if self._begun == number < self._rounds_due else None
+
+    @property
+    def _rounds_due(self) -> int:
+        """Rounds for which the updates are made."""
+        if not self.rounds:
+            return 0
+        return self.rounds if self.version == self.updates else self.version // self.updates_per_round
 
     def _speculate(self) -> Speculate | None:
         u = self.version + 1

@@ -4,7 +4,7 @@ Problem: to stop for a round wastes what it takes, often more than a few updates
 makes its mean old by the time that it is taken, which costs quality, and the round slower, as it has to leave
 activations a part of the links. By the clock it could not be decided: a run would never repeat. Solution: the
 plan says a number of updates for each cluster: as many as the round is predicted to take on its part of the
-links, with a margin, but none where training on would save hardly anything, or lose.
+links, with a margin, but none where training on would save hardly anything.
 """
 
 from __future__ import annotations
@@ -53,10 +53,11 @@ class Rounds:
         Args:
             overlaps: updates that each cluster trains before it takes the mean.
         """
-        round_s = self.beside_s if any(overlaps) else self.stopped_s
+        # A round that a cluster waits for gets the whole link.
+        round_s, waited = (self.beside_s, LINK_SHARE) if any(overlaps) else (self.stopped_s, 1.0)
         hidden = [count * update_s for count, update_s in zip(overlaps, self.updates_s, strict=True)]
         return max(
-            busy_s + max(0.0, round_s - hidden_s)
+            busy_s + waited * max(0.0, round_s - hidden_s)
             for busy_s, hidden_s in zip(self._busy(), hidden, strict=True)
         )
 
