@@ -33,8 +33,9 @@ from benchmarks.common import Goal, report
 from benchmarks.kappa_plots import draw
 from benchmarks.kappa_runs import ADAPTIVE, SAMPLES, Outcome, Run, outcome
 from ravnest_p2p.core import compression
+from ravnest_p2p.core.averaging import NESTEROV, SGD
 from ravnest_p2p.training.difference.sparse import SPARSE
-from ravnest_p2p.training.outer import DILOCO, NESTEROV, SGD
+from ravnest_p2p.training.outer import DILOCO
 
 UPDATES, QUICK_UPDATES = 480, 40
 DENSE = (compression.NONE, compression.FP16, compression.INT8, compression.INT4)

@@ -19,6 +19,7 @@ from torch.utils.data import Dataset, default_collate
 
 from ravnest_p2p.client.blobs import sha256_of
 from ravnest_p2p.client.request import JobRequest
+from ravnest_p2p.core.averaging import check_averaging
 from ravnest_p2p.core.compression import COMPRESSIONS
 from ravnest_p2p.core.errors import ConfigError, RecordFormatError
 from ravnest_p2p.core.optimizers import PRECISIONS, check_optimizer
@@ -123,6 +124,10 @@ def prepare(request: JobRequest, folder: Path, say: Say) -> tuple[Prepared, Prog
         staleness_correction=request.staleness_correction,
         nonfinite=request.nonfinite,
         overlap=request.overlap,
+        averaging=request.averaging,
+        outer=request.outer,
+        outer_lr=float(request.outer_lr),
+        outer_momentum=float(request.outer_momentum),
     )
     try:
         manifest = manifest_bytes(spec)
@@ -237,6 +242,7 @@ def _total_batches(request: JobRequest, samples: int) -> int:
         )
     if request.nonfinite not in NONFINITE:
         raise ConfigError(f"nonfinite must be {' or '.join(NONFINITE)}, not {request.nonfinite!r:.40}")
+    check_averaging(request.averaging, request.outer, request.outer_lr, request.outer_momentum)
     if request.overlap not in OVERLAPS:
         raise ConfigError(f"overlap must be one of {', '.join(OVERLAPS)}, not {request.overlap!r:.40}")
     if request.staleness_bound is not None and request.staleness_bound < 0:

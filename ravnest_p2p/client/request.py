@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
+from ravnest_p2p.core.averaging import NONE, PARAMETERS
 from ravnest_p2p.core.errors import ConfigError
 from ravnest_p2p.core.pipeline.correction import SPECULATIVE
 from ravnest_p2p.core.pipeline.nonfinite import SKIP
@@ -174,6 +175,12 @@ class JobRequest:
         overlap: whether clusters go on with the next round's updates while they average: "never" stops for
             it; "auto" goes on where that saves time, by as many updates as the averaging is predicted to
             take; "always" in any case. The mean is then taken that many updates late.
+        averaging: what clusters send each other: "parameters", four bytes each, around rings; or what they
+            learned since the last mean: "differences", exact, or in the few bytes of "fp16", "int8", "int4"
+            or "sparse" (one value of 32, in two bits). What a codec loses of one round goes with the next.
+        outer: what is done with the mean of the differences: "none" takes it as it is, "sgd" and "nesterov"
+            step with it.
+        outer_lr, outer_momentum: of these; DiLoCo's are 0.7 and 0.9.
     """
 
     model: nn.Module | Package
@@ -197,6 +204,10 @@ class JobRequest:
     staleness_correction: str = SPECULATIVE
     nonfinite: str = SKIP
     overlap: str = "auto"
+    averaging: str = PARAMETERS
+    outer: str = NONE
+    outer_lr: float = 1.0
+    outer_momentum: float = 0.0
 
     @property
     def checkpoint_word(self) -> str:

@@ -224,6 +224,8 @@ class JobSpec:
         compression: codec of what crosses from stage to stage, as in `core.compression`, or "auto".
         staleness_correction: what micro-batches that cross an update run on: `core.pipeline.correction`.
         nonfinite: what is done about NaN and infinity: `core.pipeline.nonfinite`.
+        averaging: what clusters send each other, of `core.averaging.AVERAGINGS`.
+        outer, outer_lr, outer_momentum: what is done with the mean difference, of `core.averaging.OUTERS`.
         overlap: whether clusters train beside a round of averaging: one of `core.planning.overlap.OVERLAPS`.
     """
 
@@ -248,6 +250,10 @@ class JobSpec:
     compression: str = "none"
     staleness_correction: str = "speculative"
     nonfinite: str = "skip"
+    averaging: str = "parameters"
+    outer: str = "none"
+    outer_lr: float = 1.0
+    outer_momentum: float = 0.0
     overlap: str = "auto"
 
     def weights_of(self, lo: int, hi: int) -> list[BlobHash]:

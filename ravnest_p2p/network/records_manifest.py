@@ -11,6 +11,7 @@ import hashlib
 import json
 from typing import Any
 
+from ravnest_p2p.core.averaging import check_averaging
 from ravnest_p2p.core.compression import COMPRESSIONS
 from ravnest_p2p.core.errors import ConfigError, RecordFormatError
 from ravnest_p2p.core.optimizers import PRECISIONS, check_optimizer
@@ -102,8 +103,9 @@ def _checked(spec: JobSpec) -> JobSpec:
     _need(spec.overlap in OVERLAPS, f"an overlap of {', '.join(OVERLAPS)}")
     try:
         check_optimizer(spec.optimizer)
+        check_averaging(spec.averaging, spec.outer, spec.outer_lr, spec.outer_momentum)
     except ConfigError as error:
-        raise RecordFormatError(f"the manifest's optimizer: {error}") from None
+        raise RecordFormatError(f"the manifest: {error}") from None
     return spec
 
 

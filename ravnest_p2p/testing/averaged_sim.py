@@ -26,6 +26,7 @@ from ravnest_p2p.testing.lossy_link import Faults
 from ravnest_p2p.testing.training_sim import SimulatedStage, Trained, link, run
 from ravnest_p2p.training import StageTrainer, averaging
 from ravnest_p2p.training.late_mean import settle, take_in
+from ravnest_p2p.training.means import Parameters
 from ravnest_p2p.training.snapshot import buffer_key, param_key
 
 Rows = Callable[[Sequence[int]], Mapping[str, Tensor]]
@@ -145,7 +146,7 @@ class _Member:
 
     Attributes:
         begun: the round that it handed over for, the newest.
-        flats: what it handed over for it, and then its mean, by segment.
+        means: of what it handed over for it, by segment.
         open: segments that the round has not averaged yet.
         kept: the snapshot, where training goes on.
         due: it waits for the mean.
@@ -153,7 +154,7 @@ class _Member:
 
     stage: SimulatedStage
     begun: int = -1
-    flats: dict[Segment, Tensor] = field(default_factory=dict)
+    means: dict[Segment, Parameters] = field(default_factory=dict)
     open: set[Segment] = field(default_factory=set)
     kept: _Kept | None = None
     due: Average | None = None
@@ -183,10 +184,14 @@ class _Meeting:
         its = self.members[member]
         trainer = its.stage.trainer
         its.begun, its.open = number, {segment for segment in self._names if member in segment.members}
-        its.flats = {
-            segment: averaging.gather(trainer.params, trainer.buffers, self._names[segment])
+        its.means = {
+            segment: Parameters(
+                trainer.params, trainer.buffers, self._names[segment], len(segment.members), 1
+            )
             for segment in its.open
         }
+        for means in its.means.values():
+            means.begin(trainer.params, trainer.buffers)
         for segment in tuple(its.open):
             if all(self.members[holder].begun == number for holder in segment.members):
                 self._average(segment, number)
@@ -196,14 +201,13 @@ class _Meeting:
         of_members, names = [weights[member.cluster] for member in segment.members], self._names[segment]
         holders = [self.members[member] for member in segment.members]
         if averaged(names, of_members):
-            mean_of([its.flats[segment] for its in holders], of_members)
+            mean_of([its.means[segment].mean for its in holders], of_members)
             for its in holders:
                 if its.kept is not None:
-                    trainer = its.stage.trainer
-                    settle(its.flats[segment], trainer.params, trainer.buffers, names, its.kept)
+                    settle(its.means[segment], its.stage.trainer.params, its.stage.trainer.buffers, its.kept)
         else:
             for its in holders:
-                del its.flats[segment]
+                del its.means[segment]
         for its in holders:
             its.open.remove(segment)
             self._look(its)
@@ -211,9 +215,12 @@ class _Meeting:
     def _look(self, its: _Member) -> None:
         if its.due is None or its.open:
             return
-        trainer, take = its.stage.trainer, take_in if its.kept is not None else averaging.scatter
-        for segment, flat in its.flats.items():
-            take(flat, trainer.params, trainer.buffers, self._names[segment])
+        trainer = its.stage.trainer
+        for means in its.means.values():
+            if its.kept is not None:
+                take_in(means, trainer.params, trainer.buffers)
+            else:
+                averaging.scatter(means.mean, trainer.params, trainer.buffers, means.names)
         op, its.due, its.kept = its.due, None, None
         its.stage.met(op)
 

@@ -9,15 +9,12 @@ Source: arXiv 2311.08105 (DiLoCo: Nesterov, rate 0.7, momentum 0.9).
 
 from __future__ import annotations
 
-import math
 from typing import NamedTuple
 
 import numpy as np
 
-from ravnest_p2p.core.errors import ConfigError
+from ravnest_p2p.core.averaging import DIFFERENCES, NESTEROV, NONE, check_averaging
 from ravnest_p2p.training.averaging import Chunk
-
-NONE, SGD, NESTEROV = OUTERS = ("none", "sgd", "nesterov")
 
 
 class OuterSpec(NamedTuple):
@@ -49,10 +46,7 @@ class Outer:
     """
 
     def __init__(self, spec: OuterSpec) -> None:
-        if spec.name not in OUTERS:
-            raise ConfigError(f"unknown outer optimizer {spec.name!r:.40}; use {', '.join(OUTERS)}")
-        if not (math.isfinite(spec.lr) and spec.lr > 0 and 0 <= spec.momentum < 1):
-            raise ConfigError(f"an outer optimizer needs lr above 0 and momentum in [0, 1), not {spec}")
+        check_averaging(DIFFERENCES, *spec)
         self._spec = spec
         self.velocity: Chunk | None = None
 

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from ravnest_p2p.core.errors import OurFault
-from ravnest_p2p.training import averaging
 from ravnest_p2p.training.late_mean import settle, take_in
+from ravnest_p2p.training.means import Parameters
 from ravnest_p2p.training.snapshot import draft_piece
 from ravnest_p2p.training.tensorfile import TensorDraft
 
@@ -33,7 +33,9 @@ def test_the_piece_has_the_mean_to_the_bit_and_the_weights_what_was_learned(
     path = tmp_path_factory.mktemp("late") / "piece"
     params, buffers = stage()
     snapshot = {name: tensor.clone() for name, tensor in params.items()}
-    flat = averaging.gather(params, buffers, NAMES)
+    means = Parameters(params, buffers, NAMES, 2, 1)
+    means.begin(params, buffers)
+    flat = means.mean
     state = {"w": {"exp_avg": torch.randn(3, 4)}}
     with draft_piece(path, params, buffers, state, version=3, batches_done=6) as draft:
         learned = {name: torch.randn_like(tensor) for name, tensor in params.items()}
@@ -42,10 +44,10 @@ def test_the_piece_has_the_mean_to_the_bit_and_the_weights_what_was_learned(
         buffers["mean"] *= 2
         mean = flat + scale * torch.randn_like(flat)
         flat.copy_(mean)
-        settle(flat, params, buffers, NAMES, draft)
+        settle(means, params, buffers, draft)
         draft.finish()
     moved = {name: tensor.clone() for name, tensor in params.items()}
-    take_in(flat, params, buffers, NAMES)
+    take_in(means, params, buffers)
 
     half, statistics, w = mean[:5], mean[5:8], mean[8:].view(3, 4)
     saved = load_file(path)
@@ -62,8 +64,9 @@ def test_the_piece_has_the_mean_to_the_bit_and_the_weights_what_was_learned(
 
 def test_a_vector_of_another_stage_is_our_fault(tmp_path: Path) -> None:
     params, buffers = stage()
+    means = Parameters({"w": torch.zeros(3)}, {}, NAMES[3:], 2, 1)
     with TensorDraft(tmp_path / "piece", {}, {}) as draft, pytest.raises(OurFault, match="vector of 3"):
-        settle(torch.zeros(3), params, buffers, NAMES, draft)
+        settle(means, params, buffers, draft)
     assert list(tmp_path.iterdir()) == []
 
 

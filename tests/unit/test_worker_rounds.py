@@ -21,7 +21,8 @@ from ravnest_p2p.daemon.messages import PieceSaved
 from ravnest_p2p.daemon.worker.averaging import RingExchange
 from ravnest_p2p.daemon.worker.rounds import Rounds, Saved
 from ravnest_p2p.training import averaging
-from ravnest_p2p.training.late_mean import settle, take_in
+from ravnest_p2p.training.late_mean import save, settle, take_in
+from ravnest_p2p.training.means import Parameters
 
 MEAN = torch.arange(4.0)
 NAMES = ["w"]
@@ -37,7 +38,7 @@ class Rings:
         self.may_end = asyncio.Event()
         self.lost: list[CoMemberLostError] = []
         self.error: Exception | None = None
-        self.flat = torch.zeros(4)
+        self.means = Parameters(trainer.params, {}, NAMES, 2, 1)
         self.sent_bytes = 0
 
     def _bound(self) -> None:
@@ -47,24 +48,27 @@ class Rings:
         self.bounded.append(False)
 
     async def gather(self, weights: object, buffers: dict[str, torch.Tensor], work: Any) -> None:
-        await work(lambda: averaging.gather(self._trainer.params, buffers, NAMES, self.flat))
+        await work(lambda: self.means.begin(self._trainer.params, buffers))
 
     async def exchange(self, number: int) -> list[CoMemberLostError]:
         await self.may_end.wait()
         if self.error is not None:
             raise self.error
-        self.flat.copy_(MEAN)
+        self.means.mean.copy_(MEAN)
         self.sent_bytes += 16
         return self.lost
 
     async def settle(self, draft: Any, work: Any) -> None:
-        await work(lambda: settle(self.flat, self._trainer.params, {}, NAMES, draft))
+        await work(lambda: settle(self.means, self._trainer.params, {}, draft))
 
     def scatter(self) -> None:
-        averaging.scatter(self.flat, self._trainer.params, {}, NAMES)
+        averaging.scatter(self.means.weights, self._trainer.params, {}, NAMES)
+
+    def save(self, draft: Any) -> None:
+        save(self.means, self._trainer.params, {}, draft)
 
     def take_in(self) -> None:
-        take_in(self.flat, self._trainer.params, {}, NAMES)
+        take_in(self.means, self._trainer.params, {})
 
 
 class Case:

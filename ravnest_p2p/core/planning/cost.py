@@ -13,6 +13,7 @@ from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from ravnest_p2p.core.averaging import bytes_share
 from ravnest_p2p.core.capability import link_bps
 from ravnest_p2p.core.compression import least_share
 from ravnest_p2p.core.coordinates import predicted_rtt_s
@@ -265,17 +266,20 @@ def hop_s(table: LayerTable, a: Capability, b: Capability, at: int) -> float:
     return predicted_rtt_s(a.coordinate, b.coordinate) / 2.0 + transfer
 
 
-def averaging_s(table: LayerTable, clusters: Sequence[Draft], link_share: float = 1.0) -> float:
+def averaging_s(
+    table: LayerTable, clusters: Sequence[Draft], link_share: float = 1.0, sent_share: float = 1.0
+) -> float:
     """One averaging round over all clusters, seconds: 2(C-1)/C of a stage's bytes on the slowest link.
 
     Args:
         link_share: of each link that the round may take.
+        sent_share: of the stage's bytes that are sent, for each.
     """
     count = len(clusters)
     if count < 2:
         return 0.0
     slowest_s = max(
-        8.0 * table.param_bytes(lo, hi) / (link_share * link_bps(peer))
+        8.0 * sent_share * table.param_bytes(lo, hi) / (link_share * link_bps(peer))
         for cluster in clusters
         for peer, (lo, hi) in zip(cluster.peers, cluster.ranges, strict=True)
     )
@@ -296,12 +300,12 @@ def round_updates(spec: JobSpec, clusters: Sequence[Draft]) -> tuple[int, ...]:
 
 def rounds_of(spec: JobSpec, table: LayerTable, clusters: Sequence[Draft]) -> Rounds:
     """What the clusters' rounds take: from it follows whether they train beside an averaging."""
-    m = spec.microbatches_per_update
+    m, sent_share = spec.microbatches_per_update, bytes_share(spec.averaging)
     return Rounds(
         round_updates(spec, clusters),
         tuple(m * cluster.interval_s for cluster in clusters),
-        stopped_s=averaging_s(table, clusters),
-        beside_s=averaging_s(table, clusters, LINK_SHARE),
+        stopped_s=averaging_s(table, clusters, 1.0, sent_share),
+        beside_s=averaging_s(table, clusters, LINK_SHARE, sent_share),
     )
 
 

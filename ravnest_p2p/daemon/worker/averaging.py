@@ -27,7 +27,6 @@ from ravnest_p2p.core.rings import (
     Send,
     deliver,
     segments,
-    ways,
 )
 from ravnest_p2p.core.types import JobPlan, PeerId
 from ravnest_p2p.daemon.worker.link_share import LinkShare
@@ -36,7 +35,8 @@ from ravnest_p2p.network.frames import Buffer, Frame
 from ravnest_p2p.network.link_server import LinkServer
 from ravnest_p2p.network.links import Link
 from ravnest_p2p.training import averaging
-from ravnest_p2p.training.late_mean import Draft, settle, take_in
+from ravnest_p2p.training.late_mean import Draft, save, settle, take_in
+from ravnest_p2p.training.means import AS_THEY_ARE, Averaging, Means, Values, means_of
 
 Compute = Callable[[Callable[[], Any]], Awaitable[Any]]
 Round = SegmentRound[averaging.Chunk]
@@ -51,14 +51,15 @@ class SegmentLinks:
     """One segment of this stage, and the links to its other holders, by rank.
 
     Attributes:
-        flat: what is averaged, as one vector; kept, since new memory costs more than filling it.
+        means: what is averaged, and how; kept, since new memory costs more than filling it.
+        values: of the round under way.
         early: a member's first frame of the next round, which it began before we did.
     """
 
     segment: Segment
     rank: int
-    names: list[str]
-    flat: Tensor
+    means: Means
+    values: Values | None = None
     to: dict[int, Link] = field(default_factory=dict)
     early: dict[int, Frame] = field(default_factory=dict)
 
@@ -80,6 +81,7 @@ class RingExchange:
 
     Args:
         names_of: segment's layers [lo, hi) → names of the parameters and buffers that they hold, in order.
+        how: what the job says of it.
         share: what rounds may take of the line.
     """
 
@@ -92,6 +94,7 @@ class RingExchange:
         names_of: Callable[[int, int], list[str]],
         params: Mapping[str, Tensor],
         buffers: MutableMapping[str, Tensor],
+        how: Averaging = AS_THEY_ARE,
         share: LinkShare | None = None,
     ) -> None:
         self.share = share or LinkShare(0.0)
@@ -104,11 +107,13 @@ class RingExchange:
         for segment in segments(plan.clusters, plan.ring_order):
             if (cluster, stage) in segment.members:
                 names = names_of(segment.lo, segment.hi)
-                elements = averaging.elements(params, buffers, names)
-                if not elements:
+                if not averaging.elements(params, buffers, names):
                     continue  # layers that only use parameters of others
                 rank = segment.members.index((cluster, stage))
-                self._segments.append(SegmentLinks(segment, rank, names, averaging.vector(elements)))
+                size, columns = len(segment.members), plan.ring_columns
+                of_member = how._replace(seed=how.seed + cluster)
+                means = means_of(of_member, params, buffers, names, size, columns)
+                self._segments.append(SegmentLinks(segment, rank, means))
 
     @property
     def links(self) -> list[Link]:
@@ -160,9 +165,9 @@ class RingExchange:
         await asyncio.gather(*(link.drained() for link in self.links), return_exceptions=True)
         for its in self._segments:
             if self._is_averaged(its):
-                await work(partial(averaging.gather, self._params, buffers, its.names, its.flat))
+                its.values = await work(partial(its.means.begin, self._params, buffers))
             else:
-                await work(partial(averaging.check_finite, self._params, buffers, its.names))
+                await work(partial(averaging.check_finite, self._params, buffers, its.means.names))
 
     async def exchange(self, number: int) -> list[CoMemberLostError]:
         """Make the weighted mean over the clusters of what was gathered.
@@ -173,25 +178,40 @@ class RingExchange:
             ChunkMismatchError, NonFiniteError: a member sent what does not belong here.
             CoMemberLostError: the others go on without us.
         """
-        averaged = [its for its in self._segments if self._is_averaged(its)]
-        found = await asyncio.gather(*(self._exchange(its, number) for its in averaged))
+        found = await asyncio.gather(*(self._exchange(its, number) for its in self._averaged))
         return [error for lost_ in found for error in lost_]
 
     def scatter(self) -> None:
-        """The mean takes the place of what the stage has."""
-        for its in filter(self._is_averaged, self._segments):
-            averaging.scatter(its.flat, self._params, self._buffers, its.names)
+        """What to go on from takes the place of what the stage has."""
+        for its in self._averaged:
+            its.means.end()
+            averaging.scatter(its.means.weights, self._params, self._buffers, its.means.names)
+
+    def save(self, draft: Draft) -> None:
+        """The mean goes into a piece that was drafted after `scatter`."""
+        for its in self._averaged:
+            save(its.means, self._params, self._buffers, draft)
 
     async def settle(self, draft: Draft, work: Compute) -> None:
         """The mean goes into the piece that has the snapshot; what is kept is to be taken in later."""
         await asyncio.gather(*(link.drained() for link in self.links), return_exceptions=True)
-        for its in filter(self._is_averaged, self._segments):
-            await work(partial(settle, its.flat, self._params, self._buffers, its.names, draft))
+
+        def do(its: SegmentLinks) -> None:
+            its.means.end()
+            settle(its.means, self._params, self._buffers, draft)
+
+        for its in self._averaged:
+            await work(partial(do, its))
 
     def take_in(self) -> None:
-        """Add what the stage has to what `settle` kept."""
-        for its in filter(self._is_averaged, self._segments):
-            take_in(its.flat, self._params, self._buffers, its.names)
+        """Add what `settle` kept to what the stage has."""
+        for its in self._averaged:
+            take_in(its.means, self._params, self._buffers)
+
+    @property
+    def _averaged(self) -> list[SegmentLinks]:
+        """Segments of the round under way: held by several, and trained by somebody."""
+        return [its for its in self._segments if self._is_averaged(its)]
 
     def _is_averaged(self, its: SegmentLinks) -> bool:
         return its.size > 1 and any(self._of_members(its))
@@ -200,10 +220,9 @@ class RingExchange:
         return [self._weights[member.cluster] for member in its.segment.members]
 
     async def _exchange(self, its: SegmentLinks, number: int) -> list[CoMemberLostError]:
-        flat, shape = its.flat, partial(ways, columns=self._plan.ring_columns)
-        chunks = averaging.chunk_count(flat.numel(), shape(its.size).count)
-        values = averaging.SegmentValues(flat, chunks)
-        round_ = SegmentRound(its.rank, self._of_members(its), chunks, values, shape)
+        values = its.values
+        assert values is not None, "gathered before"
+        round_ = SegmentRound(its.rank, self._of_members(its), values.chunks, values, its.means.ways)
         traffic = Traffic(its, number, round_, values, self.share)
         await traffic.run()
         return traffic.lost
@@ -221,7 +240,7 @@ class Traffic:
         its: SegmentLinks,
         number: int,
         round_: Round,
-        values: averaging.SegmentValues,
+        values: Values,
         share: LinkShare,
     ) -> None:
         self._errors: dict[int, CoMemberLostError] = {}
@@ -358,7 +377,7 @@ def _header(number: int, send: Send[averaging.Chunk]) -> dict[str, Any]:
     return header
 
 
-def _sent(frame: Frame, number: int, values: averaging.SegmentValues) -> Send[averaging.Chunk]:
+def _sent(frame: Frame, number: int, values: Values) -> Send[averaging.Chunk]:
     """What a member sent.
 
     Raises:

@@ -12,6 +12,7 @@ from ravnest_p2p.core.errors import PackageError
 from ravnest_p2p.core.pipeline.nonfinite import Skipped
 from ravnest_p2p.core.planning.cost import remakes, stretches_of
 from ravnest_p2p.core.planning.cuts import LayerTable
+from ravnest_p2p.core.types import JobSpec
 from ravnest_p2p.daemon.messages import StartRun
 from ravnest_p2p.model import (
     Limits,
@@ -25,6 +26,8 @@ from ravnest_p2p.model.matrices import hidden_matrices
 from ravnest_p2p.model.mixed import MixedComputation
 from ravnest_p2p.model.origin import origin
 from ravnest_p2p.training import StageTrainer, TensorSpec, load_pieces
+from ravnest_p2p.training.means import Averaging
+from ravnest_p2p.training.outer import OuterSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +119,12 @@ def load_stage(start: StartRun, lent: Lent) -> LoadedStage:
         skipped=Skipped(start.spec.nonfinite),
     )
     return LoadedStage(stage, trainer, compiling)
+
+
+def averaging_of(spec: JobSpec) -> Averaging:
+    """How the job's clusters average."""
+    outer = OuterSpec(spec.outer, spec.outer_lr, spec.outer_momentum)
+    return Averaging(spec.averaging, outer, spec.seed)
 
 
 def _computation(start: StartRun, stage: StageProgram, lent: Lent) -> StageComputation:

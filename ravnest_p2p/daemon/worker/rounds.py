@@ -17,6 +17,7 @@ import asyncio
 import threading
 import time
 from collections.abc import Awaitable, Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -140,9 +141,9 @@ class Rounds:
                 await rings.settle(await drafting, self._beside)
             else:
                 await self._beside(rings.scatter)
-                drafting = asyncio.ensure_future(
-                    self._draft(Begun(self._trainer.buffers, self._trainer.version), batches_done)
-                )
+                now = Begun(self._trainer.buffers, self._trainer.version)
+                drafting = asyncio.ensure_future(self._draft(now, batches_done))
+                await self._beside(partial(rings.save, await drafting))
             await self._beside((await drafting).finish)
         finally:
             self._copied.set()

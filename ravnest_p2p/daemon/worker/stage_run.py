@@ -20,7 +20,7 @@ from ravnest_p2p.core.types import PeerId
 from ravnest_p2p.daemon.messages import Listening, Message, NeedFields, Report, StartRun
 from ravnest_p2p.daemon.worker.averaging import RingExchange
 from ravnest_p2p.daemon.worker.link_share import LinkShare
-from ravnest_p2p.daemon.worker.loading import Lent, LoadedStage, load_stage
+from ravnest_p2p.daemon.worker.loading import Lent, LoadedStage, averaging_of, load_stage
 from ravnest_p2p.daemon.worker.neighbours import Neighbours
 from ravnest_p2p.daemon.worker.stage_loop import StageLoop
 from ravnest_p2p.network.direct import Direct
@@ -169,6 +169,7 @@ class StageRun:
             stage.averaged_names,
             trainer.params,
             trainer.buffers,
+            averaging_of(start.spec),
             LinkShare(start.up_bps),
         )
         neighbours.expect()

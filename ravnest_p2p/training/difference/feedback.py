@@ -17,12 +17,15 @@ from __future__ import annotations
 import numpy as np
 
 from ravnest_p2p.core.rings import chunk_bounds
-from ravnest_p2p.training.averaging import Chunk
-from ravnest_p2p.training.difference.codecs import DifferenceCodec, Payload
+from ravnest_p2p.training.averaging import Chunk, chunk_count
+from ravnest_p2p.training.difference.codecs import DifferenceCodec, Payload, Plain
 
 AGREE = 0.5
 """Of what a member owes, what it expects each other one to owe in the same direction. At 1 clusters go too
 far apart, at 0 they learn again what they have already learned."""
+
+
+EXACT = Plain()
 
 
 class ErrorFeedback:
@@ -32,16 +35,31 @@ class ErrorFeedback:
         elements: of the segment.
         chunks: nearly equal parts that it is cut into.
         decay: share of what was lost that is kept; below 1 it fades.
+        exact: elements at the end that no codec may touch, in chunks of their own.
+    Attributes:
+        bounds: of all chunks.
+        rough: elements before the exact ones.
     """
 
-    def __init__(self, elements: int, chunks: int, codec: DifferenceCodec, decay: float = 1.0) -> None:
+    def __init__(
+        self, elements: int, chunks: int, codec: DifferenceCodec, decay: float = 1.0, exact: int = 0
+    ) -> None:
         self.codec = codec
-        self.chunks = chunks
+        self.rough = elements - exact
+        self.bounds = list(chunk_bounds(self.rough, chunks))
+        if exact:
+            exactly = chunk_bounds(exact, chunk_count(exact, 1))
+            self.bounds += [(self.rough + start, self.rough + stop) for start, stop in exactly]
+        self.chunks = len(self.bounds)
         self._decay = np.float32(decay)
         whole = np.zeros(elements, np.float32)
-        self._owed = [whole[start:stop] for start, stop in chunk_bounds(elements, chunks)]
-        self._counts = [1.0] * chunks
+        self._owed = [whole[start:stop] for start, stop in self.bounds]
+        self._counts = [1.0] * self.chunks
         self._pending: dict[int, tuple[Chunk, float]] = {}
+
+    def codec_of(self, chunk: int) -> DifferenceCodec:
+        """What writes the chunk down."""
+        return self.codec if self.bounds[chunk][1] <= self.rough else EXACT
 
     def length(self, chunk: int) -> int:
         """Elements of a chunk."""
@@ -55,8 +73,9 @@ class ErrorFeedback:
             share: that they were multiplied by.
         """
         values += self._owed[chunk]
-        payload = self.codec.encode(values)
-        values -= self.codec.decode(payload, len(values))
+        codec = self.codec_of(chunk)
+        payload = codec.encode(values)
+        values -= codec.decode(payload, len(values))
         values *= self._decay
         self._pending[chunk] = values, share
         return payload

@@ -16,7 +16,6 @@ import numpy as np
 from torch import Tensor
 
 from ravnest_p2p.core.errors import ChunkMismatchError, NonFiniteError
-from ravnest_p2p.core.rings import chunk_bounds
 from ravnest_p2p.training import averaging
 from ravnest_p2p.training.averaging import Chunk
 from ravnest_p2p.training.difference.codecs import Payload
@@ -40,26 +39,23 @@ class DifferenceValues:
         self.chunks = feedback.chunks
         self._feedback, self._ahead = feedback, ahead
         self._common, self._flat = common.numpy(), flat.sub_(common).numpy()
-        bounds = chunk_bounds(flat.numel(), self.chunks)
-        self._own = [self._flat[start:stop] for start, stop in bounds]
-        self._before = [self._common[start:stop] for start, stop in bounds]
+        self._own = [self._flat[start:stop] for start, stop in feedback.bounds]
+        self._before = [self._common[start:stop] for start, stop in feedback.bounds]
         if ahead:
             for chunk, own in enumerate(self._own):
                 own -= feedback.ahead(chunk)
 
-    def received(self, chunk: int, payload: averaging.Payload, codec: str) -> Payload:
+    def received(self, chunk: int, payload: averaging.Payload) -> Payload:
         """A chunk as it came.
 
         Raises:
-            ChunkMismatchError: no such chunk, or another codec or size than it has.
+            ChunkMismatchError: no such chunk, or another size than it has.
         """
         if not 0 <= chunk < self.chunks:
             raise ChunkMismatchError(f"chunk {chunk} of {self.chunks}")
-        wanted, size = self._feedback.codec.nbytes(len(self._own[chunk])), memoryview(payload).nbytes
-        if codec != self._feedback.codec.name or size != wanted:
-            raise ChunkMismatchError(
-                f"a chunk of {size} bytes of {codec:.20}, not {wanted} of {self._feedback.codec.name}"
-            )
+        codec, size = self._feedback.codec_of(chunk), memoryview(payload).nbytes
+        if size != (wanted := codec.nbytes(len(self._own[chunk]))):
+            raise ChunkMismatchError(f"a chunk of {size} bytes, not {wanted} of {codec.name}")
         return np.frombuffer(payload, np.uint8)
 
     def part(self, chunk: int, share: float) -> Payload:
@@ -93,8 +89,13 @@ class DifferenceValues:
         return mean
 
     def settle(self, outer: Outer) -> None:
-        """The round ended with the mean: take it into `common`, keep what the bytes lacked, and go on."""
-        outer.step(self._common, self._flat)
+        """The round ended with the mean: take it into `common`, keep what the bytes lacked, and go on.
+
+        Exact elements take the mean as it is, whatever the outer optimizer: they are no parameters.
+        """
+        rough = self._feedback.rough
+        outer.step(self._common[:rough], self._flat[:rough])
+        self._common[rough:] += self._flat[rough:]
         self._feedback.commit()
         self._flat[:] = self._common
         if self._ahead:
@@ -106,4 +107,4 @@ class DifferenceValues:
         return own * np.float32(share) if share else np.zeros_like(own)
 
     def _decoded(self, chunk: int, payload: Payload) -> Chunk:
-        return self._feedback.codec.decode(payload, len(self._own[chunk]))
+        return self._feedback.codec_of(chunk).decode(payload, len(self._own[chunk]))

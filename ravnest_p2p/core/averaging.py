@@ -1,0 +1,59 @@
+"""What clusters send each other to average, and what is done with the mean: what a job may say of it.
+
+Problem: parameters as they are need no state and no trust in a codec, but four bytes each; differences since
+the last mean take a quarter of that and less, and allow an outer optimizer, but need the last mean to the
+bit. Solution: a job names one way, which all members know before the first round, so that no frame has to.
+"""
+
+from __future__ import annotations
+
+import math
+
+from ravnest_p2p.core.compression import FP16, INT4, INT8, encoded_bytes
+from ravnest_p2p.core.compression import NONE as EXACT
+from ravnest_p2p.core.errors import ConfigError
+
+PARAMETERS, DIFFERENCES, SPARSE = "parameters", "differences", "sparse"
+AVERAGINGS = (PARAMETERS, DIFFERENCES, FP16, INT8, INT4, SPARSE)
+"""Parameters in float32; differences in float32, and in codecs of ever fewer bytes."""
+
+NONE, SGD, NESTEROV = OUTERS = ("none", "sgd", "nesterov")
+"""What is done with the mean difference: taken as it is, or as a gradient."""
+
+MAX_OUTER_LR = 100.0
+
+SPARSE_SHARE = 1 / 110
+"""Of float32's bytes."""
+
+
+def check_averaging(averaging: str, outer: str, lr: float, momentum: float) -> None:
+    """Whether a job's words and numbers of averaging belong together.
+
+    Raises:
+        ConfigError: they do not; it says what to do.
+    """
+    if averaging not in AVERAGINGS:
+        raise ConfigError(f"unknown averaging {averaging!r:.40}; use {', '.join(AVERAGINGS)}")
+    if outer not in OUTERS:
+        raise ConfigError(f"unknown outer optimizer {outer!r:.40}; use {', '.join(OUTERS)}")
+    if not (math.isfinite(lr) and 0 < lr <= MAX_OUTER_LR and 0 <= momentum < 1):
+        raise ConfigError(
+            f"outer_lr must be above 0 and at most {MAX_OUTER_LR:g}, outer_momentum in [0, 1), "
+            f"not {lr!r:.40} and {momentum!r:.40}"
+        )
+    if outer == NONE and (lr != 1.0 or momentum):
+        raise ConfigError(f"outer_lr and outer_momentum need an outer optimizer: {SGD!r} or {NESTEROV!r}")
+    if outer != NONE and averaging == PARAMETERS:
+        raise ConfigError(
+            f"an outer optimizer steps with differences: set averaging to {DIFFERENCES!r}, or a codec of them"
+        )
+
+
+def bytes_share(averaging: str) -> float:
+    """Bytes of a round, as a share of those of parameters in float32."""
+    if averaging in (PARAMETERS, DIFFERENCES):
+        return 1.0
+    many = 1 << 20
+    return (
+        SPARSE_SHARE if averaging == SPARSE else encoded_bytes(averaging, many) / encoded_bytes(EXACT, many)
+    )

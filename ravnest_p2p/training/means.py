@@ -1,0 +1,154 @@
+"""How a segment of a stage is averaged, round after round: its parameters, or what was learned since.
+
+Problem: a round needs a vector to work in, the arithmetic of its chunks and the ways that these take, and
+leaves a mean to be saved and weights to go on from; all of that differs with what a job lets clusters send.
+Solution: two kinds of the same few methods.
+
+    Parameters    in float32 around rings; the mean is what all go on from
+    Differences   since the last common mean, written down by a codec, to an owner and back; an outer
+                  optimizer makes the new mean of them; with "sparse", a cluster goes on from the mean and
+                  what it still owes (`training.difference`)
+
+Of differences only parameters are written down roughly; statistics in buffers cross as they are. What a codec
+owes, and an outer momentum, last as long as a generation: the next one begins with the mean alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any, NamedTuple, Protocol
+
+from torch import Tensor
+
+from ravnest_p2p.core import compression
+from ravnest_p2p.core.averaging import DIFFERENCES, PARAMETERS, SPARSE
+from ravnest_p2p.core.rings import Star, Ways, ways
+from ravnest_p2p.core.rings.messages import Arithmetic
+from ravnest_p2p.training import averaging
+from ravnest_p2p.training.difference import DifferenceValues, ErrorFeedback, difference_codec
+from ravnest_p2p.training.outer import Outer, OuterSpec
+
+Buffers = Mapping[str, Tensor]
+
+
+class Averaging(NamedTuple):
+    """What a job says of it (`core.averaging`), and what seeds a codec's chance."""
+
+    kind: str = PARAMETERS
+    outer: OuterSpec = OuterSpec()
+    seed: int = 0
+
+
+AS_THEY_ARE = Averaging()
+"""Parameters."""
+
+
+class Values(Arithmetic[Any], Protocol):
+    """The arithmetic of a round, and how a chunk is taken from a frame."""
+
+    @property
+    def chunks(self) -> int: ...
+
+    def received(self, chunk: int, payload: averaging.Payload) -> Any:
+        """A chunk as it came.
+
+        Raises:
+            ChunkMismatchError: there is none like it.
+        """
+        ...
+
+
+class Means(Protocol):
+    """One segment's, at one member.
+
+    Attributes:
+        names: of parameters and buffers, in the order in which they lie in both vectors.
+        weights: what to go on from, after `end`: shape (elements,), float32.
+        mean: what is to be saved; the same vector where that is the same.
+    """
+
+    names: Sequence[str]
+    weights: Tensor
+    mean: Tensor
+    ways: Callable[[int], Ways]
+
+    def begin(self, params: Mapping[str, Tensor], buffers: Buffers) -> Values:
+        """Copy what the stage has; errors as of `averaging.gather`."""
+        ...
+
+    def end(self) -> None:
+        """The round ended with the mean."""
+        ...
+
+
+class Parameters:
+    """Args: columns: of a grid, 1 for a ring."""
+
+    def __init__(
+        self, params: Mapping[str, Tensor], buffers: Buffers, names: Sequence[str], size: int, columns: int
+    ) -> None:
+        self.names = names
+        self.ways: Callable[[int], Ways] = partial(ways, columns=columns)
+        self.weights = self.mean = averaging.vector(averaging.elements(params, buffers, names))
+        self._chunks = averaging.chunk_count(self.mean.numel(), self.ways(size).count)
+
+    def begin(self, params: Mapping[str, Tensor], buffers: Buffers) -> averaging.SegmentValues:
+        averaging.gather(params, buffers, self.names, self.weights)
+        return averaging.SegmentValues(self.weights, self._chunks)
+
+    def end(self) -> None:
+        """Chunk by chunk the mean took the place of what the stage had."""
+
+
+class Differences:
+    """Begins from what the stage has: all members have to have the same.
+
+    Args:
+        size: members.
+    """
+
+    def __init__(
+        self,
+        params: Mapping[str, Tensor],
+        buffers: Buffers,
+        names: Sequence[str],
+        size: int,
+        how: Averaging,
+    ) -> None:
+        self.names: Sequence[str] = sorted(names, key=lambda name: (name not in params, name))
+        self.ways: Callable[[int], Ways] = Star
+        self.mean = averaging.gather(params, buffers, self.names)
+        self.weights = averaging.vector(self.mean.numel())
+        name = compression.NONE if how.kind == DIFFERENCES else how.kind
+        exact = averaging.elements(params, buffers, [name for name in self.names if name not in params])
+        chunks = averaging.chunk_count(self.mean.numel() - exact, size)
+        codec = difference_codec(name, how.seed)
+        self._feedback = ErrorFeedback(self.mean.numel(), chunks, codec, exact=exact)
+        self._outer = Outer(how.outer)
+        self._ahead = how.kind == SPARSE
+        self._values: DifferenceValues | None = None
+
+    def begin(self, params: Mapping[str, Tensor], buffers: Buffers) -> DifferenceValues:
+        averaging.gather(params, buffers, self.names, self.weights)
+        self._feedback.forget()
+        self._values = DifferenceValues(self.weights, self.mean, self._feedback, ahead=self._ahead)
+        return self._values
+
+    def end(self) -> None:
+        assert self._values is not None
+        self._values.settle(self._outer)
+
+
+def means_of(
+    how: Averaging,
+    params: Mapping[str, Tensor],
+    buffers: Buffers,
+    names: Sequence[str],
+    size: int,
+    columns: int,
+) -> Means:
+    """Of a segment with so many members; `Parameters` where there is nobody to differ from."""
+    if how.kind == PARAMETERS or size == 1:
+        return Parameters(params, buffers, names, size, columns)
+    return Differences(params, buffers, names, size, how)
