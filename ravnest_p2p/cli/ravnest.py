@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ravnest_p2p.cli import inspecting, planning, tracing
+from ravnest_p2p.core.averaging import AVERAGINGS
 from ravnest_p2p.core.compression import COMPRESSIONS
 from ravnest_p2p.core.planning.overlap import OVERLAPS
 
@@ -32,7 +33,7 @@ Exit codes: 0 well, 1 a fault of ours, 2 of the user, 3 of the swarm, 130 interr
 """
 
 
-_CHOOSABLE = ("name", "passes", "stages", "clusters", "seed", "compression", "overlap")
+_CHOOSABLE = ("name", "passes", "stages", "clusters", "seed", "compression", "averaging", "overlap")
 """Settings of a job that flags replace."""
 
 _WITHOUT_SWARM = {"inspect": inspecting, "plan": planning}
@@ -253,6 +254,11 @@ def _parser() -> argparse.ArgumentParser:
         "--compression",
         choices=COMPRESSIONS,
         help="of what crosses between stages, instead of what the file asks for",
+    )
+    submit.add_argument(
+        "--averaging",
+        choices=AVERAGINGS,
+        help="what clusters send each other to average, instead of what the file asks for",
     )
     submit.add_argument(
         "--overlap",

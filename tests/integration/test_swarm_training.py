@@ -268,13 +268,12 @@ def assert_timeline_of_a_whole_run(stage: StageTimeline, of_batches: list[int], 
     assert abs(stage.offset_us) < 100_000, "all peers have the clock of this computer"
 
 
-@pytest.mark.parametrize("overlap", ["never", "always"])
+@pytest.mark.parametrize(("overlap", "averaging"), [("never", "parameters"), ("always", "int8")])
 def test_two_clusters_average_to_one_model_and_the_requester_may_leave(
-    swarm: LocalSwarm, overlap: str
+    swarm: LocalSwarm, overlap: str, averaging: str
 ) -> None:
-    request = small_request(
-        stages=2, clusters=2, passes=40, updates_per_round=7, optimizer=rn.AdamW(lr=3e-3), overlap=overlap
-    )
+    how = {"overlap": overlap, "averaging": averaging, "updates_per_round": 7}
+    request = small_request(stages=2, clusters=2, passes=40, optimizer=rn.AdamW(lr=3e-3), **how)
     with rn.connect(swarm.peers[0].address) as leaving:
         job_id = leaving.submit_request(request).id
     with rn.connect(swarm.peers[-1].address) as connection:

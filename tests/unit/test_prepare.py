@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 import ravnest_p2p as rn
 from ravnest_p2p.client.prepare import Prepared, prepare
+from ravnest_p2p.core.averaging import AVERAGINGS, NESTEROV, PARAMETERS
 from ravnest_p2p.core.errors import CaptureError, ConfigError
 from ravnest_p2p.core.planning.overlap import OVERLAPS
 from ravnest_p2p.core.types import (
@@ -24,10 +25,12 @@ from ravnest_p2p.core.types import (
     StageAssignment,
 )
 from ravnest_p2p.daemon.messages import StartRun
-from ravnest_p2p.daemon.worker.loading import Lent, load_stage
+from ravnest_p2p.daemon.worker.loading import Lent, averaging_of, load_stage
 from ravnest_p2p.model.mixed import MixedComputation
 from ravnest_p2p.network.records_manifest import parse_manifest
 from ravnest_p2p.training import StageTrainer
+from ravnest_p2p.training.means import Averaging
+from ravnest_p2p.training.outer import OuterSpec
 from tests.unit.training_models import Pipeline, classes, classifier
 
 BATCH = classes(8, 0)
@@ -104,6 +107,14 @@ def test_the_manifest_says_whether_rounds_overlap(tmp_path: Path, overlap: str) 
     assert prepared(tmp_path, overlap=overlap).spec.overlap == overlap
 
 
+@pytest.mark.parametrize("averaging", AVERAGINGS)
+def test_the_workers_average_as_the_job_says(tmp_path: Path, averaging: str) -> None:
+    outer = {} if averaging == PARAMETERS else {"outer": NESTEROV, "outer_lr": 0.7, "outer_momentum": 0.3}
+    spec = prepared(tmp_path, averaging=averaging, seed=5, **outer).spec
+    wanted = OuterSpec(NESTEROV, 0.7, 0.3) if outer else OuterSpec()
+    assert averaging_of(spec) == Averaging(averaging, wanted, 5)
+
+
 def test_a_schedule_ends_with_the_job(tmp_path: Path) -> None:
     job = prepared(tmp_path, passes=3, optimizer=rn.AdamW(schedule="cosine"))
     assert job.spec.optimizer.schedule_updates == job.spec.total_batches == 12
@@ -147,6 +158,11 @@ class MixesDtypes(nn.Module):
         ({"compression": "zip"}, ConfigError, "int4, auto, not 'zip'"),
         ({"overlap": "sometimes"}, ConfigError, "never, auto, always, not 'sometimes'"),
         ({"overlap": True}, ConfigError, "never, auto, always, not True"),
+        ({"averaging": "gossip"}, ConfigError, "int4, sparse"),
+        ({"outer": "adam", "averaging": "int8"}, ConfigError, "none, sgd, nesterov"),
+        ({"outer": "sgd"}, ConfigError, "set averaging to 'differences'"),
+        ({"outer_lr": 0.7}, ConfigError, "need an outer optimizer"),
+        ({"outer": "sgd", "averaging": "int8", "outer_momentum": 1.0}, ConfigError, "outer_momentum in"),
         ({"optimizer": rn.Muon(), "model": nn.Linear(6, 4)}, ConfigError, "no hidden matrix"),
         ({"optimizer": rn.SGD(0.1, momentum=1.0)}, ConfigError, "momentum"),
         ({"optimizer": rn.SGD(0.1, schedule="step")}, ConfigError, "schedule_updates"),
@@ -158,6 +174,11 @@ class MixesDtypes(nn.Module):
         "compression",
         "overlap",
         "no word",
+        "averaging",
+        "outer",
+        "outer of parameters",
+        "rate of no outer",
+        "outer momentum",
         "no matrix",
         "momentum",
         "step",

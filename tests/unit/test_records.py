@@ -309,6 +309,37 @@ def test_a_manifest_says_whether_rounds_overlap(mode: str) -> None:
     assert parse_manifest(manifest_bytes(a_spec(overlap=mode))).overlap == mode
 
 
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"averaging": "gossip"},
+        {"outer": "sgd"},
+        {"averaging": "int8", "outer": "sgd", "outer_lr": 0.0},
+        {"averaging": "int8", "outer": "sgd", "outer_lr": 1e300},
+        {"averaging": "int8", "outer": "sgd", "outer_momentum": 1.0},
+    ],
+    ids=str,
+)
+def test_a_manifest_whose_averaging_is_none_is_refused(other: dict[str, Any]) -> None:
+    with pytest.raises(RecordFormatError):
+        manifest_bytes(a_spec(**other))
+
+
+def test_a_manifest_of_a_stranger_is_asked_how_it_averages() -> None:
+    sound = manifest_bytes(a_spec(averaging="int8", outer="sgd", outer_lr=0.5, outer_momentum=0.25))
+    assert parse_manifest(sound).averaging == "int8"
+    for old, new in (
+        (b'"int8"', b'"gossip"'),
+        (b'"int8"', b'"parameters"'),
+        (b'"outer":"sgd"', b'"outer":"none"'),
+        (b'"outer_lr":0.5', b'"outer_lr":-0.5'),
+        (b'"outer_momentum":0.25', b'"outer_momentum":1.0'),
+    ):
+        assert old in sound
+        with pytest.raises(RecordFormatError):
+            parse_manifest(sound.replace(old, new))
+
+
 @pytest.mark.parametrize("theirs", [b'"sometimes"', b'"ALWAYS"', b'""', b"true", b"1", b"null", b'["auto"]'])
 def test_a_manifest_with_another_overlap_is_refused(theirs: bytes) -> None:
     data = manifest_bytes(a_spec())
