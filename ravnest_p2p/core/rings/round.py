@@ -16,28 +16,23 @@ the dead as bits, which only grows, so all end in the same one.
 Chunks that a member starts by itself wait until an earlier one has come back as a mean: at most `window` of
 its own are underway to each other member, which bounds what any has to store. To each, and in the same order
 at all: where several begin the sum of a chunk, one window for all could be filled, at each of them, by chunks
-that lack another's part. Of what is ready for a link, that with the longest rest of its way goes first, so
-that all ways end together.
+that lack another's part. What a link takes next: `outbox`.
 """
 
 from __future__ import annotations
 
-import heapq
 import math
 from bisect import bisect_left
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from enum import Enum
 from typing import Generic
 
 from ravnest_p2p.core.errors import ChunkMismatchError, OurFault
 from ravnest_p2p.core.rings.messages import Arithmetic, Formed, Kind, Send, T
+from ravnest_p2p.core.rings.outbox import NOTES, Outbox
 from ravnest_p2p.core.rings.segments import normalised
 from ravnest_p2p.core.rings.ways import Hop, Ring, Ways
-
-NOTES = 2
-"""Receipts that wait at most for a chunk to ride on."""
 
 
 class Outcome(str, Enum):
@@ -46,17 +41,6 @@ class Outcome(str, Enum):
     MEAN = "mean"
     UNCHANGED = "unchanged"
     CUT_OUT = "cut out"
-
-
-@dataclass(slots=True)
-class _Outbox(Generic[T]):
-    """What is ready for one member; the longest rest of the way first."""
-
-    ready: list[tuple[int, int, Kind]] = field(default_factory=list)
-    fresh: deque[int] = field(default_factory=deque)
-    underway: set[int] = field(default_factory=set)
-    held: list[int] = field(default_factory=list)
-    settled: list[int] = field(default_factory=list)
 
 
 class SegmentRound(Generic[T]):
@@ -194,7 +178,7 @@ class SegmentRound(Generic[T]):
         self._done: dict[int, T] = {}
         self._hops: dict[int, Hop] = {}
         self._awaited: dict[int, set[int]] = {}
-        self._out: dict[int, _Outbox[T]] = {}
+        self._out: dict[int, Outbox] = {}
         holders: Counter[int] = Counter(self._held)
         keepers = {chunk: [self.rank] for chunk in self._means}
         for rank, told in self._told.items():
@@ -229,12 +213,12 @@ class SegmentRound(Generic[T]):
         if hop.gives is None:
             self._hold(chunk, self._arithmetic.add(chunk, self._share, []))
         else:
-            self._outbox(hop.gives).fresh.append(chunk)
+            self._outbox(hop.gives).fresh.append((chunk, hop.sum_togo))
 
-    def _outbox(self, place: int) -> _Outbox[T]:
+    def _outbox(self, place: int) -> Outbox:
         rank = self._live[place]
         if rank not in self._out:
-            self._out[rank] = _Outbox()
+            self._out[rank] = Outbox(self._window)
         return self._out[rank]
 
     def _place(self, rank: int) -> int:
@@ -271,7 +255,7 @@ class SegmentRound(Generic[T]):
             self._hold(chunk, total)
         else:
             self._done[chunk] = total
-            heapq.heappush(self._outbox(hop.gives).ready, (-hop.sum_togo, chunk, Kind.SUM))
+            self._outbox(hop.gives).put(hop.sum_togo, chunk, Kind.SUM)
 
     def mean_arrived(self, sender: int, formation: int, chunk: int, payload: T) -> None:
         """The mean; errors as for `sum_arrived`."""
@@ -339,7 +323,7 @@ class SegmentRound(Generic[T]):
         hop = self._hops[chunk]
         self._awaited[chunk] = set(hop.passes)
         for place in hop.passes:
-            heapq.heappush(self._outbox(place).ready, (-hop.mean_togo, chunk, Kind.MEAN))
+            self._outbox(place).put(hop.mean_togo, chunk, Kind.MEAN)
         self._answer(chunk)
 
     def _answer(self, chunk: int) -> None:
@@ -380,34 +364,25 @@ class SegmentRound(Generic[T]):
         out = self._out.get(rank)
         if out is None or self.forming or self.outcome is Outcome.CUT_OUT:
             return None
-        due = self._due(out)
+        due = out.take()
         notes = len(out.held) + len(out.settled)
         if due is None and not (notes and (notes >= NOTES or self._idle)):
             return None
-        held, settled = tuple(out.held), tuple(out.settled)
-        out.held.clear()
-        out.settled.clear()
-        kind, chunk, payload = due or (None, None, None)
-        return Send(self.formation, kind, chunk, payload, held, settled)
+        held, settled = out.take_notes()
+        if due is None:
+            return Send(self.formation, None, None, None, held, settled)
+        kind, chunk, begins = due
+        return Send(self.formation, kind, chunk, self._payload(kind, chunk, begins), held, settled)
 
     @property
     def _idle(self) -> bool:
         """Nothing is ready for anyone: what others wait for may be the receipts."""
-        return not any(out.ready or self._may_start(out) for out in self._out.values())
+        return all(out.idle for out in self._out.values())
 
-    def _may_start(self, out: _Outbox[T]) -> bool:
-        return bool(out.fresh) and len(out.underway) < self._window
-
-    def _due(self, out: _Outbox[T]) -> tuple[Kind, int, T] | None:
-        may_start = self._may_start(out)
-        if out.ready and not (may_start and self._hops[out.fresh[0]].sum_togo > -out.ready[0][0]):
-            _, chunk, kind = heapq.heappop(out.ready)
-            return kind, chunk, self._done.pop(chunk) if kind is Kind.SUM else self._means[chunk]
-        if may_start:
-            chunk = out.fresh.popleft()
-            out.underway.add(chunk)
-            return Kind.SUM, chunk, self._arithmetic.part(chunk, self._share)
-        return None
+    def _payload(self, kind: Kind, chunk: int, begins: bool) -> T:
+        if begins:
+            return self._arithmetic.part(chunk, self._share)
+        return self._done.pop(chunk) if kind is Kind.SUM else self._means[chunk]
 
 
 def deliver(to: SegmentRound[T], sender: int, send: Send[T]) -> None:
