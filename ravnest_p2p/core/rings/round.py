@@ -8,10 +8,9 @@ into chunks, each of which takes a way (`ways`) by itself:
 
 A member's own part stays as it is until the chunk is held, so an open chunk can be summed again. A mean is
 kept for as long as somebody may have to be given it: until all behind have it; where ways branch, until all
-have it. When a member dies, all that live tell each other which chunks they hold and keep, and form anew:
-what some of them hold spreads from one who keeps it, what nobody holds is summed again among the rest, with
-weights that sum to 1. Messages of an older formation count for nothing. A formation's number is the set of
-the dead as bits, which only grows, so all end in the same one.
+have it. When a member dies, all that live tell each other which chunks they hold and keep, and form anew
+(`forming`): what some of them hold spreads from one who keeps it, what nobody holds is summed again among the
+rest, with weights that sum to 1. Messages of an older formation count for nothing.
 
 Chunks that a member starts by itself wait until an earlier one has come back as a mean: at most `window` of
 its own are underway to each other member, which bounds what any has to store. To each, and in the same order
@@ -21,26 +20,16 @@ that lack another's part. What a link takes next: `outbox`.
 
 from __future__ import annotations
 
-import math
 from bisect import bisect_left
-from collections import Counter
 from collections.abc import Callable, Sequence
-from enum import Enum
 from typing import Generic
 
 from ravnest_p2p.core.errors import ChunkMismatchError, OurFault
-from ravnest_p2p.core.rings.messages import Arithmetic, Formed, Kind, Send, T
+from ravnest_p2p.core.rings.forming import Forming
+from ravnest_p2p.core.rings.messages import Arithmetic, Formed, Kind, Outcome, Send, T
 from ravnest_p2p.core.rings.outbox import NOTES, Outbox
-from ravnest_p2p.core.rings.segments import normalised
+from ravnest_p2p.core.rings.segments import normalised, shares
 from ravnest_p2p.core.rings.ways import Hop, Ring, Ways
-
-
-class Outcome(str, Enum):
-    """How a round ended here: with the mean; as it was, for nobody trained; or without us."""
-
-    MEAN = "mean"
-    UNCHANGED = "unchanged"
-    CUT_OUT = "cut out"
 
 
 class SegmentRound(Generic[T]):
@@ -70,7 +59,6 @@ class SegmentRound(Generic[T]):
             raise OurFault(f"rank {rank} of {len(weights)} members, {chunks} chunks, {window} underway")
         normalised(weights)
         self.rank = rank
-        self.formation = 0
         self.outcome: Outcome | None = None
         self._weights = tuple(weights)
         self._chunks = chunks
@@ -81,22 +69,24 @@ class SegmentRound(Generic[T]):
         self._held: set[int] = set()
         self._settled: set[int] = set()
         self._means: dict[int, T] = {}
-        self._told: dict[int, Formed] = {}
-        self._untold: set[int] = set()
-        self._live: Sequence[int] = range(len(self._weights))
+        self._forming = Forming(rank, len(self._weights), chunks)
         self._early: list[Callable[[], None]] = []
-        self._news: list[tuple[int, Formed]] = []
         self._begin()
+
+    @property
+    def formation(self) -> int:
+        """The set of the dead as bits."""
+        return self._forming.number
 
     @property
     def live(self) -> Sequence[int]:
         """Ranks that are not known to be dead, ascending."""
-        return self._live
+        return self._forming.live
 
     @property
     def forming(self) -> bool:
         """It waits for others to say what they hold."""
-        return bool(self._untold)
+        return self._forming.waiting
 
     @property
     def sums(self) -> int:
@@ -112,7 +102,7 @@ class SegmentRound(Generic[T]):
 
     def died(self, rank: int) -> None:
         """A member is gone, or is not waited for any longer."""
-        self._form(self.formation | 1 << rank)
+        self._form(1 << rank)
 
     def formed(self, sender: int, told: Formed) -> None:
         """A member says whom it takes for dead and what it holds.
@@ -120,39 +110,25 @@ class SegmentRound(Generic[T]):
         Raises:
             ChunkMismatchError: it says what cannot be.
         """
-        nobody_dead = not told.formation
-        if nobody_dead or told.formation >> len(self._weights) or told.formation >> sender & 1:
-            raise ChunkMismatchError(f"member {sender} speaks of formation {told.formation:#b}")
-        if any(not 0 <= chunk < self._chunks for chunk in told.held) or not told.kept <= told.held:
-            raise ChunkMismatchError(f"member {sender} holds chunks that are none of {self._chunks}")
-        if self.formation >> sender & 1:
+        self._forming.check(sender, told)
+        if self._forming.dead(sender):
             return
-        self._form(self.formation | told.formation)
-        if sender in self._told and told.formation == self.formation:
-            raise ChunkMismatchError(f"member {sender} says twice what it holds")
-        if told.formation == self.formation and sender in self.live and self.rank in self.live:
-            self._told[sender] = told
-            self._untold.discard(sender)
+        self._form(told.formation)
+        if self._forming.hear(sender, told):
             self._begin_if_all_told()
 
     def news(self) -> list[tuple[int, Formed]]:
         """To whom to say what we hold; each is handed out once."""
-        news, self._news = self._news, []
-        return news
+        return self._forming.news()
 
-    def _form(self, formation: int) -> None:
-        if formation == self.formation or self.outcome is Outcome.CUT_OUT:
+    def _form(self, dead: int) -> None:
+        if self.outcome is Outcome.CUT_OUT or not self._forming.lose(dead):
             return
-        self.formation = formation
-        self._live = [rank for rank in range(len(self._weights)) if not formation >> rank & 1]
-        self._untold = set(self._live) - {self.rank}
-        self._told.clear()
         self._early.clear()
-        if formation >> self.rank & 1:
+        if self._forming.dead(self.rank):
             self._end(Outcome.CUT_OUT)
             return
-        told = Formed(formation, frozenset(self._held), frozenset(self._means))
-        self._news = [(rank, told) for rank in self.live if rank != self.rank]
+        self._forming.tell(self._held, self._means)
         self._begin_if_all_told()
 
     def _begin_if_all_told(self) -> None:
@@ -166,12 +142,10 @@ class SegmentRound(Generic[T]):
 
     def _begin(self) -> None:
         """All members live know of one another what they hold."""
-        live = self._live
+        live = self.live
         place = self._place(self.rank)
         trained = any(self._weights)
-        total = math.fsum(self._weights[rank] for rank in live)
-        # Where all who trained are dead, the rest count alike.
-        self._share = self._weights[self.rank] / total if total else 1 / len(live)
+        self._share = shares(self._weights, live)[place]
         self._ways = self._make_ways(len(live))
         self._window = self._given_window or self._ways.window
         self._sums: dict[int, dict[int, T]] = {}
@@ -179,12 +153,7 @@ class SegmentRound(Generic[T]):
         self._hops: dict[int, Hop] = {}
         self._awaited: dict[int, set[int]] = {}
         self._out: dict[int, Outbox] = {}
-        holders: Counter[int] = Counter(self._held)
-        keepers = {chunk: [self.rank] for chunk in self._means}
-        for rank, told in self._told.items():
-            holders.update(told.held)
-            for chunk in told.kept:
-                keepers.setdefault(chunk, []).append(rank)
+        holders, keepers = self._forming.held(self._held, self._means)
         self._summed = set(holders)
         number = 0
         for chunk in range(self._chunks):
@@ -193,7 +162,7 @@ class SegmentRound(Generic[T]):
             elif holders[chunk]:
                 if chunk not in keepers:
                     raise ChunkMismatchError(f"chunk {chunk} is held, and nobody has kept its mean")
-                giver = self._place(min(keepers[chunk]))
+                giver = self._place(keepers[chunk])
                 self._hops[chunk] = self._ways.hop(self._ways.completed_by(giver), place)
                 if self._hops[chunk].source is None:
                     self._spread(chunk)
@@ -216,13 +185,13 @@ class SegmentRound(Generic[T]):
             self._outbox(hop.gives).fresh.append((chunk, hop.sum_togo))
 
     def _outbox(self, place: int) -> Outbox:
-        rank = self._live[place]
+        rank = self.live[place]
         if rank not in self._out:
             self._out[rank] = Outbox(self._window)
         return self._out[rank]
 
     def _place(self, rank: int) -> int:
-        return bisect_left(self._live, rank)
+        return bisect_left(self.live, rank)
 
     # -- what arrives
 
