@@ -1,7 +1,8 @@
 """Averaging among clusters: segments, the ways of chunks, and one member's part in a round."""
 
+from ravnest_p2p.core.rings.delivery import deliver
 from ravnest_p2p.core.rings.messages import Arithmetic, Formed, Kind, Outcome, Send
-from ravnest_p2p.core.rings.round import SegmentRound, deliver
+from ravnest_p2p.core.rings.round import SegmentRound
 from ravnest_p2p.core.rings.segments import Member, Segment, chunk_bounds, normalised, segments
 from ravnest_p2p.core.rings.ways import Grid, Hop, Ring, Star, Ways, neighbours, ways
 

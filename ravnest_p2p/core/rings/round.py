@@ -29,6 +29,7 @@ from ravnest_p2p.core.rings.forming import Forming
 from ravnest_p2p.core.rings.messages import Arithmetic, Formed, Kind, Outcome, Send, T
 from ravnest_p2p.core.rings.outbox import NOTES, Outbox
 from ravnest_p2p.core.rings.segments import normalised, shares
+from ravnest_p2p.core.rings.sums import Sums
 from ravnest_p2p.core.rings.ways import Hop, Ring, Ways
 
 
@@ -91,7 +92,7 @@ class SegmentRound(Generic[T]):
     @property
     def sums(self) -> int:
         """Sums underway that are kept here, for others or for a link: what takes memory of its own."""
-        return sum(map(len, self._sums.values())) + len(self._done)
+        return len(self._sums)
 
     @property
     def means(self) -> int:
@@ -148,13 +149,11 @@ class SegmentRound(Generic[T]):
         self._share = shares(self._weights, live)[place]
         self._ways = self._make_ways(len(live))
         self._window = self._given_window or self._ways.window
-        self._sums: dict[int, dict[int, T]] = {}
-        self._done: dict[int, T] = {}
         self._hops: dict[int, Hop] = {}
         self._awaited: dict[int, set[int]] = {}
         self._out: dict[int, Outbox] = {}
         holders, keepers = self._forming.held(self._held, self._means)
-        self._summed = set(holders)
+        self._sums: Sums[T] = Sums(holders)
         number = 0
         for chunk in range(self._chunks):
             if holders[chunk] == len(live):
@@ -206,24 +205,19 @@ class SegmentRound(Generic[T]):
             return
         hop = self._hop(chunk)
         place = self._place(sender)
-        sums = self._sums.setdefault(chunk, {})
-        if place not in hop.takes or place in sums or chunk in self._summed:
-            raise ChunkMismatchError(f"no sum of chunk {chunk} is due from member {sender}")
-        sums[place] = payload
-        if len(sums) < len(hop.takes):
+        sums = self._sums.arrived(chunk, place, hop.takes, payload)
+        if sums is None:
             return
-        arrived = [sums[taken] for taken in hop.takes]
         try:
-            total = self._arithmetic.add(chunk, self._share, arrived)
+            total = self._arithmetic.add(chunk, self._share, sums)
         except BaseException:
-            del sums[place]
+            self._sums.refused(chunk, place)
             raise
-        del self._sums[chunk]
-        self._summed.add(chunk)
+        self._sums.added(chunk)
         if hop.gives is None:
             self._hold(chunk, total)
         else:
-            self._done[chunk] = total
+            self._sums.done[chunk] = total
             self._outbox(hop.gives).put(hop.sum_togo, chunk, Kind.SUM)
 
     def mean_arrived(self, sender: int, formation: int, chunk: int, payload: T) -> None:
@@ -285,7 +279,7 @@ class SegmentRound(Generic[T]):
         self._means[chunk] = self._arithmetic.hold(chunk, mean)
         self._changed = True
         self._held.add(chunk)
-        self._done.pop(chunk, None)
+        self._sums.done.pop(chunk, None)
         self._spread(chunk)
 
     def _spread(self, chunk: int) -> None:
@@ -351,14 +345,4 @@ class SegmentRound(Generic[T]):
     def _payload(self, kind: Kind, chunk: int, begins: bool) -> T:
         if begins:
             return self._arithmetic.part(chunk, self._share)
-        return self._done.pop(chunk) if kind is Kind.SUM else self._means[chunk]
-
-
-def deliver(to: SegmentRound[T], sender: int, send: Send[T]) -> None:
-    """Feed a member what another one sent; errors as of what it feeds."""
-    if send.held or send.settled:
-        to.noted(sender, send.formation, send.held, send.settled)
-    if send.kind is None or send.chunk is None or send.payload is None:
-        return
-    arrived = to.sum_arrived if send.kind is Kind.SUM else to.mean_arrived
-    arrived(sender, send.formation, send.chunk, send.payload)
+        return self._sums.done.pop(chunk) if kind is Kind.SUM else self._means[chunk]
