@@ -1,5 +1,7 @@
 """Averaging among clusters: segments, the ways of chunks, and one member's part in a round."""
 
+from ravnest_p2p.core.rings.agreed import AgreedRound, Result
+from ravnest_p2p.core.rings.agreement import DIGEST_BYTES, Digests, Dispute, dispute, rows
 from ravnest_p2p.core.rings.delivery import deliver
 from ravnest_p2p.core.rings.messages import Arithmetic, Formed, Kind, Outcome, Send
 from ravnest_p2p.core.rings.round import SegmentRound
@@ -7,13 +9,18 @@ from ravnest_p2p.core.rings.segments import Member, Segment, chunk_bounds, norma
 from ravnest_p2p.core.rings.ways import Grid, Hop, Ring, Star, Ways, neighbours, ways
 
 __all__ = [
+    "DIGEST_BYTES",
+    "AgreedRound",
     "Arithmetic",
+    "Digests",
+    "Dispute",
     "Formed",
     "Grid",
     "Hop",
     "Kind",
     "Member",
     "Outcome",
+    "Result",
     "Ring",
     "Segment",
     "SegmentRound",
@@ -22,8 +29,10 @@ __all__ = [
     "Ways",
     "chunk_bounds",
     "deliver",
+    "dispute",
     "neighbours",
     "normalised",
+    "rows",
     "segments",
     "ways",
 ]

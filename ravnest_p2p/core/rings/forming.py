@@ -34,6 +34,7 @@ class Forming:
         self._chunks = chunks
         self._told: dict[int, Formed] = {}
         self._untold: set[int] = set()
+        self._finished: set[int] = set()
         self._news: list[tuple[int, Formed]] = []
 
     @property
@@ -50,14 +51,14 @@ class Forming:
             return False
         self.number |= dead
         self.live = [rank for rank in range(self._members) if not self.dead(rank)]
-        self._untold = set(self.live) - {self._rank}
+        self._untold = set(self.live) - self._finished - {self._rank}
         self._told.clear()
         return True
 
     def tell(self, held: Collection[int], kept: Collection[int]) -> None:
-        """What we hold in this formation becomes news to all others."""
+        """What we hold in this formation becomes news to all others that are not finished."""
         told = Formed(self.number, frozenset(held), frozenset(kept))
-        self._news = [(rank, told) for rank in self.live if rank != self._rank]
+        self._news = [(rank, told) for rank in self.live if rank != self._rank and rank not in self._finished]
 
     def news(self) -> list[tuple[int, Formed]]:
         """To whom to say what we hold; each is handed out once."""
@@ -92,10 +93,19 @@ class Forming:
         self._untold.discard(sender)
         return True
 
+    def finish(self, rank: int) -> bool:
+        """A member holds all, now and in whatever comes; whether that was waited for."""
+        waited = rank in self._untold
+        self._finished.add(rank)
+        self._untold.discard(rank)
+        return waited
+
     def held(self, own: Collection[int], kept: Collection[int]) -> tuple[Counter[int], dict[int, int]]:
         """How many hold each chunk, with what we hold and keep; and of those who keep it, the first rank."""
         holders: Counter[int] = Counter(own)
         keepers = {chunk: [self._rank] for chunk in kept}
+        for _ in self._finished.intersection(self.live) - self._told.keys():
+            holders.update(range(self._chunks))
         for rank, told in self._told.items():
             holders.update(told.held)
             for chunk in told.kept:

@@ -118,6 +118,11 @@ class SegmentRound(Generic[T]):
         if self._forming.hear(sender, told):
             self._begin_if_all_told()
 
+    def finished(self, rank: int) -> None:
+        """A member says that its round is over: it holds all, and tells no more of what it holds."""
+        if self._forming.finish(rank):
+            self._begin_if_all_told()
+
     def news(self) -> list[tuple[int, Formed]]:
         """To whom to say what we hold; each is handed out once."""
         return self._forming.news()
