@@ -158,3 +158,11 @@ class CoMemberLostError(RemoteFault):
     def __init__(self, peer: str, cause: str) -> None:
         super().__init__(cause)
         self.peer = peer
+
+
+class ResultsDifferError(RemoteFault):
+    """Members ended an averaging with different means; one of `peers` may be at fault, perhaps this one."""
+
+    def __init__(self, peers: tuple[str, ...], cause: str) -> None:
+        super().__init__(cause)
+        self.peers = peers

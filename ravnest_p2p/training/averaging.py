@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ravnest_p2p.core.errors import ChunkMismatchError, JobError, NonFiniteError, OurFault
 from ravnest_p2p.core.rings import chunk_bounds
+from ravnest_p2p.training.digests import ChunkDigests
 
 ELEMENT_BYTES = 4
 """Chunks are little-endian float32."""
@@ -122,10 +123,13 @@ class SegmentValues:
     Args:
         flat: shape (elements,), float32, CPU, contiguous, finite.
         chunks: nearly equal parts that it is cut into.
+    Attributes:
+        digests: of what each chunk became.
     """
 
     def __init__(self, flat: Tensor, chunks: int) -> None:
         self.chunks = chunks
+        self.digests = ChunkDigests(chunks)
         self._own = [flat.numpy()[start:stop] for start, stop in chunk_bounds(flat.numel(), chunks)]
 
     def received(self, chunk: int, payload: Payload, dtype: str = "float32") -> Chunk:
@@ -171,13 +175,15 @@ class SegmentValues:
             NonFiniteError: NaN or infinity; the own part is unchanged.
         """
         _refuse_non_finite(mean)
-        self._own[chunk][:] = mean
-        return self._own[chunk]
+        own = self._own[chunk]
+        own[:] = mean
+        self.digests.note(chunk, own)
+        return own
 
 
 def view(chunk: Chunk) -> memoryview:
     """Bytes of a chunk, sharing memory with it: what a link sends."""
-    return chunk.data.cast("B")
+    return chunk.view(np.uint8).data  # a memoryview's own cast refuses a chunk without elements
 
 
 def _refuse_diverged(name: str, values: Tensor) -> None:

@@ -18,7 +18,7 @@ among themselves. Members that do not lie and whose memory does not fail all end
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Generic
 
@@ -62,6 +62,11 @@ class AgreedRound(Generic[T]):
         return outcome if outcome is Outcome.CUT_OUT or (self.held and not self.awaited) else None
 
     @property
+    def live(self) -> Sequence[int]:
+        """Ranks that are not known to be dead, ascending."""
+        return self._round.live
+
+    @property
     def held(self) -> bool:
         """All members hold all: only results are waited for."""
         return self._round.rank in self._results
@@ -69,7 +74,7 @@ class AgreedRound(Generic[T]):
     @property
     def awaited(self) -> list[int]:
         """Who lives and has not told its result."""
-        return [rank for rank in self._round.live if rank not in self._results]
+        return [rank for rank in self.live if rank not in self._results]
 
     @property
     def dispute(self) -> Dispute | None:
@@ -77,18 +82,18 @@ class AgreedRound(Generic[T]):
         if self.outcome in (None, Outcome.CUT_OUT):
             return None
         return dispute(
-            {rank: self._results[rank] for rank in self._round.live},
+            {rank: self._results[rank] for rank in self.live},
             None if self._round.formation else self._ways,
         )
 
     @property
     def untold(self) -> list[int]:
         """Who lives and is not told our result."""
-        return [rank for rank in self._round.live if rank in self._untold]
+        return [rank for rank in self.live if rank in self._untold]
 
     def awaits(self, rank: int) -> bool:
         """Whether anything of this round is still to come from that member."""
-        return rank in self._round.live and rank not in self._results
+        return rank in self.live and rank not in self._results
 
     def died(self, rank: int) -> None:
         """A member is gone, or is not waited for any longer."""
@@ -136,7 +141,7 @@ class AgreedRound(Generic[T]):
         self._news |= dict(self._round.news())
         if self._round.outcome in (Outcome.MEAN, Outcome.UNCHANGED) and not self.held:
             self._results[self._round.rank] = self._own_result()
-            self._untold = {rank for rank in self._round.live if rank != self._round.rank}
+            self._untold = {rank for rank in self.live if rank != self._round.rank}
 
     def _own_result(self) -> Digests:
         if self._round.outcome is Outcome.UNCHANGED:
