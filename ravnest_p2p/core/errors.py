@@ -87,6 +87,10 @@ class NonFiniteError(RemoteFault):
     """A received tensor holds NaN or infinity, or would make ours overflow."""
 
 
+class OutOfBoundsError(RemoteFault):
+    """A mean that is further from ours than those of earlier rounds let expect."""
+
+
 class BlobError(RemoteFault):
     """A blob that was refused: wrong hash, wrong size, or over the limit."""
 

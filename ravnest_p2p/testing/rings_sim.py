@@ -114,7 +114,8 @@ class RingsSim:
         numbers: Callable[[int, Values, int], Numbers] = lambda rank, own, chunks: Numbers(own, chunks),
     ) -> None:
         self._random = random.Random(seed)
-        self.own, self.weights, self.chunks = own, weights, chunks
+        self.own, self.weights = own, weights
+        self.bounds = chunk_bounds(own.shape[1], chunks)
         self.members: list[Simulated] = []
         for rank, row in enumerate(own):
             its = numbers(rank, row, chunks)
@@ -149,7 +150,7 @@ class RingsSim:
         for result in results[1:]:
             assert np.array_equal(result, results[0]), "members differ"
         dead = [rank for rank in range(len(self.members)) if rank not in live]
-        for lo, hi in chunk_bounds(self.own.shape[1], self.chunks) if live else ():
+        for lo, hi in self.bounds if live else ():
             assert any(
                 np.allclose(results[0][lo:hi], self._mean([*live, *more])[lo:hi]) for more in _subsets(dead)
             ), f"elements {lo} to {hi} are no mean of those that live and some of {dead}"

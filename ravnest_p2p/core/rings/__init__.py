@@ -5,7 +5,7 @@ from ravnest_p2p.core.rings.agreement import DIGEST_BYTES, Digests, Dispute, dis
 from ravnest_p2p.core.rings.delivery import deliver
 from ravnest_p2p.core.rings.messages import Arithmetic, Formed, Kind, Outcome, Send
 from ravnest_p2p.core.rings.round import SegmentRound
-from ravnest_p2p.core.rings.segments import Member, Segment, chunk_bounds, normalised, segments
+from ravnest_p2p.core.rings.segments import Member, Segment, chunk_bounds, normalised, segments, shares_before
 from ravnest_p2p.core.rings.ways import Grid, Hop, Ring, Star, Ways, neighbours, ways
 
 __all__ = [
@@ -34,5 +34,6 @@ __all__ = [
     "normalised",
     "rows",
     "segments",
+    "shares_before",
     "ways",
 ]

@@ -209,15 +209,10 @@ class SegmentRound(Generic[T]):
         if not self._current(sender, formation, lambda: self.sum_arrived(sender, formation, chunk, payload)):
             return
         hop = self._hop(chunk)
-        place = self._place(sender)
-        sums = self._sums.arrived(chunk, place, hop.takes, payload)
+        sums = self._sums.arrived(chunk, self._place(sender), hop.takes, payload)
         if sums is None:
             return
-        try:
-            total = self._arithmetic.add(chunk, self._share, sums)
-        except BaseException:
-            self._sums.refused(chunk, place)
-            raise
+        total = self._arithmetic.add(chunk, self._share, sums)
         self._sums.added(chunk)
         if hop.gives is None:
             self._hold(chunk, total)

@@ -99,3 +99,10 @@ def shares(weights: Sequence[float], live: Sequence[int]) -> list[float]:
     """Of those who live, in their order. Where all who trained are dead, the rest count alike."""
     total = math.fsum(weights[rank] for rank in live)
     return [weights[rank] / total if total else 1 / len(live) for rank in live]
+
+
+def shares_before(rank: int, weights: Sequence[float], live: Sequence[int]) -> list[float]:
+    """The `shares` of the others, in their order, and then that of `rank`: as a member adds them up."""
+    found = shares(weights, live)
+    found.append(found.pop(live.index(rank)))
+    return found

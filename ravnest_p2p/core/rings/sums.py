@@ -27,7 +27,7 @@ class Sums(Generic[T]):
         return sum(map(len, self._arrived.values())) + len(self.done)
 
     def arrived(self, chunk: int, place: int, takes: Sequence[int], payload: T) -> list[T] | None:
-        """Keep what came from a place; all that the chunk takes, in that order, once it is there.
+        """Keep what came from a place; with the last one, all that the chunk takes, in that order, instead.
 
         Raises:
             ChunkMismatchError: nothing is due from there; nothing has changed.
@@ -35,12 +35,10 @@ class Sums(Generic[T]):
         arrived = self._arrived.setdefault(chunk, {})
         if place not in takes or place in arrived or chunk in self._summed:
             raise ChunkMismatchError(f"no sum of chunk {chunk} is due from there")
-        arrived[place] = payload
-        return [arrived[taken] for taken in takes] if len(arrived) == len(takes) else None
-
-    def refused(self, chunk: int, place: int) -> None:
-        """What came last from there does not count."""
-        del self._arrived[chunk][place]
+        if len(arrived) + 1 < len(takes):
+            arrived[place] = payload
+            return None
+        return [payload if taken == place else arrived[taken] for taken in takes]
 
     def added(self, chunk: int) -> None:
         """All that arrived is in a sum with our own part."""
