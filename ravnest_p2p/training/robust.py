@@ -97,18 +97,26 @@ def mean(values: Sequence[Chunk], shares: Sequence[float], means: str) -> Chunk:
     with np.errstate(over="ignore", invalid="ignore"):
         if means == robust.CLIPPED:
             return _clipped(values, weights)
-        return _trimmed(values, weights, robust.withstands(means, len(values)))
+        each_end = robust.withstands(means, len(values))
+        return _trimmed(values, weights, each_end) if each_end else _plain(values, weights)
+
+
+def _plain(values: Sequence[Chunk], weights: Sequence[np.float32]) -> Chunk:
+    total = values[0] * weights[0]
+    for one, weight in zip(values[1:], weights[1:], strict=True):
+        total += one * weight
+    return total
 
 
 def _trimmed(values: Sequence[Chunk], weights: Sequence[np.float32], each_end: int) -> Chunk:
     ranked = _ranked(values)
     low, high = ranked[each_end], ranked[-1 - each_end]
-    total, weight = np.zeros_like(low), np.zeros_like(low)
-    for one, its in zip(values, weights, strict=True):
-        kept = (one >= low) & (one <= high)
-        total += np.where(kept, one, np.float32(0)) * its
-        weight += kept * its
-    total /= weight
+    total, counted = np.zeros_like(low), np.zeros_like(low)
+    for one, weight in zip(values, weights, strict=True):
+        its = ((one >= low) & (one <= high)) * weight
+        counted += its
+        total += np.multiply(one, its, out=its)
+    total /= counted
     return np.clip(total, low, high, out=total)  # what was rounded, or became infinite, is between them too
 
 
