@@ -87,6 +87,10 @@ class NonFiniteError(RemoteFault):
     """A received tensor holds NaN or infinity, or would make ours overflow."""
 
 
+class OutOfBoundsError(RemoteFault):
+    """A mean that is further from ours than those of earlier rounds let expect."""
+
+
 class BlobError(RemoteFault):
     """A blob that was refused: wrong hash, wrong size, or over the limit."""
 
@@ -158,3 +162,11 @@ class CoMemberLostError(RemoteFault):
     def __init__(self, peer: str, cause: str) -> None:
         super().__init__(cause)
         self.peer = peer
+
+
+class ResultsDifferError(RemoteFault):
+    """Members ended an averaging with different means; one of `peers` may be at fault, perhaps this one."""
+
+    def __init__(self, peers: tuple[str, ...], cause: str) -> None:
+        super().__init__(cause)
+        self.peers = peers

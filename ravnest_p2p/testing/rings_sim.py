@@ -2,11 +2,12 @@
 
 The product's `core.rings.round` runs as it is; links deliver in order, each at its own time, drawn from a
 seed. A member that dies says nothing more; of what it had sent some arrives, and then each other member
-notices, at a time of its own.
+notices, at a time of its own. A member that is through leaves, and nobody may have anything to tell it then.
 """
 
 from __future__ import annotations
 
+import hashlib
 import random
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
@@ -15,13 +16,25 @@ from typing import Any
 
 import numpy as np
 
-from ravnest_p2p.core.rings import Formed, Outcome, Ring, SegmentRound, Send, Ways, chunk_bounds, deliver
+from ravnest_p2p.core.rings import (
+    DIGEST_BYTES,
+    AgreedRound,
+    Digests,
+    Formed,
+    Outcome,
+    Result,
+    Ring,
+    SegmentRound,
+    Send,
+    Ways,
+    chunk_bounds,
+)
 
 LINK_FRAMES = 2
 """That one link takes before the other end has read them."""
 
 Values = np.ndarray[Any, np.dtype[np.float64]]
-Message = Formed | Send[Values]
+Message = Formed | Send[Values] | Result
 
 
 class Numbers:
@@ -53,6 +66,12 @@ class Numbers:
     def result(self) -> Values:
         return np.concatenate([self.mean.get(chunk, own) for chunk, own in enumerate(self._own)])
 
+    def digests(self, rows: int) -> Digests:
+        found = [hashlib.blake2b(digest_size=DIGEST_BYTES) for _ in range(rows)]
+        for chunk, own in enumerate(self._own):
+            found[chunk % rows].update(self.mean.get(chunk, own).tobytes())
+        return tuple(its.digest() for its in found)
+
 
 @dataclass(slots=True)
 class Simulated:
@@ -64,7 +83,9 @@ class Simulated:
 
     numbers: Numbers
     round: SegmentRound[Values]
+    agreed: AgreedRound[Values]
     alive: bool = True
+    left: bool = False
     elements_sent: int = 0
     stored: int = 0
     unnoticed: set[int] = field(default_factory=set)
@@ -75,6 +96,7 @@ class RingsSim:
 
     Args:
         own: (members, elements), what each brings.
+        numbers: makes a member's arithmetic, from its rank, what it brings, and the chunks.
 
     Attributes:
         delivered: messages so far.
@@ -89,13 +111,17 @@ class RingsSim:
         seed: int = 0,
         ways: Callable[[int], Ways] = Ring,
         window: int = 4,
+        numbers: Callable[[int, Values, int], Numbers] = lambda rank, own, chunks: Numbers(own, chunks),
     ) -> None:
         self._random = random.Random(seed)
-        self.own, self.weights, self.chunks = own, weights, chunks
-        self.members = [
-            Simulated(numbers, SegmentRound(rank, weights, chunks, numbers, ways, window))
-            for rank, numbers in enumerate(Numbers(row, chunks) for row in own)
-        ]
+        self.own, self.weights = own, weights
+        self.bounds = chunk_bounds(own.shape[1], chunks)
+        self.members: list[Simulated] = []
+        for rank, row in enumerate(own):
+            its = numbers(rank, row, chunks)
+            round_ = SegmentRound(rank, weights, chunks, its, ways, window)
+            agreed = AgreedRound(round_, ways(len(own)), its.digests)
+            self.members.append(Simulated(its, round_, agreed))
         self._links: dict[tuple[int, int], deque[Message]] = {}
         self.delivered = 0
         for rank in range(len(self.members)):
@@ -111,9 +137,11 @@ class RingsSim:
             AssertionError: it does not.
         """
         live = self.survivors()
-        outcomes = {self.members[rank].round.outcome for rank in live}
+        outcomes = {self.members[rank].agreed.outcome for rank in live}
         assert len(outcomes) <= 1, outcomes
         assert outcomes <= {Outcome.MEAN, Outcome.UNCHANGED}, outcomes
+        assert all(self.members[rank].left for rank in live), "somebody still waits"
+        assert not any(self.members[rank].agreed.dispute for rank in live)
         results = [self.members[rank].numbers.result() for rank in live]
         if outcomes == {Outcome.UNCHANGED}:
             for rank, result in zip(live, results, strict=True):
@@ -122,7 +150,7 @@ class RingsSim:
         for result in results[1:]:
             assert np.array_equal(result, results[0]), "members differ"
         dead = [rank for rank in range(len(self.members)) if rank not in live]
-        for lo, hi in chunk_bounds(self.own.shape[1], self.chunks) if live else ():
+        for lo, hi in self.bounds if live else ():
             assert any(
                 np.allclose(results[0][lo:hi], self._mean([*live, *more])[lo:hi]) for more in _subsets(dead)
             ), f"elements {lo} to {hi} are no mean of those that live and some of {dead}"
@@ -140,7 +168,7 @@ class RingsSim:
         noticed = [
             (dead, rank)
             for rank, member in enumerate(self.members)
-            if member.alive
+            if member.alive and not member.left
             for dead in sorted(member.unnoticed)
             if not self._links.get((dead, rank))
         ]
@@ -149,18 +177,17 @@ class RingsSim:
         chosen = self._random.randrange(len(full) + len(noticed))
         if chosen < len(full):
             sender, rank = full[chosen]
-            message, to = self._links[sender, rank].popleft(), self.members[rank].round
-            if isinstance(message, Formed):
-                to.formed(sender, message)
-            else:
-                deliver(to, sender, message)
+            message, to = self._links[sender, rank].popleft(), self.members[rank]
+            assert not (to.left and self.members[sender].alive), f"member {rank} has left before {message}"
+            if not to.left:
+                to.agreed.arrived(sender, message)
             self.delivered += 1
             if self.members[sender].alive:
                 self._act(sender)
         else:
             dead, rank = noticed[chosen - len(full)]
             self.members[rank].unnoticed.discard(dead)
-            self.members[rank].round.died(dead)
+            self.members[rank].agreed.died(dead)
         self._act(rank)
         return True
 
@@ -181,14 +208,13 @@ class RingsSim:
         """Send all that the links take."""
         member = self.members[rank]
         member.stored = max(member.stored, member.round.sums + member.round.means)
-        for to, told in member.round.news():
-            self._put(rank, to, told)
         for to in range(len(self.members)):
             queue = self._links.setdefault((rank, to), deque())
-            while len(queue) < LINK_FRAMES and (send := member.round.next_for(to)) is not None:
-                self._put(rank, to, send)
-                if send.payload is not None:
-                    member.elements_sent += len(send.payload)
+            while len(queue) < LINK_FRAMES and (message := member.agreed.next_for(to)) is not None:
+                self._put(rank, to, message)
+                if isinstance(message, Send) and message.payload is not None:
+                    member.elements_sent += len(message.payload)
+        member.left = member.agreed.outcome is not None and not member.agreed.untold
 
     def _put(self, rank: int, to: int, message: Message) -> None:
         if self.members[to].alive:

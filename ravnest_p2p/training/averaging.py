@@ -18,6 +18,8 @@ from torch import Tensor
 
 from ravnest_p2p.core.errors import ChunkMismatchError, JobError, NonFiniteError, OurFault
 from ravnest_p2p.core.rings import chunk_bounds
+from ravnest_p2p.training.bounds import MeanBound
+from ravnest_p2p.training.digests import ChunkDigests
 
 ELEMENT_BYTES = 4
 """Chunks are little-endian float32."""
@@ -138,10 +140,15 @@ class SegmentValues:
     Args:
         flat: shape (elements,), float32, CPU, contiguous, finite.
         chunks: nearly equal parts that it is cut into.
+        bound: how far means may be from the own parts; anywhere, where it is None.
+    Attributes:
+        digests: of what each chunk became.
     """
 
-    def __init__(self, flat: Tensor, chunks: int) -> None:
+    def __init__(self, flat: Tensor, chunks: int, bound: MeanBound | None = None) -> None:
         self.chunks = chunks
+        self._bound = bound
+        self.digests = ChunkDigests(chunks)
         self._own = [flat.numpy()[start:stop] for start, stop in chunk_bounds(flat.numel(), chunks)]
 
     def received(self, chunk: int, payload: Payload, dtype: str = "float32") -> Chunk:
@@ -177,7 +184,7 @@ class SegmentValues:
                 total += one
             if share:
                 total += self._own[chunk] * np.float32(share)
-        _refuse_non_finite(total)
+        refuse_non_finite(total)
         return total
 
     def hold(self, chunk: int, mean: Chunk) -> Chunk:
@@ -185,15 +192,20 @@ class SegmentValues:
 
         Raises:
             NonFiniteError: NaN or infinity; the own part is unchanged.
+            OutOfBoundsError: it is too far from the own part, which is unchanged.
         """
-        _refuse_non_finite(mean)
-        self._own[chunk][:] = mean
-        return self._own[chunk]
+        refuse_non_finite(mean)
+        own = self._own[chunk]
+        if self._bound is not None:
+            self._bound.check(chunk, own, mean)
+        own[:] = mean
+        self.digests.note(chunk, own)
+        return own
 
 
 def view(chunk: Chunk) -> memoryview:
     """Bytes of a chunk, sharing memory with it: what a link sends."""
-    return chunk.data.cast("B")
+    return chunk.view(np.uint8).data  # a memoryview's own cast refuses a chunk without elements
 
 
 def _refuse_diverged(name: str, values: Tensor) -> None:
@@ -218,7 +230,12 @@ def _averaged(
     return found
 
 
-def _refuse_non_finite(values: Chunk) -> None:
+def refuse_non_finite(values: Chunk) -> None:
+    """Look for NaN and infinity.
+
+    Raises:
+        NonFiniteError: there is one.
+    """
     # One pass without memory of its own; a sum of squares may overflow where no value does.
     with np.errstate(over="ignore", invalid="ignore"):
         if np.isfinite(np.dot(values, values)):

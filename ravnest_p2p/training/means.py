@@ -27,6 +27,7 @@ from ravnest_p2p.core.rings import Star, Ways, ways
 from ravnest_p2p.core.rings.messages import Arithmetic
 from ravnest_p2p.training import averaging
 from ravnest_p2p.training.difference import DifferenceValues, ErrorFeedback, difference_codec
+from ravnest_p2p.training.digests import ChunkDigests
 from ravnest_p2p.training.outer import Outer, OuterSpec
 
 Buffers = Mapping[str, Tensor]
@@ -46,6 +47,8 @@ AS_THEY_ARE = Averaging()
 
 class Values(Arithmetic[Any], Protocol):
     """The arithmetic of a round, and how a chunk is taken from a frame."""
+
+    digests: ChunkDigests
 
     @property
     def chunks(self) -> int: ...

@@ -6,13 +6,16 @@ import asyncio
 from typing import Any, NamedTuple
 
 import msgpack
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from ravnest_p2p.core.errors import LinkLostError
+from ravnest_p2p.core.errors import ChunkMismatchError, CoMemberLostError, LinkLostError, ResultsDifferError
 from ravnest_p2p.core.types import ClusterPlan, Generation, JobId, JobPlan, PeerId, StageAssignment
+from ravnest_p2p.daemon.worker import averaging as transport
 from ravnest_p2p.daemon.worker.averaging import RingExchange
+from ravnest_p2p.training import averaging
 
 
 class Frame(NamedTuple):
@@ -69,12 +72,12 @@ class Server:
 
 
 async def rings(
-    members: int, order: tuple[int, ...] = (), columns: int = 1
+    members: int, order: tuple[int, ...] = (), columns: int = 1, elements: int = 7
 ) -> tuple[list[RingExchange], list[dict[str, Tensor]], list[SlowLink]]:
     clusters = tuple(ClusterPlan((StageAssignment(PeerId(f"p{c}"), 0, 1, 0),), 1) for c in range(members))
     plan = JobPlan(JobId("job"), Generation(1, 0, "tag"), clusters, ring_order=order, ring_columns=columns)
     links: dict[tuple[str, str], SlowLink] = {}
-    params = [{"w": torch.arange(7.0) * (c + 1)} for c in range(members)]
+    params = [{"w": torch.arange(float(elements)) * (c + 1)} for c in range(members)]
     found: list[RingExchange] = []
     for c in range(members):
         server: Any = Server(links, f"p{c}")
@@ -129,5 +132,99 @@ def test_when_a_member_is_lost_the_rest_end_the_round_and_say_so(frames: int) ->
         whole, rest = torch.arange(7.0) * 14 / 6, torch.arange(7.0) * 10 / 4
         close = torch.isclose(params[0]["w"], whole) | torch.isclose(params[0]["w"], rest)
         assert close.all(), "each chunk is a mean of those that live, and perhaps the dead"
+
+    asyncio.run(run())
+
+
+def test_a_segment_may_be_smaller_than_its_members_are_many() -> None:
+    async def run() -> None:
+        exchanges, params, _ = await rings(5, elements=2)
+        await asyncio.gather(*(e.average(0, [1.0] * 5, compute) for e in exchanges))
+        assert all(torch.equal(its["w"], torch.tensor([0.0, 3.0])) for its in params)
+
+    asyncio.run(run())
+
+
+class Alters(averaging.SegmentValues):
+    """Hands on other means than it holds."""
+
+    def hold(self, chunk: int, mean: averaging.Chunk) -> averaging.Chunk:
+        return super().hold(chunk, mean) + np.float32(1)
+
+
+def one_alters(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second of those who begin a round."""
+    usual = averaging.SegmentValues
+    kinds = iter([usual, Alters])
+
+    def make(flat: Tensor, chunks: int) -> averaging.SegmentValues:
+        return next(kinds, usual)(flat, chunks)
+
+    monkeypatch.setattr(transport.averaging, "SegmentValues", make)
+
+
+@pytest.mark.parametrize(("members", "suspects"), [(2, ("p0", "p1")), (4, ("p1", "p2"))])
+def test_members_that_end_differently_use_nothing_of_it_and_name_who_it_may_be(
+    members: int, suspects: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one_alters(monkeypatch)
+
+    async def run() -> None:
+        exchanges, params, _ = await rings(members)
+        work = [e.average(0, [1.0] * members, compute) for e in exchanges]
+        found = await asyncio.gather(*work, return_exceptions=True)
+        for c, error in enumerate(found):
+            assert isinstance(error, ResultsDifferError)
+            assert error.peers == suspects
+            assert f"one of {', '.join(suspects)}" in str(error)
+            assert torch.equal(params[c]["w"], torch.arange(7.0) * (c + 1))
+
+    asyncio.run(run())
+
+
+def test_who_does_not_say_what_it_ended_with_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transport, "RESULT_S", 0.05)
+    send = SlowLink.send
+
+    async def silent(link: SlowLink, header: dict[str, Any], buffers: list[memoryview]) -> None:
+        if not (header.get("k") == "result" and link.other.remote == "p1"):
+            await send(link, header, buffers)
+
+    monkeypatch.setattr(SlowLink, "send", silent)
+
+    async def run() -> None:
+        exchanges, params, _ = await rings(3)
+        found = await asyncio.gather(*(e.average(0, [1.0] * 3, compute) for e in exchanges))
+        assert [[error.peer for error in its] for its in found] == [["p1"], [], ["p1"]]
+        assert all(isinstance(error, CoMemberLostError) for its in found for error in its)
+        assert all(torch.equal(its["w"], params[0]["w"]) for its in params)
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        {"r": 0, "k": "result"},
+        {"r": 1, "k": "result"},
+        {"r": 0, "f": 0, "k": "formed"},
+        {"r": 0, "f": "0"},
+        {"r": 0, "f": 0, "h": 1},
+        {"r": 0, "f": 0, "s": ["1"]},
+        {"r": 0, "f": 0, "k": "sum", "c": None},
+        {"r": 0, "f": 0, "k": ["sum"], "c": 0},
+        {"r": 0, "f": 0, "k": "sum", "c": 0},
+        {},
+    ],
+)
+def test_a_frame_that_is_none_of_the_round_ends_it(header: dict[str, Any]) -> None:
+    async def run() -> None:
+        exchanges, params, links = await rings(2)
+        to_p0 = next(link for link in links if link.other.remote == "p1")
+        assert to_p0.remote == "p0"
+        await to_p0.send(header, [memoryview(b"12345")])
+        with pytest.raises(ChunkMismatchError):
+            await exchanges[0].average(0, [1, 1], compute)
+        assert torch.equal(params[0]["w"], torch.arange(7.0))
 
     asyncio.run(run())

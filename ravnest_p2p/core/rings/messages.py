@@ -34,6 +34,14 @@ class Arithmetic(Protocol[T]):
         ...
 
 
+class Outcome(str, Enum):
+    """How a round ended here: with the mean; as it was, for nobody trained; or without us."""
+
+    MEAN = "mean"
+    UNCHANGED = "unchanged"
+    CUT_OUT = "cut out"
+
+
 class Kind(str, Enum):
     SUM = "sum"
     MEAN = "mean"

@@ -8,55 +8,29 @@ into chunks, each of which takes a way (`ways`) by itself:
 
 A member's own part stays as it is until the chunk is held, so an open chunk can be summed again. A mean is
 kept for as long as somebody may have to be given it: until all behind have it; where ways branch, until all
-have it. When a member dies, all that live tell each other which chunks they hold and keep, and form anew:
-what some of them hold spreads from one who keeps it, what nobody holds is summed again among the rest, with
-weights that sum to 1. Messages of an older formation count for nothing. A formation's number is the set of
-the dead as bits, which only grows, so all end in the same one.
+have it. When a member dies, all that live tell each other which chunks they hold and keep, and form anew
+(`forming`): what some of them hold spreads from one who keeps it, what nobody holds is summed again among the
+rest, with weights that sum to 1. Messages of an older formation count for nothing.
 
 Chunks that a member starts by itself wait until an earlier one has come back as a mean: at most `window` of
 its own are underway to each other member, which bounds what any has to store. To each, and in the same order
 at all: where several begin the sum of a chunk, one window for all could be filled, at each of them, by chunks
-that lack another's part. Of what is ready for a link, that with the longest rest of its way goes first, so
-that all ways end together.
+that lack another's part. What a link takes next: `outbox`.
 """
 
 from __future__ import annotations
 
-import heapq
-import math
 from bisect import bisect_left
-from collections import Counter, deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from enum import Enum
 from typing import Generic
 
 from ravnest_p2p.core.errors import ChunkMismatchError, OurFault
-from ravnest_p2p.core.rings.messages import Arithmetic, Formed, Kind, Send, T
-from ravnest_p2p.core.rings.segments import normalised
+from ravnest_p2p.core.rings.forming import Forming
+from ravnest_p2p.core.rings.messages import Arithmetic, Formed, Kind, Outcome, Send, T
+from ravnest_p2p.core.rings.outbox import NOTES, Outbox
+from ravnest_p2p.core.rings.segments import normalised, shares
+from ravnest_p2p.core.rings.sums import Sums
 from ravnest_p2p.core.rings.ways import Hop, Ring, Ways
-
-NOTES = 2
-"""Receipts that wait at most for a chunk to ride on."""
-
-
-class Outcome(str, Enum):
-    """How a round ended here: with the mean; as it was, for nobody trained; or without us."""
-
-    MEAN = "mean"
-    UNCHANGED = "unchanged"
-    CUT_OUT = "cut out"
-
-
-@dataclass(slots=True)
-class _Outbox(Generic[T]):
-    """What is ready for one member; the longest rest of the way first."""
-
-    ready: list[tuple[int, int, Kind]] = field(default_factory=list)
-    fresh: deque[int] = field(default_factory=deque)
-    underway: set[int] = field(default_factory=set)
-    held: list[int] = field(default_factory=list)
-    settled: list[int] = field(default_factory=list)
 
 
 class SegmentRound(Generic[T]):
@@ -86,7 +60,6 @@ class SegmentRound(Generic[T]):
             raise OurFault(f"rank {rank} of {len(weights)} members, {chunks} chunks, {window} underway")
         normalised(weights)
         self.rank = rank
-        self.formation = 0
         self.outcome: Outcome | None = None
         self._weights = tuple(weights)
         self._chunks = chunks
@@ -97,27 +70,29 @@ class SegmentRound(Generic[T]):
         self._held: set[int] = set()
         self._settled: set[int] = set()
         self._means: dict[int, T] = {}
-        self._told: dict[int, Formed] = {}
-        self._untold: set[int] = set()
-        self._live: Sequence[int] = range(len(self._weights))
+        self._forming = Forming(rank, len(self._weights), chunks)
         self._early: list[Callable[[], None]] = []
-        self._news: list[tuple[int, Formed]] = []
         self._begin()
+
+    @property
+    def formation(self) -> int:
+        """The set of the dead as bits."""
+        return self._forming.number
 
     @property
     def live(self) -> Sequence[int]:
         """Ranks that are not known to be dead, ascending."""
-        return self._live
+        return self._forming.live
 
     @property
     def forming(self) -> bool:
         """It waits for others to say what they hold."""
-        return bool(self._untold)
+        return self._forming.waiting
 
     @property
     def sums(self) -> int:
         """Sums underway that are kept here, for others or for a link: what takes memory of its own."""
-        return sum(map(len, self._sums.values())) + len(self._done)
+        return len(self._sums)
 
     @property
     def means(self) -> int:
@@ -128,7 +103,7 @@ class SegmentRound(Generic[T]):
 
     def died(self, rank: int) -> None:
         """A member is gone, or is not waited for any longer."""
-        self._form(self.formation | 1 << rank)
+        self._form(1 << rank)
 
     def formed(self, sender: int, told: Formed) -> None:
         """A member says whom it takes for dead and what it holds.
@@ -136,39 +111,30 @@ class SegmentRound(Generic[T]):
         Raises:
             ChunkMismatchError: it says what cannot be.
         """
-        nobody_dead = not told.formation
-        if nobody_dead or told.formation >> len(self._weights) or told.formation >> sender & 1:
-            raise ChunkMismatchError(f"member {sender} speaks of formation {told.formation:#b}")
-        if any(not 0 <= chunk < self._chunks for chunk in told.held) or not told.kept <= told.held:
-            raise ChunkMismatchError(f"member {sender} holds chunks that are none of {self._chunks}")
-        if self.formation >> sender & 1:
+        self._forming.check(sender, told)
+        if self._forming.dead(sender):
             return
-        self._form(self.formation | told.formation)
-        if sender in self._told and told.formation == self.formation:
-            raise ChunkMismatchError(f"member {sender} says twice what it holds")
-        if told.formation == self.formation and sender in self.live and self.rank in self.live:
-            self._told[sender] = told
-            self._untold.discard(sender)
+        self._form(told.formation)
+        if self._forming.hear(sender, told):
+            self._begin_if_all_told()
+
+    def finished(self, rank: int) -> None:
+        """A member says that its round is over: it holds all, and tells no more of what it holds."""
+        if self._forming.finish(rank):
             self._begin_if_all_told()
 
     def news(self) -> list[tuple[int, Formed]]:
         """To whom to say what we hold; each is handed out once."""
-        news, self._news = self._news, []
-        return news
+        return self._forming.news()
 
-    def _form(self, formation: int) -> None:
-        if formation == self.formation or self.outcome is Outcome.CUT_OUT:
+    def _form(self, dead: int) -> None:
+        if self.outcome is Outcome.CUT_OUT or not self._forming.lose(dead):
             return
-        self.formation = formation
-        self._live = [rank for rank in range(len(self._weights)) if not formation >> rank & 1]
-        self._untold = set(self._live) - {self.rank}
-        self._told.clear()
         self._early.clear()
-        if formation >> self.rank & 1:
+        if self._forming.dead(self.rank):
             self._end(Outcome.CUT_OUT)
             return
-        told = Formed(formation, frozenset(self._held), frozenset(self._means))
-        self._news = [(rank, told) for rank in self.live if rank != self.rank]
+        self._forming.tell(self._held, self._means)
         self._begin_if_all_told()
 
     def _begin_if_all_told(self) -> None:
@@ -182,26 +148,17 @@ class SegmentRound(Generic[T]):
 
     def _begin(self) -> None:
         """All members live know of one another what they hold."""
-        live = self._live
+        live = self.live
         place = self._place(self.rank)
         trained = any(self._weights)
-        total = math.fsum(self._weights[rank] for rank in live)
-        # Where all who trained are dead, the rest count alike.
-        self._share = self._weights[self.rank] / total if total else 1 / len(live)
+        self._share = shares(self._weights, live)[place]
         self._ways = self._make_ways(len(live))
         self._window = self._given_window or self._ways.window
-        self._sums: dict[int, dict[int, T]] = {}
-        self._done: dict[int, T] = {}
         self._hops: dict[int, Hop] = {}
         self._awaited: dict[int, set[int]] = {}
-        self._out: dict[int, _Outbox[T]] = {}
-        holders: Counter[int] = Counter(self._held)
-        keepers = {chunk: [self.rank] for chunk in self._means}
-        for rank, told in self._told.items():
-            holders.update(told.held)
-            for chunk in told.kept:
-                keepers.setdefault(chunk, []).append(rank)
-        self._summed = set(holders)
+        self._out: dict[int, Outbox] = {}
+        holders, keepers = self._forming.held(self._held, self._means)
+        self._sums: Sums[T] = Sums(holders)
         number = 0
         for chunk in range(self._chunks):
             if holders[chunk] == len(live):
@@ -209,7 +166,7 @@ class SegmentRound(Generic[T]):
             elif holders[chunk]:
                 if chunk not in keepers:
                     raise ChunkMismatchError(f"chunk {chunk} is held, and nobody has kept its mean")
-                giver = self._place(min(keepers[chunk]))
+                giver = self._place(keepers[chunk])
                 self._hops[chunk] = self._ways.hop(self._ways.completed_by(giver), place)
                 if self._hops[chunk].source is None:
                     self._spread(chunk)
@@ -229,16 +186,16 @@ class SegmentRound(Generic[T]):
         if hop.gives is None:
             self._hold(chunk, self._arithmetic.add(chunk, self._share, []))
         else:
-            self._outbox(hop.gives).fresh.append(chunk)
+            self._outbox(hop.gives).fresh.append((chunk, hop.sum_togo))
 
-    def _outbox(self, place: int) -> _Outbox[T]:
-        rank = self._live[place]
+    def _outbox(self, place: int) -> Outbox:
+        rank = self.live[place]
         if rank not in self._out:
-            self._out[rank] = _Outbox()
+            self._out[rank] = Outbox(self._window)
         return self._out[rank]
 
     def _place(self, rank: int) -> int:
-        return bisect_left(self._live, rank)
+        return bisect_left(self.live, rank)
 
     # -- what arrives
 
@@ -252,26 +209,16 @@ class SegmentRound(Generic[T]):
         if not self._current(sender, formation, lambda: self.sum_arrived(sender, formation, chunk, payload)):
             return
         hop = self._hop(chunk)
-        place = self._place(sender)
-        sums = self._sums.setdefault(chunk, {})
-        if place not in hop.takes or place in sums or chunk in self._summed:
-            raise ChunkMismatchError(f"no sum of chunk {chunk} is due from member {sender}")
-        sums[place] = payload
-        if len(sums) < len(hop.takes):
+        sums = self._sums.arrived(chunk, self._place(sender), hop.takes, payload)
+        if sums is None:
             return
-        arrived = [sums[taken] for taken in hop.takes]
-        try:
-            total = self._arithmetic.add(chunk, self._share, arrived)
-        except BaseException:
-            del sums[place]
-            raise
-        del self._sums[chunk]
-        self._summed.add(chunk)
+        total = self._arithmetic.add(chunk, self._share, sums)
+        self._sums.added(chunk)
         if hop.gives is None:
             self._hold(chunk, total)
         else:
-            self._done[chunk] = total
-            heapq.heappush(self._outbox(hop.gives).ready, (-hop.sum_togo, chunk, Kind.SUM))
+            self._sums.done[chunk] = total
+            self._outbox(hop.gives).put(hop.sum_togo, chunk, Kind.SUM)
 
     def mean_arrived(self, sender: int, formation: int, chunk: int, payload: T) -> None:
         """The mean; errors as for `sum_arrived`."""
@@ -332,14 +279,14 @@ class SegmentRound(Generic[T]):
         self._means[chunk] = self._arithmetic.hold(chunk, mean)
         self._changed = True
         self._held.add(chunk)
-        self._done.pop(chunk, None)
+        self._sums.done.pop(chunk, None)
         self._spread(chunk)
 
     def _spread(self, chunk: int) -> None:
         hop = self._hops[chunk]
         self._awaited[chunk] = set(hop.passes)
         for place in hop.passes:
-            heapq.heappush(self._outbox(place).ready, (-hop.mean_togo, chunk, Kind.MEAN))
+            self._outbox(place).put(hop.mean_togo, chunk, Kind.MEAN)
         self._answer(chunk)
 
     def _answer(self, chunk: int) -> None:
@@ -380,41 +327,22 @@ class SegmentRound(Generic[T]):
         out = self._out.get(rank)
         if out is None or self.forming or self.outcome is Outcome.CUT_OUT:
             return None
-        due = self._due(out)
+        due = out.take()
         notes = len(out.held) + len(out.settled)
         if due is None and not (notes and (notes >= NOTES or self._idle)):
             return None
-        held, settled = tuple(out.held), tuple(out.settled)
-        out.held.clear()
-        out.settled.clear()
-        kind, chunk, payload = due or (None, None, None)
-        return Send(self.formation, kind, chunk, payload, held, settled)
+        held, settled = out.take_notes()
+        if due is None:
+            return Send(self.formation, None, None, None, held, settled)
+        kind, chunk, begins = due
+        return Send(self.formation, kind, chunk, self._payload(kind, chunk, begins), held, settled)
 
     @property
     def _idle(self) -> bool:
         """Nothing is ready for anyone: what others wait for may be the receipts."""
-        return not any(out.ready or self._may_start(out) for out in self._out.values())
+        return all(out.idle for out in self._out.values())
 
-    def _may_start(self, out: _Outbox[T]) -> bool:
-        return bool(out.fresh) and len(out.underway) < self._window
-
-    def _due(self, out: _Outbox[T]) -> tuple[Kind, int, T] | None:
-        may_start = self._may_start(out)
-        if out.ready and not (may_start and self._hops[out.fresh[0]].sum_togo > -out.ready[0][0]):
-            _, chunk, kind = heapq.heappop(out.ready)
-            return kind, chunk, self._done.pop(chunk) if kind is Kind.SUM else self._means[chunk]
-        if may_start:
-            chunk = out.fresh.popleft()
-            out.underway.add(chunk)
-            return Kind.SUM, chunk, self._arithmetic.part(chunk, self._share)
-        return None
-
-
-def deliver(to: SegmentRound[T], sender: int, send: Send[T]) -> None:
-    """Feed a member what another one sent; errors as of what it feeds."""
-    if send.held or send.settled:
-        to.noted(sender, send.formation, send.held, send.settled)
-    if send.kind is None or send.chunk is None or send.payload is None:
-        return
-    arrived = to.sum_arrived if send.kind is Kind.SUM else to.mean_arrived
-    arrived(sender, send.formation, send.chunk, send.payload)
+    def _payload(self, kind: Kind, chunk: int, begins: bool) -> T:
+        if begins:
+            return self._arithmetic.part(chunk, self._share)
+        return self._sums.done.pop(chunk) if kind is Kind.SUM else self._means[chunk]

@@ -93,3 +93,16 @@ def normalised(weights: Sequence[float]) -> tuple[float, ...]:
         raise OurFault(f"weights must be finite and not negative: {list(weights)}")
     total = math.fsum(weights)
     return tuple(w / total for w in weights) if total else tuple(0.0 for _ in weights)
+
+
+def shares(weights: Sequence[float], live: Sequence[int]) -> list[float]:
+    """Of those who live, in their order. Where all who trained are dead, the rest count alike."""
+    total = math.fsum(weights[rank] for rank in live)
+    return [weights[rank] / total if total else 1 / len(live) for rank in live]
+
+
+def shares_before(rank: int, weights: Sequence[float], live: Sequence[int]) -> list[float]:
+    """The `shares` of the others, in their order, and then that of `rank`: as a member adds them up."""
+    found = shares(weights, live)
+    found.append(found.pop(live.index(rank)))
+    return found

@@ -2,8 +2,9 @@
 
 A stage takes part in one round for each of its segments, and all of them run at once. Two holders of a
 segment have one link for both directions. What a link takes next is decided when it has room for it; chunks
-are added up in the event loop, in some tens of microseconds each. A round works on a copy; what becomes of
-the mean is decided when it is over (`daemon.worker.rounds`).
+are added up in the event loop, in some tens of microseconds each. A round works on a copy, and is over once
+all who live have said that they hold the same; what becomes of the mean is decided then
+(`daemon.worker.rounds`).
 """
 
 from __future__ import annotations
@@ -14,24 +15,15 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
-import numpy as np
 from torch import Tensor
 
-from ravnest_p2p.core.errors import ChunkMismatchError, CoMemberLostError
-from ravnest_p2p.core.rings import (
-    Formed,
-    Kind,
-    Outcome,
-    Segment,
-    SegmentRound,
-    Send,
-    deliver,
-    segments,
-)
+from ravnest_p2p.core.errors import CoMemberLostError, ResultsDifferError
+from ravnest_p2p.core.rings import AgreedRound, Dispute, Outcome, Segment, SegmentRound, segments
 from ravnest_p2p.core.types import JobPlan, PeerId
+from ravnest_p2p.core.wording import peers_text
 from ravnest_p2p.daemon.worker.link_share import LinkShare
+from ravnest_p2p.daemon.worker.ring_frames import packed, unpacked
 from ravnest_p2p.daemon.worker.wires import link_limits, lost
-from ravnest_p2p.network.frames import Buffer, Frame
 from ravnest_p2p.network.link_server import LinkServer
 from ravnest_p2p.network.links import Link
 from ravnest_p2p.training import averaging
@@ -39,11 +31,13 @@ from ravnest_p2p.training.late_mean import Draft, save, settle, take_in
 from ravnest_p2p.training.means import AS_THEY_ARE, Averaging, Means, Values, means_of
 
 Compute = Callable[[Callable[[], Any]], Awaitable[Any]]
-Round = SegmentRound[averaging.Chunk]
+Round = AgreedRound[Any]
 
-FORMED = "formed"
 LIMITS = replace(link_limits(averaging.CHUNK_BYTES), resume_s=3.0)
 """A lost link may take half as long as others to come back: a round waits for it, and can go on without."""
+
+RESULT_S = 30.0
+"""Who holds all and does not say within this time what it ended with is not waited for any longer."""
 
 
 @dataclass(slots=True)
@@ -53,7 +47,6 @@ class SegmentLinks:
     Attributes:
         means: what is averaged, and how; kept, since new memory costs more than filling it.
         values: of the round under way.
-        early: a member's first frame of the next round, which it began before we did.
     """
 
     segment: Segment
@@ -61,7 +54,6 @@ class SegmentLinks:
     means: Means
     values: Values | None = None
     to: dict[int, Link] = field(default_factory=dict)
-    early: dict[int, Frame] = field(default_factory=dict)
 
     @property
     def size(self) -> int:
@@ -176,6 +168,7 @@ class RingExchange:
             Members that were lost meanwhile; where they hold layers the mean is that of the rest.
         Raises:
             ChunkMismatchError, NonFiniteError: a member sent what does not belong here.
+            ResultsDifferError: members hold different means.
             CoMemberLostError: the others go on without us.
         """
         found = await asyncio.gather(*(self._exchange(its, number) for its in self._averaged))
@@ -223,7 +216,8 @@ class RingExchange:
         values = its.values
         assert values is not None, "gathered before"
         round_ = SegmentRound(its.rank, self._of_members(its), values.chunks, values, its.means.ways)
-        traffic = Traffic(its, number, round_, values, self.share)
+        agreed = AgreedRound(round_, its.means.ways(its.size), values.digests.rows)
+        traffic = Traffic(its, number, agreed, values, self.share, partial(self._peer, its))
         await traffic.run()
         return traffic.lost
 
@@ -242,6 +236,7 @@ class Traffic:
         round_: Round,
         values: Values,
         share: LinkShare,
+        peer_of: Callable[[int], PeerId],
     ) -> None:
         self._errors: dict[int, CoMemberLostError] = {}
         self._its = its
@@ -249,20 +244,22 @@ class Traffic:
         self._round = round_
         self._values = values
         self._share = share
+        self._peer_of = peer_of
         self._changed = {other: asyncio.Event() for other in its.others}
-        self._news: dict[int, Formed] = {}
+        self._held = asyncio.Event()
         self._over = asyncio.Event()
 
     async def run(self) -> None:
         """Until the mean is here and all that others need of us is on its way.
 
         Raises:
-            ChunkMismatchError, NonFiniteError: as for `RingExchange.average`.
+            ChunkMismatchError, NonFiniteError, ResultsDifferError: as for `RingExchange.average`.
             CoMemberLostError: the others go on without us.
         """
         over = asyncio.create_task(self._over.wait())
         writing = [asyncio.create_task(self._write(other)) for other in self._its.others]
         reading = [asyncio.create_task(self._read(other)) for other in self._its.others]
+        reading.append(asyncio.create_task(self._hurry()))
         pending: set[asyncio.Task[Any]] = {over, *writing, *reading}
         try:
             self._look()
@@ -276,6 +273,8 @@ class Traffic:
             await asyncio.wait({over, *writing, *reading})
         if self._round.outcome is Outcome.CUT_OUT:
             raise CoMemberLostError(self._its.to[self._its.others[0]].remote, "it went on without us")
+        if (dispute := self._round.dispute) is not None:
+            raise self._differ(dispute)
 
     @property
     def lost(self) -> list[CoMemberLostError]:
@@ -288,7 +287,8 @@ class Traffic:
 
     def _look(self) -> None:
         """Something has changed: there may be something to send, or no more."""
-        self._news |= dict(self._round.news())
+        if self._round.held:
+            self._held.set()
         if self._round.outcome is not None:
             self._over.set()
         for event in self._changed.values():
@@ -299,23 +299,25 @@ class Traffic:
         self._round.died(other)
         self._look()
 
+    async def _hurry(self) -> None:
+        await self._held.wait()
+        await asyncio.sleep(RESULT_S)
+        for other in self._round.awaited:
+            said = f"it holds all, and has not said within {RESULT_S:g} s what it ended with"
+            self._gone(other, CoMemberLostError(self._peer_of(other), said))
+
     async def _write(self, other: int) -> None:
         link, changed = self._its.to[other], self._changed[other]
-        buffers: list[Buffer]
         while other in self._round.live:
             await self._share.wait()
-            if (told := self._news.pop(other, None)) is not None:
-                header, buffers = _told(self._number, told, self._values.chunks)
-            elif (send := self._round.next_for(other)) is not None:
-                header = _header(self._number, send)
-                buffers = [] if send.payload is None else [averaging.view(send.payload)]
-                self._share.spent(sum(len(buffer) for buffer in buffers))
-            elif self._over.is_set():
-                return
-            else:
+            if (message := self._round.next_for(other)) is None:
+                if self._over.is_set():
+                    return
                 changed.clear()
                 await changed.wait()
                 continue
+            header, buffers = packed(self._number, message, self._values.chunks)
+            self._share.spent(sum(memoryview(buffer).nbytes for buffer in buffers))
             try:
                 with lost(link):
                     await link.send(header, buffers)
@@ -323,76 +325,26 @@ class Traffic:
                 self._gone(other, error)
 
     async def _read(self, other: int) -> None:
+        """Until the member's result, which is the last that it sends in a round."""
         link = self._its.to[other]
-        while other in self._round.live:
-            frame = self._its.early.pop(other, None)
-            if frame is None:
-                try:
-                    with lost(link):
-                        frame = await link.receive()
-                except CoMemberLostError as error:
-                    self._gone(other, error)
-                    return
-            if frame.header.get("r") == self._number + 1:
-                self._its.early[other] = frame
+        while self._round.awaits(other):
+            try:
+                with lost(link):
+                    frame = await link.receive()
+            except CoMemberLostError as error:
+                self._gone(other, error)
                 return
-            self._arrived(other, frame)
+            self._round.arrived(other, unpacked(frame, self._number, self._values))
             self._look()
 
-    def _arrived(self, other: int, frame: Frame) -> None:
-        if frame.header.get("k") == FORMED:
-            self._round.formed(other, _formed(frame, self._number, self._values.chunks))
-        else:
-            deliver(self._round, other, _sent(frame, self._number, self._values))
-
-
-def _told(number: int, told: Formed, chunks: int) -> tuple[dict[str, Any], list[Buffer]]:
-    header = {"r": number, "f": told.formation, "k": FORMED}
-    return header, [np.packbits([[n in its for n in range(chunks)] for its in told[1:]], axis=1).tobytes()]
-
-
-def _formed(frame: Frame, number: int, chunks: int) -> Formed:
-    """What a member says after a death.
-
-    Raises:
-        ChunkMismatchError: the frame is none of this round.
-    """
-    formation = frame.header.get("f")
-    row_bytes = -(-chunks // 8)
-    if type(formation) is not int or frame.header.get("r") != number or len(frame.payload) != 2 * row_bytes:
-        raise ChunkMismatchError(f"a frame of round {frame.header.get('r')!r} came in round {number}")
-    bits = np.unpackbits(np.frombuffer(frame.payload, np.uint8).reshape(2, row_bytes), axis=1)
-    held, kept = (frozenset(np.flatnonzero(row).tolist()) for row in bits)
-    return Formed(formation, held, kept)
-
-
-def _header(number: int, send: Send[averaging.Chunk]) -> dict[str, Any]:
-    header: dict[str, Any] = {"r": number, "f": send.formation}
-    if send.kind is not None:
-        header |= {"k": send.kind.value, "c": send.chunk}
-    if send.held:
-        header["h"] = send.held
-    if send.settled:
-        header["s"] = send.settled
-    return header
-
-
-def _sent(frame: Frame, number: int, values: Values) -> Send[averaging.Chunk]:
-    """What a member sent.
-
-    Raises:
-        ChunkMismatchError: the frame is none of this round.
-    """
-    header = frame.header
-    formation, chunk = header.get("f"), header.get("c")
-    held, settled = header.get("h", []), header.get("s", [])
-    lists = isinstance(held, list) and isinstance(settled, list)
-    whole = lists and all(type(one) is int for one in (*held, *settled))
-    if not whole or type(formation) is not int or header.get("r") != number:
-        raise ChunkMismatchError(f"a frame of round {header.get('r')!r} came in round {number}")
-    if "k" not in header:
-        return Send(formation, None, None, None, tuple(held), tuple(settled))
-    if type(chunk) is not int or header["k"] not in (Kind.SUM.value, Kind.MEAN.value):
-        raise ChunkMismatchError(f"a frame of chunk {chunk!r} that is neither a sum nor a mean")
-    payload = values.received(chunk, frame.payload)
-    return Send(formation, Kind(header["k"]), chunk, payload, tuple(held), tuple(settled))
+    def _differ(self, dispute: Dispute) -> ResultsDifferError:
+        differ, suspects = (
+            [self._peer_of(rank) for rank in ranks] for ranks in (dispute.differ, dispute.suspects)
+        )
+        layers = f"layers {self._its.segment.lo} to {self._its.segment.hi - 1}"
+        blamed = f"{'one of ' if len(suspects) > 1 else ''}{peers_text(suspects)}"
+        return ResultsDifferError(
+            tuple(suspects),
+            f"round {self._number} gave {peers_text(differ)} other means of {layers} than the rest, "
+            f"so none is used; at fault is {blamed}",
+        )

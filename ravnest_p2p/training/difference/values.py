@@ -20,6 +20,7 @@ from ravnest_p2p.training import averaging
 from ravnest_p2p.training.averaging import Chunk
 from ravnest_p2p.training.difference.codecs import Payload
 from ravnest_p2p.training.difference.feedback import ErrorFeedback
+from ravnest_p2p.training.digests import ChunkDigests
 from ravnest_p2p.training.outer import Outer
 
 
@@ -33,10 +34,13 @@ class DifferenceValues:
         feedback: of this member and segment; its chunks are those of the round.
         ahead: `settle` gave, and gives, what this member knows beyond the common mean too (`ErrorFeedback`);
             else all members went on, and go on, from the same bits.
+    Attributes:
+        digests: of each chunk's common mean before, and what is taken of its mean difference.
     """
 
     def __init__(self, flat: Tensor, common: Tensor, feedback: ErrorFeedback, *, ahead: bool = False) -> None:
         self.chunks = feedback.chunks
+        self.digests = ChunkDigests(self.chunks)
         self._feedback, self._ahead = feedback, ahead
         self._common, self._flat = common.numpy(), flat.sub_(common).numpy()
         self._own = [self._flat[start:stop] for start, stop in feedback.bounds]
@@ -83,9 +87,11 @@ class DifferenceValues:
         """
         values = self._decoded(chunk, mean)
         with np.errstate(over="ignore"):
-            if not np.isfinite(self._before[chunk] + values).all():
-                raise NonFiniteError("a mean difference with which a parameter is not finite")
+            after = self._before[chunk] + values
+        if not np.isfinite(after).all():
+            raise NonFiniteError("a mean difference with which a parameter is not finite")
         self._own[chunk][:] = values
+        self.digests.note(chunk, after)
         return mean
 
     def settle(self, outer: Outer) -> None:

@@ -1,0 +1,72 @@
+"""How far a mean may be from what a member brought itself.
+
+Problem: where sums pass by, nobody sees another's contribution, and where a chunk has an owner, nobody sees
+what that one did. What everybody can see is how far the mean is from its own part. Solution: clusters that
+train the same model go about as far apart in one round as in those before, so a chunk whose mean is many
+times further away than any was then is refused, and nothing of the segment is used.
+
+What it is worth: whoever adds 1e30, or noise or another model's parameters, ends the round and does no harm.
+What it is not: it does not say who did it; somebody can go as far as the bound in every round, a little
+further each time; and before the first rounds have shown what is usual there is none. Where that matters,
+means have to be robust (`robust`), which bounds each contribution by the others'.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from typing import Any
+
+import numpy as np
+
+from ravnest_p2p.core.errors import OutOfBoundsError
+
+TIMES = 10.0
+"""Of the largest distance in the rounds before. It doubles where kappa does, or while the rate warms up."""
+
+ROUNDS, FIRST_ROUNDS = 8, 2
+"""That are looked back on, and that pass before there is a bound."""
+
+SMALL = 1e-3
+"""Of the own part's size; a mean that is no further away than this is never refused."""
+
+Values = np.ndarray[Any, np.dtype[np.float32]]
+
+
+class MeanBound:
+    """Of one member and segment, over all rounds."""
+
+    def __init__(self) -> None:
+        self._rounds: deque[float] = deque(maxlen=ROUNDS)
+        self._most = 0.0
+
+    def check(self, chunk: int, own: Values, mean: Values) -> None:
+        """Look at a chunk before its mean takes the own part's place.
+
+        Raises:
+            OutOfBoundsError: the mean is too far away.
+        """
+        with np.errstate(over="ignore", invalid="ignore"):
+            apart = _size(mean - own)
+        if len(self._rounds) >= FIRST_ROUNDS:
+            usual = max(self._rounds)
+            if not apart <= TIMES * usual and not apart <= SMALL * _size(own):
+                raise OutOfBoundsError(
+                    f"the mean of chunk {chunk} is {apart:.3g} from our values, "
+                    f"where {usual:.3g} was the most in the last {len(self._rounds)} rounds"
+                )
+        self._most = max(self._most, apart)
+
+    def commit(self) -> None:
+        """The round is over, and its means are used."""
+        self._rounds.append(self._most)
+        self._most = 0.0
+
+    def forget(self) -> None:
+        """The round failed: what it showed does not count."""
+        self._most = 0.0
+
+
+def _size(values: Values) -> float:
+    """Root of the mean square."""
+    return math.sqrt(float(np.dot(values, values)) / max(1, len(values)))
