@@ -124,6 +124,7 @@ def prepare(request: JobRequest, folder: Path, say: Say) -> tuple[Prepared, Prog
         staleness_correction=request.staleness_correction,
         nonfinite=request.nonfinite,
         overlap=request.overlap,
+        kappa=request.kappa,
         averaging=request.averaging,
         outer=request.outer,
         outer_lr=float(request.outer_lr),
@@ -242,7 +243,8 @@ def _total_batches(request: JobRequest, samples: int) -> int:
         )
     if request.nonfinite not in NONFINITE:
         raise ConfigError(f"nonfinite must be {' or '.join(NONFINITE)}, not {request.nonfinite!r:.40}")
-    check_averaging(request.averaging, request.outer, request.outer_lr, request.outer_momentum)
+    outer = (request.outer, request.outer_lr, request.outer_momentum)
+    check_averaging(request.averaging, *outer, request.kappa)
     if request.overlap not in OVERLAPS:
         raise ConfigError(f"overlap must be one of {', '.join(OVERLAPS)}, not {request.overlap!r:.40}")
     if request.staleness_bound is not None and request.staleness_bound < 0:

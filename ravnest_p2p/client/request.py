@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from ravnest_p2p.core.averaging import NONE, PARAMETERS
+from ravnest_p2p.core.averaging import FIXED, NONE, PARAMETERS
 from ravnest_p2p.core.errors import ConfigError
 from ravnest_p2p.core.pipeline.correction import SPECULATIVE
 from ravnest_p2p.core.pipeline.nonfinite import SKIP
@@ -175,6 +175,8 @@ class JobRequest:
         overlap: whether clusters go on with the next round's updates while they average: "never" stops for
             it; "auto" goes on where that saves time, by as many updates as the averaging is predicted to
             take; "always" in any case. The mean is then taken that many updates late.
+        kappa: "fixed" averages after every `updates_per_round` updates; "adaptive" begins so, and averages
+            more rarely as clusters stay close and as averaging costs, found while they train.
         averaging: what clusters send each other: "parameters", four bytes each, around rings; or what they
             learned since the last mean: "differences", exact, or in the few bytes of "fp16", "int8", "int4"
             or "sparse" (one value of 32, in two bits). What a codec loses of one round goes with the next.
@@ -204,6 +206,7 @@ class JobRequest:
     staleness_correction: str = SPECULATIVE
     nonfinite: str = SKIP
     overlap: str = "auto"
+    kappa: str = FIXED
     averaging: str = PARAMETERS
     outer: str = NONE
     outer_lr: float = 1.0

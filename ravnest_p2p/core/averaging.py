@@ -20,13 +20,16 @@ AVERAGINGS = (PARAMETERS, DIFFERENCES, FP16, INT8, INT4, SPARSE)
 NONE, SGD, NESTEROV = OUTERS = ("none", "sgd", "nesterov")
 """What is done with the mean difference: taken as it is, or as a gradient."""
 
+FIXED, ADAPTIVE = KAPPAS = ("fixed", "adaptive")
+"""Whether every round is averaged, or as often as `core.kappa` finds while clusters train."""
+
 MAX_OUTER_LR = 100.0
 
 SPARSE_SHARE = 1 / 110
 """Of float32's bytes."""
 
 
-def check_averaging(averaging: str, outer: str, lr: float, momentum: float) -> None:
+def check_averaging(averaging: str, outer: str, lr: float, momentum: float, kappa: str = FIXED) -> None:
     """Whether a job's words and numbers of averaging belong together.
 
     Raises:
@@ -34,6 +37,10 @@ def check_averaging(averaging: str, outer: str, lr: float, momentum: float) -> N
     """
     if averaging not in AVERAGINGS:
         raise ConfigError(f"unknown averaging {averaging!r:.40}; use {', '.join(AVERAGINGS)}")
+    if kappa not in KAPPAS:
+        raise ConfigError(
+            f"kappa must be {' or '.join(KAPPAS)}, not {kappa!r:.40}; its number is updates_per_round"
+        )
     if outer not in OUTERS:
         raise ConfigError(f"unknown outer optimizer {outer!r:.40}; use {', '.join(OUTERS)}")
     if not (math.isfinite(lr) and 0 < lr <= MAX_OUTER_LR and 0 <= momentum < 1):

@@ -19,6 +19,10 @@ from typing import NamedTuple
 from ravnest_p2p.core.errors import OurFault
 from ravnest_p2p.core.kappa import Decision, Kappa, Seen
 
+TOLD_IN = 2
+"""Updates at the end of a round in which all stages learn what a mean that was taken before them showed
+(`core.pipeline.round_numbers`), with any staleness: κm - 1 - τ micro-batches or more, of which τ ≤ m."""
+
 
 class Due(NamedTuple):
     """A round that is averaged: its number, and those that were skipped before it."""

@@ -44,6 +44,7 @@ class KappaSpec(NamedTuple):
         apart: how far apart clusters may be after the least κ, as a share of the mean's norm (`apart`).
         cost: share of the time that rounds may take.
         factor: that κ grows or shrinks by at most from round to round, rounded up.
+        step: that κ is a multiple of.
     """
 
     least: int = 5
@@ -51,6 +52,7 @@ class KappaSpec(NamedTuple):
     apart: float = 0.034
     cost: float = 0.1
     factor: float = 1.5
+    step: int = 1
 
 
 class Seen(NamedTuple):
@@ -137,7 +139,8 @@ class Kappa:
             wanted, limit = min((wanted, limit), (bound, name))
         for bound, name in ((before / spec.factor, FACTOR), (spec.least, LEAST)):
             wanted, limit = max((wanted, limit), (bound, name))
-        kappa = max(spec.least, min(spec.most, math.ceil(wanted - _NOTHING * wanted)))
+        steps = math.ceil((1 - _NOTHING) * wanted / spec.step)
+        kappa = max(spec.least, min(spec.most, spec.step * steps))
         share = seen.round_s / (seen.round_s + self.current.kappa * seen.update_s) if seen.round_s else 0.0
         why = (
             f"κ {before} → {kappa} by {limit}: after {self.current.kappa} updates clusters were "

@@ -147,6 +147,11 @@ class Shares:
         """Updates of every cluster in round `r`: what their parameters count for in the mean."""
         return tuple(self.updates_in_round(c, r) for c in range(len(self.updates_per_round)))
 
+    def weights_over(self, first: int, last: int) -> tuple[int, ...]:
+        """The same for a mean that stands for the rounds from `first` to `last`."""
+        of_rounds = [self.weights(r) for r in range(first, last + 1)]
+        return tuple(map(sum, zip(*of_rounds, strict=True)))
+
     def batches_after(self, r: int) -> int:
         """Batches of the job that are done after round `r`; `batches_done` for r = -1."""
         return min(self.total_batches, self.batches_done + (r + 1) * sum(self.updates_per_round))

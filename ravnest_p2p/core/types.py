@@ -213,7 +213,7 @@ class JobSpec:
         layers: cost of each layer; stage cuts are indices into it.
         microbatch_size: samples in a micro-batch.
         microbatches_per_update: m.
-        updates_per_round: κ.
+        updates_per_round: κ; the least one where `kappa` is "adaptive".
         total_batches: batches (m micro-batches each) to train in all, over all clusters and passes.
         stages, clusters: wanted numbers; 0 lets the planner choose.
         staleness_bound: upper bound on τ of any stage; 0 is synchronous training.
@@ -224,6 +224,7 @@ class JobSpec:
         compression: codec of what crosses from stage to stage, as in `core.compression`, or "auto".
         staleness_correction: what micro-batches that cross an update run on: `core.pipeline.correction`.
         nonfinite: what is done about NaN and infinity: `core.pipeline.nonfinite`.
+        kappa: "fixed", or "adaptive": rounds are skipped as `core.cadence` says.
         averaging: what clusters send each other, of `core.averaging.AVERAGINGS`.
         outer, outer_lr, outer_momentum: what is done with the mean difference, of `core.averaging.OUTERS`.
         overlap: whether clusters train beside a round of averaging: one of `core.planning.overlap.OVERLAPS`.
@@ -250,6 +251,7 @@ class JobSpec:
     compression: str = "none"
     staleness_correction: str = "speculative"
     nonfinite: str = "skip"
+    kappa: str = "fixed"
     averaging: str = "parameters"
     outer: str = "none"
     outer_lr: float = 1.0

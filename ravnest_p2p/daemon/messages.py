@@ -115,6 +115,8 @@ class Report(Message):
         way_s: mean of both ways of a micro-batch to the stage after and back, without what it did meanwhile.
         rtt_s: round trip of an empty message on that link; 0 where it is not known.
         pace_s: slowest computation or carriage of a micro-batch in the pipeline.
+        kappa: local updates between two averagings, where that is found while training; else 0.
+        kappa_why: the numbers that led to it.
         skipped: micro-batches left out, since the run began, for a value that was not finite.
         skipped_updates: updates that this stage did not make for a gradient that was not finite.
         skipped_why: the newest of either, with its place.
@@ -151,6 +153,8 @@ class Report(Message):
     bytes_received: int = 0
     peak_memory_bytes: int = 0
     peak_tensor_bytes: int = 0
+    kappa: Count = 0
+    kappa_why: Annotated[str, Field(max_length=1000)] = ""
     skipped: int = 0
     skipped_updates: int = 0
     skipped_why: Annotated[str, Field(max_length=1000)] = ""

@@ -131,6 +131,8 @@ def _cluster(
                 "peak_memory_bytes": report.peak_memory_bytes,
                 "peak_tensor_bytes": report.peak_tensor_bytes,
                 "recompute": place.recompute,
+                "kappa": report.kappa or None,
+                "kappa_why": report.kappa_why,
                 "skipped": report.skipped,
                 "skipped_updates": report.skipped_updates,
                 "training_s": report.training_s,
@@ -145,6 +147,8 @@ def _cluster(
         "updates": min(stage["updates"] for stage in stages),
         "updates_per_round": cluster.updates_per_round,
         "overlap": cluster.overlap,
+        "kappa": stages[0]["kappa"],
+        "kappa_why": stages[0]["kappa_why"],
         "samples_per_s": rate,
         "stages": stages,
     }

@@ -34,9 +34,14 @@ Values = np.ndarray[Any, np.dtype[np.float32]]
 
 
 class MeanBound:
-    """Of one member and segment, over all rounds."""
+    """Of one member and segment, over all rounds.
+
+    Attributes:
+        spread: sum of squares of all that the round under way showed of mean minus own part.
+    """
 
     def __init__(self) -> None:
+        self.spread = 0.0
         self._rounds: deque[float] = deque(maxlen=ROUNDS)
         self._most = 0.0
 
@@ -56,15 +61,16 @@ class MeanBound:
                     f"where {usual:.3g} was the most in the last {len(self._rounds)} rounds"
                 )
         self._most = max(self._most, apart)
+        self.spread += apart * apart * len(own)
 
     def commit(self) -> None:
         """The round is over, and its means are used."""
         self._rounds.append(self._most)
-        self._most = 0.0
+        self.forget()
 
     def forget(self) -> None:
-        """The round failed: what it showed does not count."""
-        self._most = 0.0
+        """A round begins, or failed: what the last one showed does not count."""
+        self._most = self.spread = 0.0
 
 
 def _size(values: Values) -> float:

@@ -19,6 +19,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple, Protocol
 
+import torch
 from torch import Tensor
 
 from ravnest_p2p.core import compression
@@ -26,6 +27,7 @@ from ravnest_p2p.core.averaging import DIFFERENCES, PARAMETERS, SPARSE
 from ravnest_p2p.core.rings import Star, Ways, ways
 from ravnest_p2p.core.rings.messages import Arithmetic
 from ravnest_p2p.training import averaging
+from ravnest_p2p.training.bounds import MeanBound
 from ravnest_p2p.training.difference import DifferenceValues, ErrorFeedback, difference_codec
 from ravnest_p2p.training.digests import ChunkDigests
 from ravnest_p2p.training.outer import Outer, OuterSpec
@@ -34,11 +36,17 @@ Buffers = Mapping[str, Tensor]
 
 
 class Averaging(NamedTuple):
-    """What a job says of it (`core.averaging`), and what seeds a codec's chance."""
+    """What a job says of it (`core.averaging`).
+
+    Attributes:
+        seed: of a codec's chance.
+        adaptive: members tell each other how far apart they were.
+    """
 
     kind: str = PARAMETERS
     outer: OuterSpec = OuterSpec()
     seed: int = 0
+    adaptive: bool = False
 
 
 AS_THEY_ARE = Averaging()
@@ -69,12 +77,14 @@ class Means(Protocol):
         names: of parameters and buffers, in the order in which they lie in both vectors.
         weights: what to go on from, after `end`: shape (elements,), float32.
         mean: what is to be saved; the same vector where that is the same.
+        bound: how far means may be from what the stage has; knows how far those of the round were.
     """
 
     names: Sequence[str]
     weights: Tensor
     mean: Tensor
     ways: Callable[[int], Ways]
+    bound: MeanBound
 
     def begin(self, params: Mapping[str, Tensor], buffers: Buffers) -> Values:
         """Copy what the stage has; errors as of `averaging.gather`."""
@@ -82,6 +92,11 @@ class Means(Protocol):
 
     def end(self) -> None:
         """The round ended with the mean."""
+        ...
+
+    @property
+    def norm(self) -> float:
+        """Sum of squares of the mean, or, while a round of differences goes on, of the last one."""
         ...
 
 
@@ -92,16 +107,23 @@ class Parameters:
         self, params: Mapping[str, Tensor], buffers: Buffers, names: Sequence[str], size: int, columns: int
     ) -> None:
         self.names = names
+        self.bound = MeanBound()
         self.ways: Callable[[int], Ways] = partial(ways, columns=columns)
         self.weights = self.mean = averaging.vector(averaging.elements(params, buffers, names))
         self._chunks = averaging.chunk_count(self.mean.numel(), self.ways(size).count)
 
     def begin(self, params: Mapping[str, Tensor], buffers: Buffers) -> averaging.SegmentValues:
         averaging.gather(params, buffers, self.names, self.weights)
-        return averaging.SegmentValues(self.weights, self._chunks)
+        self.bound.forget()
+        return averaging.SegmentValues(self.weights, self._chunks, self.bound)
 
     def end(self) -> None:
         """Chunk by chunk the mean took the place of what the stage had."""
+        self.bound.commit()
+
+    @property
+    def norm(self) -> float:
+        return _norm(self.mean)
 
 
 class Differences:
@@ -131,16 +153,28 @@ class Differences:
         self._outer = Outer(how.outer)
         self._ahead = how.kind == SPARSE
         self._values: DifferenceValues | None = None
+        self.bound = MeanBound()
 
     def begin(self, params: Mapping[str, Tensor], buffers: Buffers) -> DifferenceValues:
         averaging.gather(params, buffers, self.names, self.weights)
         self._feedback.forget()
-        self._values = DifferenceValues(self.weights, self.mean, self._feedback, ahead=self._ahead)
+        self.bound.forget()
+        vectors = (self.weights, self.mean)
+        self._values = DifferenceValues(*vectors, self._feedback, self.bound, ahead=self._ahead)
         return self._values
 
     def end(self) -> None:
         assert self._values is not None
         self._values.settle(self._outer)
+        self.bound.commit()
+
+    @property
+    def norm(self) -> float:
+        return _norm(self.mean)
+
+
+def _norm(mean: Tensor) -> float:
+    return float(torch.dot(mean, mean))
 
 
 def means_of(

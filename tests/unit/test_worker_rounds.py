@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 
 from ravnest_p2p.core.errors import CoMemberLostError, JobError
 from ravnest_p2p.core.ledger import Shares
+from ravnest_p2p.core.pipeline.round_numbers import Numbers
 from ravnest_p2p.core.types import ClusterPlan, PeerId, StageAssignment
 from ravnest_p2p.daemon.messages import PieceSaved
 from ravnest_p2p.daemon.worker.averaging import RingExchange
@@ -40,6 +41,7 @@ class Rings:
         self.error: Exception | None = None
         self.means = Parameters(trainer.params, {}, NAMES, 2, 1)
         self.sent_bytes = 0
+        self.numbers = Numbers()
 
     def _bound(self) -> None:
         self.bounded.append(True)
@@ -50,7 +52,7 @@ class Rings:
     async def gather(self, weights: object, buffers: dict[str, torch.Tensor], work: Any) -> None:
         await work(lambda: self.means.begin(self._trainer.params, buffers))
 
-    async def exchange(self, number: int) -> list[CoMemberLostError]:
+    async def exchange(self, number: int, update_s: float) -> list[CoMemberLostError]:
         await self.may_end.wait()
         if self.error is not None:
             raise self.error
@@ -76,7 +78,8 @@ class Case:
         self.folder = folder
         place = StageAssignment(PeerId("p"), 0, 3, 0)
         plan = SimpleNamespace(clusters=(ClusterPlan((place,), 2, 1),))
-        start: Any = SimpleNamespace(plan=plan, cluster=0, stage=0, folder=str(folder))
+        spec = SimpleNamespace(kappa="fixed")
+        start: Any = SimpleNamespace(plan=plan, cluster=0, stage=0, folder=str(folder), spec=spec)
         self.trainer: Any = SimpleNamespace(
             params={"w": torch.ones(4)},
             buffers={"b": torch.zeros(1)},

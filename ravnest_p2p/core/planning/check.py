@@ -11,6 +11,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from itertools import pairwise
 
+from ravnest_p2p.core.averaging import ADAPTIVE
+from ravnest_p2p.core.cadence import TOLD_IN
 from ravnest_p2p.core.errors import PlanError
 from ravnest_p2p.core.planning.cost import memory_of, staleness_limit, takes_part
 from ravnest_p2p.core.planning.cuts import LayerTable
@@ -135,10 +137,12 @@ def _check_clusters(job: JobPlan, spec: JobSpec | None, known: Mapping[PeerId, C
 
 def _check_overlap(job: JobPlan, cluster: ClusterPlan, spec: JobSpec | None) -> None:
     least, most = 0, cluster.updates_per_round
+    if spec is not None and spec.kappa == ADAPTIVE:
+        most = max(0, most - TOLD_IN)
     if len(job.clusters) < 2 or (spec is not None and spec.overlap == NEVER_OVERLAPS):
         most = 0
     elif spec is not None and spec.overlap == ALWAYS_OVERLAPS:
-        least = 1
+        least = min(1, most)
     if not least <= cluster.overlap <= most:
         raise PlanError(
             f"{_name(job)}: {cluster.overlap} updates before a mean is taken, though {least} to {most} are "

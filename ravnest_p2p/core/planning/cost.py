@@ -13,7 +13,8 @@ from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from ravnest_p2p.core.averaging import bytes_share
+from ravnest_p2p.core.averaging import ADAPTIVE, bytes_share
+from ravnest_p2p.core.cadence import TOLD_IN
 from ravnest_p2p.core.capability import link_bps
 from ravnest_p2p.core.compression import least_share
 from ravnest_p2p.core.coordinates import predicted_rtt_s
@@ -306,6 +307,7 @@ def rounds_of(spec: JobSpec, table: LayerTable, clusters: Sequence[Draft]) -> Ro
         tuple(m * cluster.interval_s for cluster in clusters),
         stopped_s=averaging_s(table, clusters, 1.0, sent_share),
         beside_s=averaging_s(table, clusters, LINK_SHARE, sent_share),
+        last=TOLD_IN if spec.kappa == ADAPTIVE else 0,
     )
 
 

@@ -35,12 +35,14 @@ class Rounds:
         updates_s: one update of each cluster.
         stopped_s: averaging while nobody trains, which has the links to itself.
         beside_s: averaging beside training, on `LINK_SHARE` of the links.
+        last: updates at the end of a round by which a mean has to be there.
     """
 
     kappas: tuple[int, ...]
     updates_s: tuple[float, ...]
     stopped_s: float
     beside_s: float
+    last: int = 0
 
     @property
     def busy_s(self) -> float:
@@ -62,7 +64,7 @@ class Rounds:
         )
 
     def overlaps(self, mode: str) -> tuple[int, ...]:
-        """Of each cluster, from 0 to its κ; all are 0, or none.
+        """Of each cluster, from 0 to its κ less `last`; all are 0, or none but those without so many.
 
         Args:
             mode: one of `OVERLAPS`.
@@ -76,7 +78,8 @@ class Rounds:
         return some
 
     def _overlap(self, kappa: int, update_s: float) -> int:
-        return max(1, ceil(min(float(kappa), MARGIN * self.beside_s / update_s)))
+        most = max(0, kappa - self.last)
+        return min(most, max(1, ceil(min(float(kappa), MARGIN * self.beside_s / update_s))))
 
     def _busy(self) -> list[float]:
         return [kappa * update_s for kappa, update_s in zip(self.kappas, self.updates_s, strict=True)]

@@ -1,6 +1,6 @@
 """Averaging among clusters: segments, the ways of chunks, and one member's part in a round."""
 
-from ravnest_p2p.core.rings.agreed import AgreedRound, Result
+from ravnest_p2p.core.rings.agreed import AgreedRound, Result, Showed
 from ravnest_p2p.core.rings.agreement import DIGEST_BYTES, Digests, Dispute, dispute, rows
 from ravnest_p2p.core.rings.delivery import deliver
 from ravnest_p2p.core.rings.messages import Arithmetic, Formed, Kind, Outcome, Send
@@ -25,6 +25,7 @@ __all__ = [
     "Segment",
     "SegmentRound",
     "Send",
+    "Showed",
     "Star",
     "Ways",
     "chunk_bounds",

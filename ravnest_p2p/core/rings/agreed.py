@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Generic
+from typing import Generic, NamedTuple
 
 from ravnest_p2p.core.errors import ChunkMismatchError
 from ravnest_p2p.core.rings.agreement import DIGEST_BYTES, Digests, Dispute, dispute, rows
@@ -30,11 +30,31 @@ from ravnest_p2p.core.rings.round import SegmentRound
 from ravnest_p2p.core.rings.ways import Ways
 
 
+class Showed(NamedTuple):
+    """What one member tells of a round beside its result; a stranger's is whatever it likes.
+
+    Attributes:
+        spread: sum of squares of mean minus own part.
+        norm: sum of squares of the mean.
+        round_s: since it began the round.
+        update_s: that its cluster takes for a local update.
+    """
+
+    spread: float = 0.0
+    norm: float = 0.0
+    round_s: float = 0.0
+    update_s: float = 0.0
+
+
+NOTHING = Showed()
+
+
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What a member ended with."""
+    """What a member ended with, and what the round showed it."""
 
     digests: Digests
+    showed: Showed = NOTHING
 
 
 class AgreedRound(Generic[T]):
@@ -43,14 +63,22 @@ class AgreedRound(Generic[T]):
     Args:
         round_: its rank, arithmetic and so on; nobody else feeds it.
         ways: of all members.
-        digests: of the result, in so many rows; asked for once, when all is held.
+        digests, showed: of the result, in so many rows; asked for once, when all is held.
     """
 
-    def __init__(self, round_: SegmentRound[T], ways: Ways, digests: Callable[[int], Digests]) -> None:
+    def __init__(
+        self,
+        round_: SegmentRound[T],
+        ways: Ways,
+        digests: Callable[[int], Digests],
+        showed: Callable[[], Showed] = Showed,
+    ) -> None:
         self._round = round_
         self._ways = ways
         self._digests = digests
+        self._own_showed = showed
         self._results: dict[int, Digests] = {}
+        self._showed: dict[int, Showed] = {}
         self._news: dict[int, Formed] = {}
         self._untold: set[int] = set()
         self._look()
@@ -87,6 +115,11 @@ class AgreedRound(Generic[T]):
         )
 
     @property
+    def showed(self) -> dict[int, Showed]:
+        """What the round showed those that live, by rank; the same at each once it has ended."""
+        return {rank: self._showed[rank] for rank in self.live if rank in self._showed}
+
+    @property
     def untold(self) -> list[int]:
         """Who lives and is not told our result."""
         return [rank for rank in self.live if rank in self._untold]
@@ -107,7 +140,7 @@ class AgreedRound(Generic[T]):
             ChunkMismatchError, NonFiniteError: it is not due, or none.
         """
         if isinstance(message, Result):
-            self._told(sender, message.digests)
+            self._told(sender, message)
         elif sender in self._results:
             raise ChunkMismatchError(f"member {sender} goes on after it was over")
         elif isinstance(message, Formed):
@@ -126,14 +159,16 @@ class AgreedRound(Generic[T]):
         if receipts is not None:
             return receipts
         self._untold.discard(rank)
-        return Result(self._results[self._round.rank])
+        own = self._round.rank
+        return Result(self._results[own], self._showed[own])
 
-    def _told(self, sender: int, digests: Digests) -> None:
+    def _told(self, sender: int, result: Result) -> None:
+        digests = result.digests
         if sender in self._results:
             raise ChunkMismatchError(f"member {sender} tells its result twice")
         if len(digests) != rows(self._ways) or any(len(row) != DIGEST_BYTES for row in digests):
             raise ChunkMismatchError(f"member {sender} tells a result of another form than ours")
-        self._results[sender] = digests
+        self._results[sender], self._showed[sender] = digests, result.showed
         self._news.pop(sender, None)
         self._round.finished(sender)
 
@@ -141,6 +176,7 @@ class AgreedRound(Generic[T]):
         self._news |= dict(self._round.news())
         if self._round.outcome in (Outcome.MEAN, Outcome.UNCHANGED) and not self.held:
             self._results[self._round.rank] = self._own_result()
+            self._showed[self._round.rank] = self._own_showed()
             self._untold = {rank for rank in self.live if rank != self._round.rank}
 
     def _own_result(self) -> Digests:

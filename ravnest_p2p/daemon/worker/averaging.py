@@ -10,6 +10,7 @@ all who live have said that they hold the same; what becomes of the mean is deci
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -18,7 +19,9 @@ from typing import Any
 from torch import Tensor
 
 from ravnest_p2p.core.errors import CoMemberLostError, ResultsDifferError
-from ravnest_p2p.core.rings import AgreedRound, Dispute, Outcome, Segment, SegmentRound, segments
+from ravnest_p2p.core.pipeline.round_numbers import Numbers, of_segment
+from ravnest_p2p.core.rings import AgreedRound, Dispute, Outcome, Segment, SegmentRound, Showed, segments
+from ravnest_p2p.core.rings.segments import normalised
 from ravnest_p2p.core.types import JobPlan, PeerId
 from ravnest_p2p.core.wording import peers_text
 from ravnest_p2p.daemon.worker.link_share import LinkShare
@@ -75,6 +78,8 @@ class RingExchange:
         names_of: segment's layers [lo, hi) → names of the parameters and buffers that they hold, in order.
         how: what the job says of it.
         share: what rounds may take of the line.
+    Attributes:
+        numbers: what the newest round showed of all its segments.
     """
 
     def __init__(
@@ -96,6 +101,8 @@ class RingExchange:
         self._buffers = buffers
         self._segments: list[SegmentLinks] = []
         self._weights: Sequence[float] = ()
+        self._how = how
+        self.numbers = Numbers()
         for segment in segments(plan.clusters, plan.ring_order):
             if (cluster, stage) in segment.members:
                 names = names_of(segment.lo, segment.hi)
@@ -161,9 +168,11 @@ class RingExchange:
             else:
                 await work(partial(averaging.check_finite, self._params, buffers, its.means.names))
 
-    async def exchange(self, number: int) -> list[CoMemberLostError]:
+    async def exchange(self, number: int, update_s: float = 0.0) -> list[CoMemberLostError]:
         """Make the weighted mean over the clusters of what was gathered.
 
+        Args:
+            update_s: that a local update takes here; goes into `numbers`.
         Returns:
             Members that were lost meanwhile; where they hold layers the mean is that of the rest.
         Raises:
@@ -171,7 +180,9 @@ class RingExchange:
             ResultsDifferError: members hold different means.
             CoMemberLostError: the others go on without us.
         """
-        found = await asyncio.gather(*(self._exchange(its, number) for its in self._averaged))
+        self.numbers = Numbers()
+        its_own = Showed(update_s=update_s)
+        found = await asyncio.gather(*(self._exchange(its, number, its_own) for its in self._averaged))
         return [error for lost_ in found for error in lost_]
 
     def scatter(self) -> None:
@@ -212,18 +223,37 @@ class RingExchange:
     def _of_members(self, its: SegmentLinks) -> list[float]:
         return [self._weights[member.cluster] for member in its.segment.members]
 
-    async def _exchange(self, its: SegmentLinks, number: int) -> list[CoMemberLostError]:
-        values = its.values
+    async def _exchange(self, its: SegmentLinks, number: int, own: Showed) -> list[CoMemberLostError]:
+        values, begun_s = its.values, time.monotonic()
         assert values is not None, "gathered before"
+
+        def showed() -> Showed:
+            if not self._how.adaptive:
+                return own
+            norm, round_s = its.means.norm, time.monotonic() - begun_s
+            return own._replace(spread=its.means.bound.spread, norm=norm, round_s=round_s)
+
         round_ = SegmentRound(its.rank, self._of_members(its), values.chunks, values, its.means.ways)
-        agreed = AgreedRound(round_, its.means.ways(its.size), values.digests.rows)
+        agreed = AgreedRound(round_, its.means.ways(its.size), values.digests.rows, showed)
         traffic = Traffic(its, number, agreed, values, self.share, partial(self._peer, its))
         await traffic.run()
+        self.numbers = self.numbers.plus(_of_all(agreed.showed, self._of_members(its)))
         return traffic.lost
 
     def _peer(self, its: SegmentLinks, rank: int) -> PeerId:
         member = its.segment.members[rank]
         return self._plan.clusters[member.cluster].stages[member.stage].peer
+
+
+def _of_all(showed: Mapping[int, Showed], weights: Sequence[float]) -> Numbers:
+    """One segment's numbers, the same at all of its members: by what each told, in the order of ranks."""
+    told = sorted(showed.items())
+    if not told:
+        return Numbers()
+    shares = normalised([weights[rank] for rank, _ in told])
+    spread = sum(share * its.spread for share, (_, its) in zip(shares, told, strict=True))
+    update_s = sum(its.update_s for _, its in told) / len(told)
+    return of_segment(spread, told[0][1].norm, min(its.round_s for _, its in told), update_s)
 
 
 class Traffic:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from ravnest_p2p.core.averaging import ADAPTIVE
 from ravnest_p2p.core.errors import PackageError
 from ravnest_p2p.core.pipeline.nonfinite import Skipped
 from ravnest_p2p.core.planning.cost import remakes, stretches_of
@@ -124,7 +125,7 @@ def load_stage(start: StartRun, lent: Lent) -> LoadedStage:
 def averaging_of(spec: JobSpec) -> Averaging:
     """How the job's clusters average."""
     outer = OuterSpec(spec.outer, spec.outer_lr, spec.outer_momentum)
-    return Averaging(spec.averaging, outer, spec.seed)
+    return Averaging(spec.averaging, outer, spec.seed, spec.kappa == ADAPTIVE)
 
 
 def _computation(start: StartRun, stage: StageProgram, lent: Lent) -> StageComputation:

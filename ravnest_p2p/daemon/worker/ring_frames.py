@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
 
 from ravnest_p2p.core.errors import ChunkMismatchError
-from ravnest_p2p.core.rings import DIGEST_BYTES, Formed, Kind, Result, Send
+from ravnest_p2p.core.rings import DIGEST_BYTES, Formed, Kind, Result, Send, Showed
 from ravnest_p2p.network.frames import Buffer, Frame
 from ravnest_p2p.training import averaging
 from ravnest_p2p.training.means import Values
@@ -20,7 +21,7 @@ Message = Formed | Result | Send[Any]
 def packed(number: int, message: Message, chunks: int) -> tuple[dict[str, Any], list[Buffer]]:
     """The header and payload of a message of round `number`."""
     if isinstance(message, Result):
-        return {"r": number, "k": RESULT}, [b"".join(message.digests)]
+        return {"r": number, "k": RESULT, "n": list(message.showed)}, [b"".join(message.digests)]
     header: dict[str, Any] = {"r": number, "f": message.formation}
     if isinstance(message, Formed):
         bits = [[n in its for n in range(chunks)] for its in message[1:]]
@@ -46,7 +47,8 @@ def unpacked(frame: Frame, number: int, values: Values) -> Message:
     kind, formation = header.get("k"), header.get("f")
     if kind == RESULT:
         whole = bytes(frame.payload)
-        return Result(tuple(whole[n : n + DIGEST_BYTES] for n in range(0, len(whole), DIGEST_BYTES)))
+        digests = tuple(whole[n : n + DIGEST_BYTES] for n in range(0, len(whole), DIGEST_BYTES))
+        return Result(digests, _showed(header.get("n")))
     if type(formation) is not int:
         raise ChunkMismatchError(f"a frame of formation {formation!r:.40}")
     return _formed(frame, formation, values.chunks) if kind == FORMED else _sent(frame, formation, values)
@@ -59,6 +61,13 @@ def _formed(frame: Frame, formation: int, chunks: int) -> Formed:
     bits = np.unpackbits(np.frombuffer(frame.payload, np.uint8).reshape(2, row_bytes), axis=1)
     held, kept = (frozenset(np.flatnonzero(row).tolist()) for row in bits)
     return Formed(formation, held, kept)
+
+
+def _showed(told: Any) -> Showed:
+    whole = isinstance(told, list) and len(told) == len(Showed._fields)
+    if not whole or not all(isinstance(one, float) and 0.0 <= one < math.inf for one in told):
+        raise ChunkMismatchError(f"a result that shows {told!r:.40}")
+    return Showed(*told)
 
 
 def _sent(frame: Frame, formation: int, values: Values) -> Send[Any]:

@@ -26,6 +26,7 @@ from torch import Tensor
 from ravnest_p2p.core.ledger import Shares
 from ravnest_p2p.daemon.messages import Message, PieceSaved, StartRun
 from ravnest_p2p.daemon.worker.averaging import Compute, RingExchange
+from ravnest_p2p.daemon.worker.round_schedule import RoundSchedule, UpdatePace
 from ravnest_p2p.training import StageTrainer
 from ravnest_p2p.training.snapshot import draft_piece
 from ravnest_p2p.training.tensorfile import TensorDraft
@@ -51,6 +52,7 @@ class Rounds:
     """Args: beside: runs work in a thread beside that of computing; saved: told of each piece.
 
     Attributes:
+        schedule: which rounds are averaged.
         between: set but for the time from a round's begin until its piece is reported.
         failed: ends with the error of a round, whether training waits for it or not.
     """
@@ -68,6 +70,8 @@ class Rounds:
         self._place = start.plan.clusters[start.cluster].stages[start.stage]
         self._trainer = trainer
         self._shares = shares
+        self.schedule = RoundSchedule(start, shares)
+        self._pace = UpdatePace(trainer.version)
         self._beside = beside
         self._report = report
         self._saved = saved
@@ -94,7 +98,7 @@ class Rounds:
     # -- in the event loop
 
     def begin(self, number: int, rings: RingExchange, begun: Begun | None = None) -> None:
-        """Begin a round; `begun` where training goes on beside it."""
+        """Begin a round that is averaged; `begun` where training goes on beside it."""
         if begun is None:
             rings.share.free()
         else:
@@ -105,6 +109,7 @@ class Rounds:
 
     async def take_in(self, number: int, rings: RingExchange, compute: Compute) -> None:
         """At an Average: begin the round if it has not; wait until its mean is there, and take it in."""
+        stood_s = time.monotonic()
         if self._running is not None:
             rings.share.free()
             await self._running
@@ -114,6 +119,7 @@ class Rounds:
             assert self._running is not None
             await self._running
         self._running = None
+        self._pace.stood(time.monotonic() - stood_s)
 
     def close(self) -> None:
         """Give up what is under way, and let a step that waits go on."""
@@ -129,14 +135,18 @@ class Rounds:
             self.failed.set_exception(error)
 
     async def _run(self, number: int, rings: RingExchange, begun: Begun | None) -> None:
-        batches_done, drafting = self._shares.batches_after(number), None
+        due, batches_done, drafting = self.schedule.due(number), self._shares.batches_after(number), None
+        assert due is not None, "a round that is skipped is not begun"
         buffers = self._trainer.buffers if begun is None else begun.buffers
         begun_s, sent_before = time.monotonic(), rings.sent_bytes
         try:
-            await rings.gather(self._shares.weights(number), buffers, self._beside)
+            weights = self._shares.weights_over(due.first, due.number)
+            await rings.gather(weights, buffers, self._beside)
             if begun is not None:
                 drafting = asyncio.ensure_future(self._draft(begun, batches_done))
-            lost = await rings.exchange(number)
+            version = self._trainer.version if begun is None else begun.version
+            lost = await rings.exchange(number, self._pace.update_s(version))
+            self.schedule.numbers.own(number, rings.numbers)
             if drafting is not None:
                 await rings.settle(await drafting, self._beside)
             else:
@@ -157,7 +167,7 @@ class Rounds:
                 lo=self._place.lo,
                 hi=self._place.hi,
                 batches_done=batches_done,
-                version=self._trainer.version if begun is None else begun.version,
+                version=version,
             )
         )
         if lost:

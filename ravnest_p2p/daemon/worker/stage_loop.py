@@ -148,6 +148,8 @@ class StageLoop:
             "rtt_s": rtt_s,
             "pace_s": self._window.pace_s,
             "recompute": place.recompute,
+            "kappa": self.rounds.schedule.kappa,
+            "kappa_why": self.rounds.schedule.why,
             "skipped": self._trainer.skipped.microbatches,
             "skipped_updates": self._trainer.skipped.updates,
             "skipped_why": self._trainer.skipped.why,
@@ -197,6 +199,8 @@ class StageLoop:
                     self.rounds.wait_copied()
                     self._timed(op, neighbours, self._trainer.step)
                     self._finished(op, self._stepped)
+                case Snapshot() | Average() if self.rounds.schedule.due(op.round) is None:
+                    self._finished(op, _nothing)
                 case Snapshot():
                     begun = self._timed(op, neighbours, self.rounds.snapshot)
                     self._finished(op, _nothing)
@@ -239,6 +243,7 @@ class StageLoop:
     def _forward(self, op: Forward, neighbours: Neighbours, post: Post) -> None:
         sample = self._sample(op.i)
         received, note = neighbours.take_activation(op.i), neighbours.activation_note(op.i)
+        self.rounds.schedule.numbers.before(note.told)
 
         def work() -> Forwarded:
             data = {name: reader.rows(sample.indices) for name, reader in self._readers.items()}
@@ -257,10 +262,12 @@ class StageLoop:
         slowest_s = self._finished(op, count)
         if slowest_s is not None and result.loss is None:
             self.timeline.queued(ACTIVATION, op.i)
-            post(neighbours.send_activation, op.i, result.outputs, slowest_s, result.note)
+            note = result.note._replace(told=self.rounds.schedule.numbers.onward())
+            post(neighbours.send_activation, op.i, result.outputs, slowest_s, note)
 
     def _backward(self, op: Backward, neighbours: Neighbours, post: Post) -> None:
         gradients, note = neighbours.take_gradient(op.i), neighbours.gradient_note(op.i)
+        self.rounds.schedule.numbers.whole(note.told)
         received_gradients = self._timed(
             op, neighbours, lambda: self._trainer.backward(op.i, gradients, note)
         )
@@ -275,7 +282,8 @@ class StageLoop:
         echo = self._finished(op, count)
         if echo is not None and self._start.stage:
             self.timeline.queued(GRADIENT, op.i)
-            post(neighbours.send_gradient, op.i, received_gradients, echo, self._trainer.gradient_note)
+            note = self._trainer.gradient_note._replace(told=self.rounds.schedule.numbers.back())
+            post(neighbours.send_gradient, op.i, received_gradients, echo, note)
 
     def _stepped(self) -> None:
         version = self._trainer.version

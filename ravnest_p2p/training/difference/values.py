@@ -18,6 +18,7 @@ from torch import Tensor
 from ravnest_p2p.core.errors import ChunkMismatchError, NonFiniteError
 from ravnest_p2p.training import averaging
 from ravnest_p2p.training.averaging import Chunk
+from ravnest_p2p.training.bounds import MeanBound
 from ravnest_p2p.training.difference.codecs import Payload
 from ravnest_p2p.training.difference.feedback import ErrorFeedback
 from ravnest_p2p.training.digests import ChunkDigests
@@ -32,14 +33,24 @@ class DifferenceValues:
             the difference, then chunk by chunk the mean difference, and with `settle` what to go on from.
         common: the last common mean, of the same shape; unchanged before `settle`. It is what is saved.
         feedback: of this member and segment; its chunks are those of the round.
+        bound: how far means may be from the own parts; anywhere, where it is None.
         ahead: `settle` gave, and gives, what this member knows beyond the common mean too (`ErrorFeedback`);
             else all members went on, and go on, from the same bits.
     Attributes:
         digests: of each chunk's common mean before, and what is taken of its mean difference.
     """
 
-    def __init__(self, flat: Tensor, common: Tensor, feedback: ErrorFeedback, *, ahead: bool = False) -> None:
+    def __init__(
+        self,
+        flat: Tensor,
+        common: Tensor,
+        feedback: ErrorFeedback,
+        bound: MeanBound | None = None,
+        *,
+        ahead: bool = False,
+    ) -> None:
         self.chunks = feedback.chunks
+        self._bound = bound
         self.digests = ChunkDigests(self.chunks)
         self._feedback, self._ahead = feedback, ahead
         self._common, self._flat = common.numpy(), flat.sub_(common).numpy()
@@ -84,12 +95,15 @@ class DifferenceValues:
 
         Raises:
             NonFiniteError, ChunkMismatchError: it is none, or would make a parameter so; nothing changed.
+            OutOfBoundsError: it is too far from the own difference; nothing changed.
         """
         values = self._decoded(chunk, mean)
         with np.errstate(over="ignore"):
             after = self._before[chunk] + values
         if not np.isfinite(after).all():
             raise NonFiniteError("a mean difference with which a parameter is not finite")
+        if self._bound is not None:
+            self._bound.check(chunk, self._before[chunk] + self._own[chunk], after)
         self._own[chunk][:] = values
         self.digests.note(chunk, after)
         return mean
