@@ -25,6 +25,7 @@ from ravnest_p2p.daemon.worker.wires import link_limits, lost
 from ravnest_p2p.network.link_server import LinkServer
 from ravnest_p2p.network.links import Link
 from ravnest_p2p.training import averaging
+from ravnest_p2p.training.bounds import MeanBound
 
 Compute = Callable[[Callable[[], Any]], Awaitable[Any]]
 Round = AgreedRound[averaging.Chunk]
@@ -42,6 +43,7 @@ class SegmentLinks:
 
     Attributes:
         flat: what is averaged, as one vector; kept, since new memory costs more than filling it.
+        bound: of the means of all rounds.
     """
 
     segment: Segment
@@ -49,6 +51,7 @@ class SegmentLinks:
     names: list[str]
     flat: Tensor
     to: dict[int, Link] = field(default_factory=dict)
+    bound: MeanBound = field(default_factory=MeanBound)
 
     @property
     def size(self) -> int:
@@ -125,7 +128,8 @@ class RingExchange:
         Raises:
             ChunkMismatchError, NonFiniteError: a member sent what does not belong here; nothing of that
                 segment was changed.
-            ResultsDifferError: members hold different means; nothing of that segment was changed.
+            ResultsDifferError, OutOfBoundsError: members hold different means, or a mean is too far from what
+                we brought; nothing of that segment was changed.
             CoMemberLostError: the others go on without us.
         """
         found = await asyncio.gather(
@@ -145,11 +149,13 @@ class RingExchange:
         await asyncio.gather(*(link.drained() for link in its.to.values()), return_exceptions=True)
         await compute(lambda: averaging.gather(self._params, self._buffers, its.names, flat))
         chunks = averaging.chunk_count(flat.numel(), shape(its.size).count)
-        values = averaging.SegmentValues(flat, chunks)
+        its.bound.begin()
+        values = averaging.SegmentValues(flat, chunks, its.bound)
         round_ = SegmentRound(its.rank, of_members, chunks, values, shape)
         agreed = AgreedRound(round_, shape(its.size), values.digests.rows)
         traffic = Traffic(its, number, agreed, values, partial(self._peer, its))
         await traffic.run()
+        its.bound.commit()
         await compute(lambda: averaging.scatter(flat, self._params, self._buffers, its.names))
         return traffic.lost
 
@@ -183,7 +189,7 @@ class Traffic:
         """Until the mean is here and all that others need of us is on its way.
 
         Raises:
-            ChunkMismatchError, NonFiniteError, ResultsDifferError: as for `RingExchange.average`.
+            RemoteFault: as for `RingExchange.average`.
             CoMemberLostError: the others go on without us.
         """
         over = asyncio.create_task(self._over.wait())
