@@ -114,7 +114,7 @@ class Parameters:
 
     def begin(self, params: Mapping[str, Tensor], buffers: Buffers) -> averaging.SegmentValues:
         averaging.gather(params, buffers, self.names, self.weights)
-        self.bound.forget()
+        self.bound.begin()
         return averaging.SegmentValues(self.weights, self._chunks, self.bound)
 
     def end(self) -> None:
@@ -158,7 +158,7 @@ class Differences:
     def begin(self, params: Mapping[str, Tensor], buffers: Buffers) -> DifferenceValues:
         averaging.gather(params, buffers, self.names, self.weights)
         self._feedback.forget()
-        self.bound.forget()
+        self.bound.begin()
         vectors = (self.weights, self.mean)
         self._values = DifferenceValues(*vectors, self._feedback, self.bound, ahead=self._ahead)
         return self._values

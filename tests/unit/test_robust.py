@@ -95,6 +95,7 @@ def test_a_part_that_is_not_finite_is_refused() -> None:
 def shown(*apart: float) -> MeanBound:
     bound = MeanBound()
     for one in apart:
+        bound.begin()
         bound.check(0, chunk(1, 1), chunk(1 + one, 1 - one))
         bound.commit()
     return bound
@@ -119,7 +120,7 @@ def test_before_the_first_rounds_there_is_no_bound_and_small_changes_are_never_r
 def test_a_round_that_failed_shows_nothing() -> None:
     bound = shown(*[0.01] * FIRST_ROUNDS)
     bound.check(0, chunk(1, 1), chunk(1.09, 1.09))
-    bound.forget()
+    bound.begin()
     bound.commit()
     with pytest.raises(OutOfBoundsError):
         bound.check(0, chunk(1, 1), chunk(1.5, 1))

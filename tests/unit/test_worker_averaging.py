@@ -11,11 +11,18 @@ import pytest
 import torch
 from torch import Tensor
 
-from ravnest_p2p.core.errors import ChunkMismatchError, CoMemberLostError, LinkLostError, ResultsDifferError
+from ravnest_p2p.core.errors import (
+    ChunkMismatchError,
+    CoMemberLostError,
+    LinkLostError,
+    OutOfBoundsError,
+    ResultsDifferError,
+)
 from ravnest_p2p.core.types import ClusterPlan, Generation, JobId, JobPlan, PeerId, StageAssignment
 from ravnest_p2p.daemon.worker import averaging as transport
 from ravnest_p2p.daemon.worker.averaging import RingExchange
 from ravnest_p2p.training import averaging
+from ravnest_p2p.training.bounds import FIRST_ROUNDS, MeanBound
 
 
 class Frame(NamedTuple):
@@ -157,8 +164,8 @@ def one_alters(monkeypatch: pytest.MonkeyPatch) -> None:
     usual = averaging.SegmentValues
     kinds = iter([usual, Alters])
 
-    def make(flat: Tensor, chunks: int) -> averaging.SegmentValues:
-        return next(kinds, usual)(flat, chunks)
+    def make(flat: Tensor, chunks: int, bound: MeanBound) -> averaging.SegmentValues:
+        return next(kinds, usual)(flat, chunks, bound)
 
     monkeypatch.setattr(transport.averaging, "SegmentValues", make)
 
@@ -178,6 +185,27 @@ def test_members_that_end_differently_use_nothing_of_it_and_name_who_it_may_be(
             assert error.peers == suspects
             assert f"one of {', '.join(suspects)}" in str(error)
             assert torch.equal(params[c]["w"], torch.arange(7.0) * (c + 1))
+
+    asyncio.run(run())
+
+
+def test_who_suddenly_brings_huge_values_ends_the_round_and_nothing_of_it_is_used() -> None:
+    async def run() -> None:
+        exchanges, params, _ = await rings(3)
+        for number in range(FIRST_ROUNDS):
+            for c in range(3):
+                params[c]["w"] = params[c]["w"] + 0.01 * c
+            await asyncio.gather(*(e.average(number, [1.0] * 3, compute) for e in exchanges))
+        before = params[0]["w"].clone()
+        params[1]["w"][3] = 1e30
+        work = [asyncio.create_task(e.average(FIRST_ROUNDS, [1.0] * 3, compute)) for e in exchanges]
+        done, pending = await asyncio.wait(work, return_when=asyncio.FIRST_EXCEPTION)
+        for task in pending:
+            task.cancel()
+        await asyncio.gather(*work, return_exceptions=True)
+        assert any(isinstance(task.exception(), OutOfBoundsError) for task in done)
+        assert torch.equal(params[0]["w"], before)
+        assert torch.equal(params[2]["w"], before)
 
     asyncio.run(run())
 

@@ -176,8 +176,8 @@ class RingExchange:
         Returns:
             Members that were lost meanwhile; where they hold layers the mean is that of the rest.
         Raises:
-            ChunkMismatchError, NonFiniteError: a member sent what does not belong here.
-            ResultsDifferError: members hold different means.
+            ResultsDifferError, OutOfBoundsError: members hold different means, or a mean is too far from what
+                we brought.
             CoMemberLostError: the others go on without us.
         """
         self.numbers = Numbers()
@@ -283,7 +283,7 @@ class Traffic:
         """Until the mean is here and all that others need of us is on its way.
 
         Raises:
-            ChunkMismatchError, NonFiniteError, ResultsDifferError: as for `RingExchange.average`.
+            RemoteFault: as for `RingExchange.average`.
             CoMemberLostError: the others go on without us.
         """
         over = asyncio.create_task(self._over.wait())
