@@ -126,6 +126,7 @@ def prepare(request: JobRequest, folder: Path, say: Say) -> tuple[Prepared, Prog
         overlap=request.overlap,
         kappa=request.kappa,
         averaging=request.averaging,
+        means=request.means,
         outer=request.outer,
         outer_lr=float(request.outer_lr),
         outer_momentum=float(request.outer_momentum),
@@ -244,7 +245,7 @@ def _total_batches(request: JobRequest, samples: int) -> int:
     if request.nonfinite not in NONFINITE:
         raise ConfigError(f"nonfinite must be {' or '.join(NONFINITE)}, not {request.nonfinite!r:.40}")
     outer = (request.outer, request.outer_lr, request.outer_momentum)
-    check_averaging(request.averaging, *outer, request.kappa)
+    check_averaging(request.averaging, *outer, request.kappa, request.means)
     if request.overlap not in OVERLAPS:
         raise ConfigError(f"overlap must be one of {', '.join(OVERLAPS)}, not {request.overlap!r:.40}")
     if request.staleness_bound is not None and request.staleness_bound < 0:

@@ -17,6 +17,7 @@ from ravnest_p2p.core.pipeline.correction import SPECULATIVE
 from ravnest_p2p.core.pipeline.nonfinite import SKIP
 from ravnest_p2p.core.pipeline.window import MEASURED
 from ravnest_p2p.core.planning.recompute import ALWAYS, AUTO, NEVER
+from ravnest_p2p.core.robust import MEAN
 from ravnest_p2p.core.types import OptimizerSpec
 
 if TYPE_CHECKING:
@@ -180,6 +181,8 @@ class JobRequest:
         averaging: what clusters send each other: "parameters", four bytes each, around rings; or what they
             learned since the last mean: "differences", exact, or in the few bytes of "fp16", "int8", "int4"
             or "sparse" (one value of 32, in two bits). What a codec loses of one round goes with the next.
+        means: how contributions become one: "mean"; or one that liars among three or more clusters cannot
+            move far: "trimmed" leaves out the extremes of each value, "clipped" cuts what is far from most.
         outer: what is done with the mean of the differences: "none" takes it as it is, "sgd" and "nesterov"
             step with it.
         outer_lr, outer_momentum: of these; DiLoCo's are 0.7 and 0.9.
@@ -208,6 +211,7 @@ class JobRequest:
     overlap: str = "auto"
     kappa: str = FIXED
     averaging: str = PARAMETERS
+    means: str = MEAN
     outer: str = NONE
     outer_lr: float = 1.0
     outer_momentum: float = 0.0

@@ -12,6 +12,7 @@ import math
 from ravnest_p2p.core.compression import FP16, INT4, INT8, encoded_bytes
 from ravnest_p2p.core.compression import NONE as EXACT
 from ravnest_p2p.core.errors import ConfigError
+from ravnest_p2p.core.robust import MEAN, MEANS
 
 PARAMETERS, DIFFERENCES, SPARSE = "parameters", "differences", "sparse"
 AVERAGINGS = (PARAMETERS, DIFFERENCES, FP16, INT8, INT4, SPARSE)
@@ -29,7 +30,9 @@ SPARSE_SHARE = 1 / 110
 """Of float32's bytes."""
 
 
-def check_averaging(averaging: str, outer: str, lr: float, momentum: float, kappa: str = FIXED) -> None:
+def check_averaging(
+    averaging: str, outer: str, lr: float, momentum: float, kappa: str = FIXED, means: str = MEAN
+) -> None:
     """Whether a job's words and numbers of averaging belong together.
 
     Raises:
@@ -41,6 +44,10 @@ def check_averaging(averaging: str, outer: str, lr: float, momentum: float, kapp
         raise ConfigError(
             f"kappa must be {' or '.join(KAPPAS)}, not {kappa!r:.40}; its number is updates_per_round"
         )
+    if means not in MEANS:
+        raise ConfigError(f"unknown means {means!r:.40}; use {', '.join(MEANS)}")
+    if means != MEAN and averaging != PARAMETERS:
+        raise ConfigError(f"means={means!r} compares parameters: set averaging to {PARAMETERS!r}")
     if outer not in OUTERS:
         raise ConfigError(f"unknown outer optimizer {outer!r:.40}; use {', '.join(OUTERS)}")
     if not (math.isfinite(lr) and 0 < lr <= MAX_OUTER_LR and 0 <= momentum < 1):

@@ -226,6 +226,7 @@ class JobSpec:
         nonfinite: what is done about NaN and infinity: `core.pipeline.nonfinite`.
         kappa: "fixed", or "adaptive": rounds are skipped as `core.cadence` says.
         averaging: what clusters send each other, of `core.averaging.AVERAGINGS`.
+        means: how what they send becomes one, of `core.robust.MEANS`.
         outer, outer_lr, outer_momentum: what is done with the mean difference, of `core.averaging.OUTERS`.
         overlap: whether clusters train beside a round of averaging: one of `core.planning.overlap.OVERLAPS`.
     """
@@ -253,6 +254,7 @@ class JobSpec:
     nonfinite: str = "skip"
     kappa: str = "fixed"
     averaging: str = "parameters"
+    means: str = "mean"
     outer: str = "none"
     outer_lr: float = 1.0
     outer_momentum: float = 0.0

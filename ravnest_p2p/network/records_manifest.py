@@ -103,7 +103,9 @@ def _checked(spec: JobSpec) -> JobSpec:
     _need(spec.overlap in OVERLAPS, f"an overlap of {', '.join(OVERLAPS)}")
     try:
         check_optimizer(spec.optimizer)
-        check_averaging(spec.averaging, spec.outer, spec.outer_lr, spec.outer_momentum, spec.kappa)
+        check_averaging(
+            spec.averaging, spec.outer, spec.outer_lr, spec.outer_momentum, spec.kappa, spec.means
+        )
     except ConfigError as error:
         raise RecordFormatError(f"the manifest: {error}") from None
     return spec

@@ -9,6 +9,8 @@ Solution: two kinds of the same few methods.
                   optimizer makes the new mean of them; with "sparse", a cluster goes on from the mean and
                   what it still owes (`training.difference`)
 
+Parameters may be averaged by a robust mean (`training.robust`), which takes an owner for each chunk.
+
 Of differences only parameters are written down roughly; statistics in buffers cross as they are. What a codec
 owes, and an outer momentum, last as long as a generation: the next one begins with the mean alone.
 """
@@ -26,25 +28,30 @@ from ravnest_p2p.core import compression
 from ravnest_p2p.core.averaging import DIFFERENCES, PARAMETERS, SPARSE
 from ravnest_p2p.core.rings import Star, Ways, ways
 from ravnest_p2p.core.rings.messages import Arithmetic
+from ravnest_p2p.core.robust import MEAN
 from ravnest_p2p.training import averaging
 from ravnest_p2p.training.bounds import MeanBound
 from ravnest_p2p.training.difference import DifferenceValues, ErrorFeedback, difference_codec
 from ravnest_p2p.training.digests import ChunkDigests
 from ravnest_p2p.training.outer import Outer, OuterSpec
+from ravnest_p2p.training.robust import RobustValues
 
 Buffers = Mapping[str, Tensor]
+Shares = Callable[[], Sequence[float]]
 
 
 class Averaging(NamedTuple):
     """What a job says of it (`core.averaging`).
 
     Attributes:
+        means: how contributions become one, of `core.robust.MEANS`.
         seed: of a codec's chance.
         adaptive: members tell each other how far apart they were.
     """
 
     kind: str = PARAMETERS
     outer: OuterSpec = OuterSpec()
+    means: str = MEAN
     seed: int = 0
     adaptive: bool = False
 
@@ -86,8 +93,12 @@ class Means(Protocol):
     ways: Callable[[int], Ways]
     bound: MeanBound
 
-    def begin(self, params: Mapping[str, Tensor], buffers: Buffers) -> Values:
-        """Copy what the stage has; errors as of `averaging.gather`."""
+    def begin(self, params: Mapping[str, Tensor], buffers: Buffers, shares: Shares) -> Values:
+        """Copy what the stage has; errors as of `averaging.gather`.
+
+        Args:
+            shares: of the round, as `RobustValues` takes them.
+        """
         ...
 
     def end(self) -> None:
@@ -101,21 +112,32 @@ class Means(Protocol):
 
 
 class Parameters:
-    """Args: columns: of a grid, 1 for a ring."""
+    """Args: columns: of a grid, 1 for a ring; means: not the plain one needs owners of chunks."""
 
     def __init__(
-        self, params: Mapping[str, Tensor], buffers: Buffers, names: Sequence[str], size: int, columns: int
+        self,
+        params: Mapping[str, Tensor],
+        buffers: Buffers,
+        names: Sequence[str],
+        size: int,
+        columns: int,
+        means: str = MEAN,
     ) -> None:
         self.names = names
         self.bound = MeanBound()
-        self.ways: Callable[[int], Ways] = partial(ways, columns=columns)
+        self._means = means
+        self.ways: Callable[[int], Ways] = partial(ways, columns=columns) if means == MEAN else Star
         self.weights = self.mean = averaging.vector(averaging.elements(params, buffers, names))
         self._chunks = averaging.chunk_count(self.mean.numel(), self.ways(size).count)
 
-    def begin(self, params: Mapping[str, Tensor], buffers: Buffers) -> averaging.SegmentValues:
+    def begin(
+        self, params: Mapping[str, Tensor], buffers: Buffers, shares: Shares = tuple
+    ) -> averaging.SegmentValues:
         averaging.gather(params, buffers, self.names, self.weights)
         self.bound.begin()
-        return averaging.SegmentValues(self.weights, self._chunks, self.bound)
+        if self._means == MEAN:
+            return averaging.SegmentValues(self.weights, self._chunks, self.bound)
+        return RobustValues(self.weights, self._chunks, self._means, shares, self.bound)
 
     def end(self) -> None:
         """Chunk by chunk the mean took the place of what the stage had."""
@@ -155,7 +177,9 @@ class Differences:
         self._values: DifferenceValues | None = None
         self.bound = MeanBound()
 
-    def begin(self, params: Mapping[str, Tensor], buffers: Buffers) -> DifferenceValues:
+    def begin(
+        self, params: Mapping[str, Tensor], buffers: Buffers, shares: Shares = tuple
+    ) -> DifferenceValues:
         averaging.gather(params, buffers, self.names, self.weights)
         self._feedback.forget()
         self.bound.begin()
@@ -187,5 +211,5 @@ def means_of(
 ) -> Means:
     """Of a segment with so many members; `Parameters` where there is nobody to differ from."""
     if how.kind == PARAMETERS or size == 1:
-        return Parameters(params, buffers, names, size, columns)
+        return Parameters(params, buffers, names, size, columns, how.means)
     return Differences(params, buffers, names, size, how)

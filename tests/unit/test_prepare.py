@@ -112,7 +112,7 @@ def test_the_workers_average_as_the_job_says(tmp_path: Path, averaging: str) -> 
     outer = {} if averaging == PARAMETERS else {"outer": NESTEROV, "outer_lr": 0.7, "outer_momentum": 0.3}
     spec = prepared(tmp_path, averaging=averaging, seed=5, **outer).spec
     wanted = OuterSpec(NESTEROV, 0.7, 0.3) if outer else OuterSpec()
-    assert averaging_of(spec) == Averaging(averaging, wanted, 5)
+    assert averaging_of(spec) == Averaging(averaging, wanted, seed=5)
 
 
 def test_a_schedule_ends_with_the_job(tmp_path: Path) -> None:
@@ -159,6 +159,9 @@ class MixesDtypes(nn.Module):
         ({"overlap": "sometimes"}, ConfigError, "never, auto, always, not 'sometimes'"),
         ({"overlap": True}, ConfigError, "never, auto, always, not True"),
         ({"averaging": "gossip"}, ConfigError, "int4, sparse"),
+        ({"kappa": 5}, ConfigError, "fixed or adaptive"),
+        ({"means": "median"}, ConfigError, "mean, trimmed, clipped"),
+        ({"means": "trimmed", "averaging": "int8"}, ConfigError, "set averaging to 'parameters'"),
         ({"outer": "adam", "averaging": "int8"}, ConfigError, "none, sgd, nesterov"),
         ({"outer": "sgd"}, ConfigError, "set averaging to 'differences'"),
         ({"outer_lr": 0.7}, ConfigError, "need an outer optimizer"),
@@ -175,6 +178,9 @@ class MixesDtypes(nn.Module):
         "overlap",
         "no word",
         "averaging",
+        "kappa",
+        "means",
+        "means of differences",
         "outer",
         "outer of parameters",
         "rate of no outer",

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from ravnest_p2p.core.averaging import AVERAGINGS, PARAMETERS
 from ravnest_p2p.core.errors import (
     ChunkMismatchError,
     CoMemberLostError,
@@ -18,11 +19,13 @@ from ravnest_p2p.core.errors import (
     OutOfBoundsError,
     ResultsDifferError,
 )
+from ravnest_p2p.core.pipeline.round_numbers import UNIT
 from ravnest_p2p.core.types import ClusterPlan, Generation, JobId, JobPlan, PeerId, StageAssignment
 from ravnest_p2p.daemon.worker import averaging as transport
 from ravnest_p2p.daemon.worker.averaging import RingExchange
 from ravnest_p2p.training import averaging
 from ravnest_p2p.training.bounds import FIRST_ROUNDS, MeanBound
+from ravnest_p2p.training.means import AS_THEY_ARE, Averaging
 
 
 class Frame(NamedTuple):
@@ -79,16 +82,21 @@ class Server:
 
 
 async def rings(
-    members: int, order: tuple[int, ...] = (), columns: int = 1, elements: int = 7
+    members: int,
+    order: tuple[int, ...] = (),
+    columns: int = 1,
+    elements: int = 7,
+    how: Averaging = AS_THEY_ARE,
 ) -> tuple[list[RingExchange], list[dict[str, Tensor]], list[SlowLink]]:
     clusters = tuple(ClusterPlan((StageAssignment(PeerId(f"p{c}"), 0, 1, 0),), 1) for c in range(members))
     plan = JobPlan(JobId("job"), Generation(1, 0, "tag"), clusters, ring_order=order, ring_columns=columns)
     links: dict[tuple[str, str], SlowLink] = {}
-    params = [{"w": torch.arange(float(elements)) * (c + 1)} for c in range(members)]
+    same = how.kind != PARAMETERS  # differences are from what all begin with
+    params = [{"w": torch.arange(float(elements)) * (1 if same else c + 1)} for c in range(members)]
     found: list[RingExchange] = []
     for c in range(members):
         server: Any = Server(links, f"p{c}")
-        found.append(RingExchange(server, plan, c, 0, lambda lo, hi: ["w"], params[c], {}))
+        found.append(RingExchange(server, plan, c, 0, lambda lo, hi: ["w"], params[c], {}, how))
         found[-1].expect()
 
     async def nonce_of(peer: PeerId) -> str:
@@ -120,6 +128,46 @@ def test_no_chunk_changes_while_a_link_may_have_to_send_it_again(
         mean = sum(w * w for w in weights) / sum(weights)
         assert all(torch.equal(its["w"], params[0]["w"]) for its in params)
         torch.testing.assert_close(params[0]["w"], torch.arange(7.0) * mean)
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("means", ["trimmed", "clipped"])
+def test_one_of_many_cannot_move_a_robust_mean_far(means: str) -> None:
+    async def run() -> None:
+        exchanges, params, _ = await rings(5, how=Averaging(means=means))
+        params[3]["w"].fill_(1e30)
+        await asyncio.gather(*(e.average(0, [1.0] * 5, compute) for e in exchanges))
+        assert all(torch.equal(its["w"], params[0]["w"]) for its in params)
+        assert (params[0]["w"] <= 5 * torch.arange(7.0) + 8).all()
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("kind", AVERAGINGS)
+def test_members_know_how_far_apart_they_were(kind: str) -> None:
+    """All the same, whatever they send each other; by what each told, weighed as in the mean."""
+
+    async def run() -> None:
+        exchanges, params, _ = await rings(3, how=Averaging(kind, adaptive=True))
+        shares = (0.5, 0.25, 0.25)
+        for number in range(2):
+            for c, its in enumerate(params):
+                its["w"] += 0.25 * c * torch.arange(7.0)
+            before = [its["w"].clone() for its in params]
+            await asyncio.gather(*(e.gather([2, 1, 1], {}, compute) for e in exchanges))
+            await asyncio.gather(*(e.exchange(number, 0.5 * c) for c, e in enumerate(exchanges)))
+            numbers = [e.numbers for e in exchanges]
+            assert len(set(numbers)) == 1
+            assert numbers[0].segments == 1
+            assert numbers[0].update_s == pytest.approx(0.5)
+            mean = torch.stack([w * p for w, p in zip(shares, before, strict=True)]).sum(0)
+            apart = [float((p - mean).square().sum()) for p in before]
+            spread = sum(w * one for w, one in zip(shares, apart, strict=True))
+            if kind not in ("int4", "sparse"):
+                assert numbers[0].spread / UNIT == pytest.approx(spread, rel=0.05)
+            for exchange in exchanges:
+                exchange.scatter()
 
     asyncio.run(run())
 

@@ -21,7 +21,7 @@ from torch import Tensor
 from ravnest_p2p.core.errors import CoMemberLostError, ResultsDifferError
 from ravnest_p2p.core.pipeline.round_numbers import Numbers, of_segment
 from ravnest_p2p.core.rings import AgreedRound, Dispute, Outcome, Segment, SegmentRound, Showed, segments
-from ravnest_p2p.core.rings.segments import normalised
+from ravnest_p2p.core.rings.segments import normalised, shares_before
 from ravnest_p2p.core.types import JobPlan, PeerId
 from ravnest_p2p.core.wording import peers_text
 from ravnest_p2p.daemon.worker.link_share import LinkShare
@@ -49,13 +49,14 @@ class SegmentLinks:
 
     Attributes:
         means: what is averaged, and how; kept, since new memory costs more than filling it.
-        values: of the round under way.
+        values, round: of the round under way.
     """
 
     segment: Segment
     rank: int
     means: Means
     values: Values | None = None
+    round: SegmentRound[Any] | None = None
     to: dict[int, Link] = field(default_factory=dict)
 
     @property
@@ -164,7 +165,8 @@ class RingExchange:
         await asyncio.gather(*(link.drained() for link in self.links), return_exceptions=True)
         for its in self._segments:
             if self._is_averaged(its):
-                its.values = await work(partial(its.means.begin, self._params, buffers))
+                shares = partial(self._shares_before, its)
+                its.values = await work(partial(its.means.begin, self._params, buffers, shares))
             else:
                 await work(partial(averaging.check_finite, self._params, buffers, its.means.names))
 
@@ -220,6 +222,11 @@ class RingExchange:
     def _is_averaged(self, its: SegmentLinks) -> bool:
         return its.size > 1 and any(self._of_members(its))
 
+    def _shares_before(self, its: SegmentLinks) -> Sequence[float]:
+        """Of the members of the round under way, as `RobustValues` takes them."""
+        assert its.round is not None, "asked for while it goes on"
+        return shares_before(its.rank, self._of_members(its), its.round.live)
+
     def _of_members(self, its: SegmentLinks) -> list[float]:
         return [self._weights[member.cluster] for member in its.segment.members]
 
@@ -233,8 +240,8 @@ class RingExchange:
             norm, round_s = its.means.norm, time.monotonic() - begun_s
             return own._replace(spread=its.means.bound.spread, norm=norm, round_s=round_s)
 
-        round_ = SegmentRound(its.rank, self._of_members(its), values.chunks, values, its.means.ways)
-        agreed = AgreedRound(round_, its.means.ways(its.size), values.digests.rows, showed)
+        its.round = SegmentRound(its.rank, self._of_members(its), values.chunks, values, its.means.ways)
+        agreed = AgreedRound(its.round, its.means.ways(its.size), values.digests.rows, showed)
         traffic = Traffic(its, number, agreed, values, self.share, partial(self._peer, its))
         await traffic.run()
         self.numbers = self.numbers.plus(_of_all(agreed.showed, self._of_members(its)))

@@ -125,7 +125,7 @@ def load_stage(start: StartRun, lent: Lent) -> LoadedStage:
 def averaging_of(spec: JobSpec) -> Averaging:
     """How the job's clusters average."""
     outer = OuterSpec(spec.outer, spec.outer_lr, spec.outer_momentum)
-    return Averaging(spec.averaging, outer, spec.seed, spec.kappa == ADAPTIVE)
+    return Averaging(spec.averaging, outer, spec.means, spec.seed, spec.kappa == ADAPTIVE)
 
 
 def _computation(start: StartRun, stage: StageProgram, lent: Lent) -> StageComputation:
