@@ -139,8 +139,9 @@ class Kappa:
             wanted, limit = min((wanted, limit), (bound, name))
         for bound, name in ((before / spec.factor, FACTOR), (spec.least, LEAST)):
             wanted, limit = max((wanted, limit), (bound, name))
-        steps = math.ceil((1 - _NOTHING) * wanted / spec.step)
-        kappa = max(spec.least, min(spec.most, spec.step * steps))
+        whole = math.ceil(wanted - _NOTHING * wanted)
+        nearest = spec.step * math.floor(whole / spec.step + 0.5)
+        kappa = max(spec.least, min(spec.most, nearest))
         share = seen.round_s / (seen.round_s + self.current.kappa * seen.update_s) if seen.round_s else 0.0
         why = (
             f"κ {before} → {kappa} by {limit}: after {self.current.kappa} updates clusters were "

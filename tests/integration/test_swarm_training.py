@@ -268,11 +268,14 @@ def assert_timeline_of_a_whole_run(stage: StageTimeline, of_batches: list[int], 
     assert abs(stage.offset_us) < 100_000, "all peers have the clock of this computer"
 
 
-@pytest.mark.parametrize(("overlap", "averaging"), [("never", "parameters"), ("always", "int8")])
+@pytest.mark.parametrize(
+    ("overlap", "averaging", "kappa"), [("never", "parameters", "fixed"), ("always", "int8", "adaptive")]
+)
 def test_two_clusters_average_to_one_model_and_the_requester_may_leave(
-    swarm: LocalSwarm, overlap: str, averaging: str
+    swarm: LocalSwarm, overlap: str, averaging: str, kappa: str
 ) -> None:
-    how = {"overlap": overlap, "averaging": averaging, "updates_per_round": 7}
+    """As plainly as can be; and with all that a job may ask for at once."""
+    how = {"overlap": overlap, "averaging": averaging, "kappa": kappa, "updates_per_round": 7}
     request = small_request(stages=2, clusters=2, passes=40, optimizer=rn.AdamW(lr=3e-3), **how)
     with rn.connect(swarm.peers[0].address) as leaving:
         job_id = leaving.submit_request(request).id
@@ -295,6 +298,10 @@ def test_two_clusters_average_to_one_model_and_the_requester_may_leave(
         assert seen["bytes_sent"] > 0
         assert [len(cluster["stages"]) for cluster in seen["clusters"]] == [2, 2]
         assert [s["phase"] for c in seen["clusters"] for s in c["stages"]] != []
+        rounds = [{s.number for s in stage.spans if s.kind == ">r"} for stage in job.trace(1e5).stages]
+        assert all(of_stage == rounds[0] for of_stage in rounds), "all stages average the same rounds"
+        skipped = set(range(max(rounds[0]) + 1)) - rounds[0]
+        assert bool(skipped) == (kappa == "adaptive")
         for stage in job.trace(1e5).stages:
             kinds = [span.kind for span in stage.operations]
             assert ("S" in kinds) == (overlap == "always"), kinds
