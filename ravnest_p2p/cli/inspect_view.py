@@ -7,10 +7,11 @@ from rich.table import Table
 from rich.text import Text
 
 from ravnest_p2p.cli.live import bytes_text
+from ravnest_p2p.core.planning.memory import StageMemory
 from ravnest_p2p.model.report import Report
 
 _STAGES_A_TABLE = 5
-_ROWS = {"speculative": "early step ŵ", "carried": "shared weights"}
+_ROWS = {"speculative": "early step ŵ", "carried": "shared weights", "averaging": "rounds of averaging"}
 
 
 def print_report(report: Report, name: str, console: Console | None = None) -> None:
@@ -107,9 +108,9 @@ def _memory(report: Report, first: int) -> Table:
     if any(stage.need.recompute for stage in report.stages):
         again = ["recomputed" if stage.need.recompute else "kept" for stage in stages]
         table.add_row("activations are", *again)
-    for kind in ("weights", "gradients", "optimizer", "speculative", "momentary", "activations", "carried"):
+    for kind in StageMemory._fields:
         counts = [getattr(stage.need.memory, kind) for stage in stages]
-        if kind == "carried" and not any(counts):
+        if kind in ("carried", "averaging") and not any(counts):
             continue
         sizes = [bytes_text(count) for count in counts]
         table.add_row(_ROWS.get(kind, kind), *sizes)

@@ -71,3 +71,9 @@ def bytes_share(averaging: str) -> float:
     return (
         SPARSE_SHARE if averaging == SPARSE else encoded_bytes(averaging, many) / encoded_bytes(EXACT, many)
     )
+
+
+def copies(averaging: str, outer_momentum: float) -> int:
+    """Of a stage's parameters, that its rounds work in: the copy that becomes the mean; for differences the
+    last mean and what is owed, too; and an outer optimizer's momentum."""
+    return 1 if averaging == PARAMETERS else 3 + bool(outer_momentum)

@@ -23,8 +23,9 @@ _KINDS = (
     ("momentary", "#c7c9cc"),
     ("activations", "#5a9e6f"),
     ("carried", "#b0719b"),
+    ("averaging", "#7a5ea8"),
 )
-_LABEL = {"speculative": "ŵ (early step)", "carried": "shared weights"}
+_LABEL = {"speculative": "ŵ (early step)", "carried": "shared weights", "averaging": "rounds' copies"}
 _STYLE = (
     "text{font:13px system-ui,-apple-system,'Segoe UI',sans-serif;fill:#243b53}"
     ".title{font-size:17px;font-weight:600}.dim{fill:#627d98;font-size:12px}"

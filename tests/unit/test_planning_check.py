@@ -177,7 +177,7 @@ def test_memory_is_respected_with_tolerance() -> None:
     plan = good()
     small = [peer("p0", memory_mb=330), *SWARM[1:]]
     refuse(plan, "stage 0 needs", capabilities=small)
-    need_mb = 300 * 1.048576 + 1.6 * (4 * 4 * 6 + 4 * 3)
+    need_mb = 300 * 1.048576 + 1.6 * (4 * 4 * 7 + 4 * 3)
     nearly = [peer("p0", memory_mb=int(need_mb * 0.95)), *SWARM[1:]]
     check_plan(plan, capabilities=nearly, jobs=JOBS, previous=None)
 

@@ -47,7 +47,7 @@ def test_many_clusters_form_rings_of_near_ones_in_some_columns() -> None:
 
 
 def test_large_and_small_memories_are_mixed_where_the_model_needs_it() -> None:
-    swarm = [peer("big1"), peer("big2"), peer("small1", memory_mb=650), peer("small2", memory_mb=650)]
+    swarm = [peer("big1"), peer("big2"), peer("small1", memory_mb=720), peer("small2", memory_mb=720)]
     job = planned(swarm, {JOB: spec(stages=2, clusters=2, param_mb=40)}).jobs[0]
     assert sorted(sorted(cluster) for cluster in shape(job)) in (
         [["big1", "small1"], ["big2", "small2"]],

@@ -13,7 +13,7 @@ from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from ravnest_p2p.core.averaging import ADAPTIVE, bytes_share
+from ravnest_p2p.core.averaging import ADAPTIVE, bytes_share, copies
 from ravnest_p2p.core.cadence import TOLD_IN
 from ravnest_p2p.core.capability import link_bps
 from ravnest_p2p.core.compression import least_share
@@ -118,6 +118,7 @@ def memory_of(
         recomputed_bytes=stretches.largest_bytes(lo, hi) if stretches else 0,
         carried_bytes=table.carried_bytes(lo, hi),
         correction=spec.staleness_correction,
+        averaging_copies=0 if spec.clusters == 1 else copies(spec.averaging, spec.outer_momentum),
     )
 
 

@@ -60,10 +60,10 @@ class StageMemory(NamedTuple):
         optimizer: state that the optimizer keeps.
         speculative: the copies ŵ that crossing micro-batches run on, in bfloat16.
         momentary: of a backward pass, the micro-batch's own gradients before they are added, as far as they
-            take more than its activations, which are gone by then. A ring works in a copy and an arriving
-            chunk when both gradients are gone, and takes less.
+            take more than its activations, which are gone by then.
         activations: of all micro-batches in flight, and of the stretch that is recomputed.
         carried: the versions of parameters that cross the stage's cuts, and one gradient of them.
+        averaging: the copies in which rounds of averaging work, beside training.
     """
 
     weights: int
@@ -73,6 +73,7 @@ class StageMemory(NamedTuple):
     momentary: int
     activations: int
     carried: int
+    averaging: int = 0
 
     @property
     def tensors(self) -> int:
@@ -96,6 +97,7 @@ def stage_memory(
     recomputed_bytes: int = 0,
     carried_bytes: int = 0,
     correction: str = SPECULATIVE,
+    averaging_copies: int = 0,
 ) -> StageMemory:
     """Memory of a stage; it never shrinks when an argument grows.
 
@@ -109,6 +111,7 @@ def stage_memory(
         recomputed_bytes: beside those of the window, held during a backward.
         carried_bytes: parameters that the stage receives, or sends for later stages to use.
         correction: what crossing micro-batches run on.
+        averaging_copies: of the parameters (`core.averaging.copies`).
     """
     return StageMemory(
         weights=param_bytes,
@@ -119,6 +122,7 @@ def stage_memory(
         momentary=max(0, param_bytes - activation_bytes - recomputed_bytes),
         activations=activation_bytes * (staleness + 1) + recomputed_bytes,
         carried=carried_bytes * (carried_versions(staleness, microbatches_per_update) + 1),
+        averaging=param_bytes * averaging_copies,
     )
 
 
