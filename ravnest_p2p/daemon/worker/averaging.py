@@ -26,14 +26,17 @@ from ravnest_p2p.core.rings import (
     SegmentRound,
     Send,
     deliver,
+    neighbours,
     segments,
     ways,
 )
 from ravnest_p2p.core.types import JobPlan, PeerId
 from ravnest_p2p.daemon.worker.wires import link_limits, lost
+from ravnest_p2p.network.bundle import MOST_STRANDS
 from ravnest_p2p.network.frames import Buffer, Frame
 from ravnest_p2p.network.link_server import LinkServer
 from ravnest_p2p.network.links import Link
+from ravnest_p2p.network.links_state import LinkLimits
 from ravnest_p2p.training import averaging
 
 Compute = Callable[[Callable[[], Any]], Awaitable[Any]]
@@ -42,6 +45,8 @@ Round = SegmentRound[averaging.Chunk]
 FORMED = "formed"
 LIMITS = replace(link_limits(averaging.CHUNK_BYTES), resume_s=3.0)
 """A lost link may take half as long as others to come back: a round waits for it, and can go on without."""
+NEAR_LIMITS = replace(LIMITS, strands=MOST_STRANDS)
+"""Of links that carry chunks while nobody is dead: the others need no more than one connection."""
 
 
 @dataclass(slots=True)
@@ -111,19 +116,28 @@ class RingExchange:
     def expect(self) -> None:
         """Let the members before us dial."""
         for its in self._segments:
+            limits = self._limits(its)
             for other in its.others:
                 if other < its.rank:
-                    its.to[other] = self._server.expect(its.channel(other), self._peer(its, other), LIMITS)
+                    its.to[other] = self._server.expect(
+                        its.channel(other), self._peer(its, other), limits(other)
+                    )
 
     async def dial(self, nonce_of: Callable[[PeerId], Awaitable[str]]) -> None:
         """Dial the members after us."""
 
-        async def dial(its: SegmentLinks, other: int) -> None:
+        async def dial(its: SegmentLinks, other: int, limits: LinkLimits) -> None:
             peer = self._peer(its, other)
-            its.to[other] = await self._server.dial(peer, await nonce_of(peer), its.channel(other), LIMITS)
+            its.to[other] = await self._server.dial(peer, await nonce_of(peer), its.channel(other), limits)
 
-        after = [(its, other) for its in self._segments for other in its.others if other > its.rank]
-        await asyncio.gather(*(dial(its, other) for its, other in after))
+        limits = [self._limits(its) for its in self._segments]
+        after = [
+            (its, other, of(other))
+            for its, of in zip(self._segments, limits, strict=True)
+            for other in its.others
+            if other > its.rank
+        ]
+        await asyncio.gather(*(dial(*one) for one in after))
 
     async def average(
         self, number: int, weights: Sequence[float], compute: Compute
@@ -160,6 +174,12 @@ class RingExchange:
         await traffic.run()
         await compute(lambda: averaging.scatter(flat, self._params, self._buffers, its.names))
         return traffic.lost
+
+    def _limits(self, its: SegmentLinks) -> Callable[[int], LinkLimits]:
+        """By the rank of the other end, which comes to the same."""
+        before, after = neighbours(ways(its.size, self._plan.ring_columns), its.rank)
+        near = before | after
+        return lambda other: NEAR_LIMITS if other in near else LIMITS
 
     def _peer(self, its: SegmentLinks, rank: int) -> PeerId:
         member = its.segment.members[rank]
