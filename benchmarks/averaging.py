@@ -8,11 +8,12 @@ The same tensors, links and cores on every side, one side after the other in eac
 * server: a parameter server, which is the first member, over gloo's sends.
 
 Sections: `links` (network namespaces, each member's line shaped to 100 Mbit/s; needs linux, root, iproute2),
-`uneven` (ours alone: clusters that cut differently, lines of 50 to 200 Mbit/s), `loopback`. The bound is
-2(C−1)/C of a member's bytes over its line's rate. `overlap` is a real swarm that trains: two clusters of two
-stages, lines of 100 Mbit/s, while rounds go on and while none does.
+`delayed` (the same lines, 40 ms one way between any two; without the server), `uneven` (ours alone: clusters
+that cut differently, lines of 50 to 200 Mbit/s), `loopback`. The bound is 2(C−1)/C of a member's bytes over
+its line's rate. `overlap` is a real swarm that trains: two clusters of two stages, lines of 100 Mbit/s, while
+rounds go on and while none does.
 
-About fifty minutes on two cores; nothing else should run.
+About an hour and ten minutes on two cores; nothing else should run.
 `--sim` runs only `averaging_sim`: up to 10,000 clusters in virtual time.
 """
 
@@ -24,12 +25,13 @@ import math
 import statistics
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from itertools import pairwise
 from typing import Any, NamedTuple
 
 from benchmarks import averaging_sim
+from benchmarks.averagers.far import FarNet
 from benchmarks.averagers.members import PARTS, Members
 from benchmarks.averagers.net import ShapedNet
 from benchmarks.common import Goal, report
@@ -40,6 +42,10 @@ ROUNDS, QUICK_ROUNDS = 7, 2
 ELEMENT_BYTES = 4
 MODEL_BYTES = 64e6
 RATE_BPS = 100e6
+ONE_WAY_S = 0.04
+FASTER = ">= 1.2"
+"""Than the others, over lines with a delay."""
+
 SHAPED = ((2, 16e6), (3, 16e6), (4, 16e6), (2, 64e6), (3, 64e6), (4, 64e6))
 """Members, and bytes of each one's tensor."""
 
@@ -122,6 +128,33 @@ def _links(rounds: int) -> tuple[dict[str, Any], list[Goal]]:
     return rows, goals
 
 
+def _delayed(rounds: int) -> tuple[dict[str, Any], list[Goal]]:
+    rows: dict[str, Any] = {}
+    goals = []
+    for case in (Case(*shaped) for shaped in SHAPED):
+        with FarNet([RATE_BPS] * case.members, ONE_WAY_S) as net:
+            found = _in_rounds(case, net.hosts, rounds, ("ours", *RIVALS))
+        for side, row in found.items():
+            rows[f"{case}, {ONE_WAY_S * 1e3:g} ms: {side}"] = row | {
+                "/ bound": row["s"] / (case.share_bytes * 8 / RATE_BPS)
+            }
+        goals += faster(case, {side: row["s"] for side, row in found.items()})
+    return rows, goals
+
+
+def faster(case: Case, seconds: Mapping[str, float]) -> list[Goal]:
+    """What `delayed` wants of one case, by the medians of its sides."""
+    return [
+        Goal(
+            f"{rival} / ours, {ONE_WAY_S * 1e3:g} ms one way, {case}",
+            seconds[rival] / seconds["ours"],
+            "",
+            FASTER,
+        )
+        for rival in RIVALS
+    ]
+
+
 def _loopback(rounds: int) -> tuple[dict[str, Any], list[Goal]]:
     rows: dict[str, Any] = {}
     goals = []
@@ -186,21 +219,30 @@ def _trained(hosts: Sequence[Host], mode: str, rounds: int) -> list[dict[str, fl
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
-SECTIONS = {"links": _links, "uneven": _uneven, "loopback": _loopback, "overlap": _overlap}
+SECTIONS = {
+    "links": _links,
+    "delayed": _delayed,
+    "uneven": _uneven,
+    "loopback": _loopback,
+    "overlap": _overlap,
+}
 SIDES = tuple(PARTS)
+RIVALS = ("gloo", "hivemind")
 
 
-def _in_rounds(case: Case, hosts: Sequence[Host], rounds: int) -> dict[str, dict[str, float]]:
+def _in_rounds(
+    case: Case, hosts: Sequence[Host], rounds: int, names: Sequence[str] = SIDES
+) -> dict[str, dict[str, float]]:
     """Medians by side; every second round backwards."""
-    seconds: dict[str, list[float]] = {side: [] for side in SIDES}
-    wrong, sent = dict.fromkeys(SIDES, 0), 0
+    seconds: dict[str, list[float]] = {side: [] for side in names}
+    wrong, sent = dict.fromkeys(names, 0), 0
     with ExitStack() as stack:
         sides = {
             side: stack.enter_context(Members(side, case.layers, [(0, 1)] * case.members, hosts))
-            for side in SIDES
+            for side in names
         }
         for number in range(rounds):
-            for side in SIDES[:: 1 if number % 2 == 0 else -1]:
+            for side in names[:: 1 if number % 2 == 0 else -1]:
                 got = sides[side].average(number)
                 seconds[side].append(max(one["seconds"] for one in got))
                 wrong[side] += not all(_right(one["values"], case.members) for one in got)

@@ -1,10 +1,8 @@
 """Two network namespaces and a link between them that takes its time: real sockets, a real round trip.
 
-Problem: this kernel cannot delay packets by itself. Solution: each namespace has a TUN device, and one
-process of ours carries packets from one to the other, each after the same delay. TCP is as the system has it
-and sends what the internet's MTU allows, since how long a frame takes is for the most part how TCP finds the
-line's rate; but the kernel cuts its segments no sooner than a network card would, so that whole runs of them
-are carried at once and cost next to nothing. Only packets between the two namespaces pass.
+Problem: this kernel cannot delay packets by itself. Solution: each namespace has a TUN device
+(`benchmarks.tun`), and one process of ours carries packets from one to the other, each after the same delay.
+Only packets between the two namespaces pass.
 
 A side that takes turns (`pipelines.turns`) has a link that stands with it: time stands for packets underway,
 TCP waits for longer than a stop before it sends again, and finds its rate by packets and not by the clock.
@@ -14,29 +12,18 @@ Needs linux, root and iproute2.
 
 from __future__ import annotations
 
-import ctypes
-import fcntl
 import os
 import selectors
 import signal
-import struct
-import subprocess
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
-from contextlib import suppress
+from collections.abc import Callable
 from itertools import count
 from multiprocessing import get_context
-from types import TracebackType
 
-from ravnest_p2p.testing.local_swarm import Host
+from benchmarks.namespaces import Net, ip
+from benchmarks.tun import open_device, packets
 
-RUN_BYTES = 2**16
-"""Of segments that are carried at once, at most."""
-
-_TUNSETIFF, _IFF_TUN, _IFF_NO_PI, _IFF_VNET_HDR = 0x400454CA, 0x0001, 0x1000, 0x4000
-_TUNSETOFFLOAD, _TUN_F_CSUM, _TUN_F_TSO4 = 0x400454D0, 0x01, 0x02
-_CLONE_NEWNET = 0x40000000
 DEVICE = "delayed"
 
 TICK_S, STOPPED_S = 0.1, 0.5
@@ -50,15 +37,12 @@ STANDS = ("rto_min", "120s", "congctl", "cubic")
 ever lost here. BBR measures the line's rate by the clock and would count the stops."""
 
 
-class DelayedLink:
-    """A context manager; its two hosts are there inside.
+class DelayedLink(Net):
+    """Two hosts.
 
     Args:
         one_way_s: of every packet, and up to two milliseconds more.
         stands: its side takes turns.
-    Raises:
-        OSError: not root, or no TUN devices.
-        subprocess.CalledProcessError: iproute2 refused.
     """
 
     _number = count()
@@ -66,20 +50,11 @@ class DelayedLink:
     def __init__(self, one_way_s: float, *, stands: bool = False) -> None:
         self._options = STANDS if stands else ()
         number = next(self._number)
-        self._names = [f"delay-{os.getpid()}-{number}{end}" for end in "ab"]
-        # Public-looking, since go-libp2p believes no other address; the namespaces lead nowhere else.
-        self._addresses = ["11.0.0.1", "11.0.0.2"]
+        names = [f"delay-{os.getpid()}-{number}{end}" for end in "ab"]
+        super().__init__(names, ["11.0.0.1", "11.0.0.2"])
         self._carrier = get_context("spawn").Process(
             target=_carry, args=(os.getpid(), self._names, one_way_s), daemon=True
         )
-
-    @property
-    def hosts(self) -> tuple[Host, Host]:
-        first, second = (
-            Host(address, ("ip", "netns", "exec", name))
-            for name, address in zip(self._names, self._addresses, strict=True)
-        )
-        return first, second
 
     @property
     def pid(self) -> int:
@@ -87,34 +62,21 @@ class DelayedLink:
         assert self._carrier.pid is not None, "inside only"
         return self._carrier.pid
 
-    def __enter__(self) -> DelayedLink:
-        try:
-            for name, own, other in zip(self._names, self._addresses, self._addresses[::-1], strict=True):
-                _ip("netns", "add", name)
-                inside = ("-n", name)
-                _ip(*inside, "tuntap", "add", DEVICE, "mode", "tun")
-                _ip(*inside, "address", "add", own, "peer", other, "dev", DEVICE)
-                _ip(*inside, "link", "set", "dev", DEVICE, "up")
-                _ip(*inside, "link", "set", "dev", "lo", "up")
-                _ip(*inside, "route", "change", other, "dev", DEVICE, "src", own, *self._options)
-            self._carrier.start()
-        except BaseException:
-            self._close()
-            raise
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._close()
+    def _join(self) -> None:
+        for name, own, other in zip(self._names, self._addresses, self._addresses[::-1], strict=True):
+            inside = ("-n", name)
+            ip(*inside, "tuntap", "add", DEVICE, "mode", "tun")
+            ip(*inside, "address", "add", own, "peer", other, "dev", DEVICE)
+            ip(*inside, "link", "set", "dev", DEVICE, "up")
+            ip(*inside, "route", "change", other, "dev", DEVICE, "src", own, *self._options)
+        self._carrier.start()
 
     def _close(self) -> None:
         if self._carrier.pid is not None:
             # It may be stopped.
             self._carrier.kill()
             self._carrier.join()
-        for name in self._names:
-            subprocess.run(["ip", "netns", "delete", name], capture_output=True, check=False)
+        super()._close()
 
 
 class RunClock:
@@ -132,14 +94,10 @@ class RunClock:
         return now_s - self._stopped_s
 
 
-def _ip(*arguments: str) -> None:
-    subprocess.run(["ip", *arguments], check=True, capture_output=True, text=True)
-
-
 def _carry(parent: int, names: list[str], one_way_s: float) -> None:
     """Carry packets both ways until told to end, or the parent is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    devices = [_open_device(name) for name in names]
+    devices = [open_device(name, DEVICE) for name in names]
     waiting: deque[tuple[float, int, bytes]] = deque()
     clock = RunClock()
     with selectors.DefaultSelector() as selector:
@@ -151,25 +109,5 @@ def _carry(parent: int, names: list[str], one_way_s: float) -> None:
                 os.write(device, packet)
             pause_s = waiting[0][0] - clock() if waiting else TICK_S
             for key, _ in selector.select(min(max(0.0, pause_s), TICK_S)):
-                waiting.extend((clock() + one_way_s, key.data, packet) for packet in _arrived(key.fd))
+                waiting.extend((clock() + one_way_s, key.data, packet) for packet in packets(key.fd))
                 time.sleep(GATHERED_S)
-
-
-def _arrived(device: int) -> Iterator[bytes]:
-    """All packets that can be read at once."""
-    with suppress(BlockingIOError):
-        while True:
-            yield os.read(device, 2 * RUN_BYTES)
-
-
-def _open_device(name: str) -> int:
-    libc = ctypes.CDLL(None, use_errno=True)
-    with open(f"/run/netns/{name}") as namespace:
-        if libc.setns(namespace.fileno(), _CLONE_NEWNET):
-            raise OSError(ctypes.get_errno(), f"cannot enter the network namespace {name}")
-    device = os.open("/dev/net/tun", os.O_RDWR | os.O_NONBLOCK)
-    fcntl.ioctl(
-        device, _TUNSETIFF, struct.pack("16sH22x", DEVICE.encode(), _IFF_TUN | _IFF_NO_PI | _IFF_VNET_HDR)
-    )
-    fcntl.ioctl(device, _TUNSETOFFLOAD, _TUN_F_CSUM | _TUN_F_TSO4)
-    return device

@@ -18,6 +18,7 @@ import secrets
 import socket
 import ssl
 import tempfile
+import time
 from collections.abc import Awaitable, Callable, Mapping
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
@@ -30,6 +31,7 @@ from cryptography.x509.oid import NameOID
 
 from ravnest_p2p.core.errors import FrameFormatError, PeerUnreachableError
 from ravnest_p2p.core.types import PeerId
+from ravnest_p2p.network.bundle import strands_for
 from ravnest_p2p.network.p2pd_waits import bounded
 from ravnest_p2p.network.wire import Wire
 
@@ -57,11 +59,13 @@ class Offer(NamedTuple):
         port: where it listens.
         fingerprint: SHA-256 of its certificate, DER.
         ticket: 32 random bytes, for this link alone.
+        strands: connections that it may be (`network.bundle`), at most.
     """
 
     port: int
     fingerprint: bytes
     ticket: bytes
+    strands: int = 1
 
     @classmethod
     def of(cls, header: Mapping[str, Any]) -> Offer:
@@ -70,14 +74,16 @@ class Offer(NamedTuple):
         Raises:
             FrameFormatError: none.
         """
-        port, fingerprint, ticket = (header.get(name) for name in cls._fields)
+        port, fingerprint, ticket, strands = (header.get(name) for name in cls._fields)
         if type(port) is not int or not 0 < port < 1 << 16:
             raise FrameFormatError("an offer names a port")
+        if type(strands) is not int or strands < 1:
+            raise FrameFormatError("an offer is for one connection or more")
         if not isinstance(fingerprint, bytes) or not isinstance(ticket, bytes):
             raise FrameFormatError("an offer carries a fingerprint and a ticket")
         if len(fingerprint) != TICKET_BYTES or len(ticket) != TICKET_BYTES:
             raise FrameFormatError(f"a fingerprint and a ticket have {TICKET_BYTES} bytes")
-        return cls(port, fingerprint, ticket)
+        return cls(port, fingerprint, ticket, strands)
 
 
 class Direct:
@@ -100,10 +106,10 @@ class Direct:
         self._client.verify_mode = ssl.CERT_NONE
         self._greeting: set[asyncio.Task[None]] = set()
 
-    def offer(self) -> Offer:
-        """A new one."""
+    def offer(self, strands: int = 1) -> Offer:
+        """A new one, for at most so many connections."""
         port = self._listener.getsockname()[1]
-        return Offer(port, self._fingerprint, secrets.token_bytes(TICKET_BYTES))
+        return Offer(port, self._fingerprint, secrets.token_bytes(TICKET_BYTES), strands)
 
     async def serve(self, handle: Callable[[Wire], Awaitable[None]]) -> None:
         """Hand every connection over, at most 16 before they have shaken hands; until cancelled."""
@@ -137,14 +143,23 @@ class Direct:
             room.release()
         await handle(wire)
 
-    async def open(self, peer: PeerId, offer: Offer) -> Wire:
-        """A connection to who made that offer.
+    async def open(self, peer: PeerId, offer: Offer, most: int = 1) -> list[Wire]:
+        """Connections to who made that offer: as many as the round trip asks for, at least one.
 
         Raises:
             PeerUnreachableError: nobody answered there in time, or somebody else.
         """
+        first, rtt_s = await self._open(peer, offer)
+        more = strands_for(rtt_s, min(most, offer.strands)) - 1
+        tries = await asyncio.gather(*(self._open(peer, offer) for _ in range(more)), return_exceptions=True)
+        return [first, *(found[0] for found in tries if not isinstance(found, BaseException))]
+
+    async def _open(self, peer: PeerId, offer: Offer) -> tuple[Wire, float]:
+        """A connection, and how long it took to come about: a round trip, and hardly more."""
+        begun_s = time.monotonic()
         try:
             connection = await bounded(self._connect(peer, offer.port), CONNECT_S)
+            rtt_s = time.monotonic() - begun_s
             wire = await self._wire(connection, self._client, server=False)
         except (OSError, asyncio.TimeoutError) as error:
             raise PeerUnreachableError(f"no direct connection to {peer}: {error!r}") from None
@@ -152,7 +167,7 @@ class Direct:
         if certificate is None or not secrets.compare_digest(_digest(certificate), offer.fingerprint):
             wire.abort()
             raise PeerUnreachableError(f"somebody else than {peer} answers at its port {offer.port}")
-        return wire
+        return wire, rtt_s
 
     async def _wire(self, connection: socket.socket, context: ssl.SSLContext, *, server: bool) -> Wire:
         """Shake hands over a connected socket, which is closed where that fails."""

@@ -30,6 +30,7 @@ from ravnest_p2p.core.errors import (
     StaleGenerationError,
 )
 from ravnest_p2p.core.types import Generation, PeerId
+from ravnest_p2p.network.bundle import Bundle
 from ravnest_p2p.network.direct import Direct, Offer
 from ravnest_p2p.network.links import Link
 from ravnest_p2p.network.links_hello import (
@@ -69,6 +70,16 @@ class _Expected:
         self.bound_to: bytes | None = None
         self.turn = asyncio.Lock()
         self.offer: Offer | None = None
+        self.gathered = _Gathered()
+
+
+class _Gathered:
+    """Connections that came for one offer, until they are all that the dialler made."""
+
+    def __init__(self) -> None:
+        self.wires: dict[int, Wire] = {}
+        self.complete = asyncio.Event()
+        self.over = asyncio.Event()
 
 
 class _Dialled:
@@ -79,7 +90,7 @@ class _Dialled:
         self.nonce = nonce
         self.id = secrets.token_bytes(16)
         self.welcomed = asyncio.Event()
-        self.prepared: tuple[Stream, bytes] | None = None
+        self.prepared: tuple[list[Stream], bytes] | None = None
         self.preparing: asyncio.Task[None] | None = None
         self.prepare_from_s = 0.0
 
@@ -209,18 +220,18 @@ class LinkServer:
             watch.cancel()
             if dialled.preparing is not None:
                 dialled.preparing.cancel()
-            if dialled.prepared is not None:
-                dialled.prepared[0].close()
+            for stream in dialled.prepared[0] if dialled.prepared is not None else ():
+                stream.close()
 
     async def _greet(self, dialled: _Dialled) -> Stream:
         """A stream that is welcomed, at the positions of both ends: a direct one if one is prepared."""
         link, hello_s = dialled.link, dialled.link.limits.hello_s
         prepared, dialled.prepared = dialled.prepared, None
         if prepared is None:
-            stream = await open_stream(self._p2p, link.remote, protocol_of(dialled.nonce), hello_s)
+            streams = [await open_stream(self._p2p, link.remote, protocol_of(dialled.nonce), hello_s)]
             ticket = b""
         else:
-            stream, ticket = prepared
+            streams, ticket = prepared
         try:
             hello = Hello(
                 link.channel,
@@ -230,9 +241,11 @@ class LinkServer:
                 link.next_expected,
                 ticket,
             )
-            link.resume(await say_hello(stream, hello, hello_s))
+            stream, position = await say_hello(streams, hello, hello_s)
+            link.resume(position)
         except BaseException:
-            stream.close()
+            for one in streams:
+                one.close()
             raise
         return stream
 
@@ -246,13 +259,13 @@ class LinkServer:
 
     async def _prepare(self, dialled: _Dialled, offer: Offer, direct: Direct) -> None:
         try:
-            wire = await direct.open(dialled.link.remote, offer)
+            wires = await direct.open(dialled.link.remote, offer, dialled.link.limits.strands)
         except PeerUnreachableError as error:
             logger.info("%s stays with libp2p: %s", dialled.link.channel, error)
             return
         finally:
             dialled.preparing = None
-        dialled.prepared = Stream(dialled.link.remote, wire), offer.ticket
+        dialled.prepared = [Stream(dialled.link.remote, wire) for wire in wires], offer.ticket
         await dialled.link.interrupt()
 
     async def _accept(self, stream: Stream) -> None:
@@ -268,15 +281,36 @@ class LinkServer:
             offer = None if expected is None else expected.offer
             if expected is None or offer is None or not secrets.compare_digest(hello.ticket, offer.ticket):
                 raise LinkRefusedError(f"no direct connection was offered for {hello.channel!r}")
-            expected.offer = None
             stream.peer = expected.link.remote
-            await self._answer(stream, hello)
+            await self._join(expected, stream, hello, offer)
         except RemoteFault as error:
             self.refused[type(error).__name__] += 1
         except TRANSPORT_ERRORS:
             pass
         finally:
             stream.close()
+
+    async def _join(self, expected: _Expected, stream: Stream, hello: Hello, offer: Offer) -> None:
+        """One of the connections that an offer is taken by; whoever comes last answers for all."""
+        gathered = expected.gathered
+        if hello.parts > offer.strands or hello.part in gathered.wires:
+            raise LinkRefusedError(f"connection {hello.part} of {hello.parts} was not offered")
+        gathered.wires[hello.part] = stream.wire
+        if len(gathered.wires) < hello.parts:
+            try:
+                await bounded(gathered.complete.wait(), _HELLO_S)
+            except asyncio.TimeoutError:
+                raise PeerUnreachableError(f"{stream.peer} made only a part of its connections") from None
+            await gathered.over.wait()
+            return
+        expected.offer, expected.gathered = None, _Gathered()
+        gathered.complete.set()
+        wires = list(gathered.wires.values())
+        try:
+            wire = Bundle(wires) if len(wires) > 1 else stream.wire
+            await self._answer(Stream(stream.peer, wire), hello)
+        finally:
+            gathered.over.set()
 
     async def _hear(self, stream: Stream) -> Hello:
         if self._hellos >= _MAX_HELLOS:
@@ -304,7 +338,8 @@ class LinkServer:
                 await bounded(refuse(stream, error), _HELLO_S)
             raise
         if self._direct is not None and not hello.ticket:
-            expected.offer = self._direct.offer()
+            expected.offer = self._direct.offer(link.limits.strands)
+            expected.gathered = _Gathered()
             await link.run(stream, expected.offer)
         else:
             await link.run(stream)

@@ -9,6 +9,7 @@ named error that tells whether trying again can help.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ravnest_p2p.core.errors import (
@@ -19,6 +20,7 @@ from ravnest_p2p.core.errors import (
     StaleGenerationError,
 )
 from ravnest_p2p.core.types import Generation, PeerId
+from ravnest_p2p.network.bundle import MOST_STRANDS, Bundle
 from ravnest_p2p.network.frames import Frame, FrameKind, Limits
 from ravnest_p2p.network.p2pd_waits import bounded
 from ravnest_p2p.network.streams import TRANSPORT_ERRORS, Stream
@@ -36,6 +38,7 @@ class Hello:
         resume: the link was welcomed before.
         next_expected: number of the first frame that the dialler lacks.
         ticket: on a direct connection, that of the offer; empty over libp2p.
+        part, parts: which one of how many connections this is, that together are one (`network.bundle`).
     """
 
     channel: str
@@ -44,6 +47,8 @@ class Hello:
     resume: bool
     next_expected: int
     ticket: bytes = b""
+    part: int = 0
+    parts: int = 1
 
 
 class TryAgainError(LinkRefusedError):
@@ -55,23 +60,26 @@ def protocol_of(nonce: str) -> str:
     return f"/ravnest/1/link/{nonce}"
 
 
-async def say_hello(stream: Stream, hello: Hello, timeout_s: float) -> int:
-    """Sends the hello; returns the number of the first frame that the other side lacks.
+async def say_hello(streams: Sequence[Stream], hello: Hello, timeout_s: float) -> tuple[Stream, int]:
+    """Sends the hello on all connections of one stream.
 
+    Returns:
+        That stream, and the number of the first frame that the other side lacks.
     Raises:
         PeerUnreachableError: no answer in time, or the stream ended: worth another try.
         TryAgainError: the channel is not there yet.
         StaleGenerationError, LinkRefusedError, FrameError: refused for good.
     """
+    peer = streams[0].peer
     try:
-        return await bounded(_say_hello(stream, hello), timeout_s)
+        return await bounded(_say_hello(streams, hello), timeout_s)
     except asyncio.TimeoutError:
-        raise PeerUnreachableError(f"{stream.peer} left a hello unanswered for {timeout_s:.1f} s") from None
+        raise PeerUnreachableError(f"{peer} left a hello unanswered for {timeout_s:.1f} s") from None
     except TRANSPORT_ERRORS as error:
-        raise PeerUnreachableError(f"{stream.peer} ended the stream at the hello: {error}") from None
+        raise PeerUnreachableError(f"{peer} ended the stream at the hello: {error}") from None
 
 
-async def _say_hello(stream: Stream, hello: Hello) -> int:
+async def _say_hello(streams: Sequence[Stream], hello: Hello) -> tuple[Stream, int]:
     body = {
         "channel": hello.channel,
         "generation": list(hello.generation),
@@ -79,11 +87,16 @@ async def _say_hello(stream: Stream, hello: Hello) -> int:
         "resume": hello.resume,
         "next": hello.next_expected,
         "ticket": hello.ticket,
+        "parts": len(streams),
     }
-    await stream.send(FrameKind.HELLO, body)
+    for part, one in enumerate(streams):
+        await one.send(FrameKind.HELLO, {**body, "part": part})
+    stream = streams[0]
+    if len(streams) > 1:
+        stream = Stream(stream.peer, Bundle([one.wire for one in streams]))
     answer = await stream.receive(HELLO_LIMITS)
     if answer.kind is FrameKind.WELCOME:
-        return _number(answer.header.get("next"))
+        return stream, _number(answer.header.get("next"))
     if answer.kind is FrameKind.REFUSE:
         raise _refusal(stream.peer, hello.channel, answer)
     raise FrameFormatError(f"a hello was answered by {answer.kind.name}")
@@ -107,11 +120,13 @@ async def hear_hello(stream: Stream, timeout_s: float) -> Hello:
         raise FrameFormatError("a link begins with a hello that names its channel")
     if not isinstance(link, bytes) or len(link) != 16 or not isinstance(ticket, bytes):
         raise FrameFormatError("a hello carries a link id of 16 bytes, and at most a ticket")
+    part, parts = body.get("part", 0), body.get("parts", 1)
+    if type(part) is not int or type(parts) is not int or not 0 <= part < parts <= MOST_STRANDS:
+        raise FrameFormatError(f"a hello of connection {part!r} of {parts!r}")
     if not isinstance(generation, list) or [type(part) for part in generation] != [int, int, str]:
         raise FrameFormatError("a hello carries a generation")
-    return Hello(
-        channel, Generation(*generation), link, body.get("resume") is True, _number(body.get("next")), ticket
-    )
+    resume, position = body.get("resume") is True, _number(body.get("next"))
+    return Hello(channel, Generation(*generation), link, resume, position, ticket, part, parts)
 
 
 async def welcome(stream: Stream, next_expected: int) -> None:

@@ -30,6 +30,7 @@ class LinkLimits:
         ping_s: a sign of life goes out this often.
         dead_s: without any byte for so long, the stream counts as lost.
         receipt_s: a receipt waits at most this long for a frame to ride on.
+        strands: connections that a direct one may be made of (`network.bundle`), at most.
     """
 
     frame: Limits = field(default_factory=Limits)
@@ -41,6 +42,7 @@ class LinkLimits:
     ping_s: float = 1.0
     dead_s: float = 4.0
     receipt_s: float = 0.02
+    strands: int = 1
 
     @property
     def credit_bytes(self) -> int:

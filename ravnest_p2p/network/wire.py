@@ -46,6 +46,10 @@ class Wire(asyncio.BufferedProtocol):
         return wire
 
     @property
+    def transport(self) -> asyncio.Transport:
+        return self._transport
+
+    @property
     def certificate(self) -> bytes | None:
         """What the other end showed, DER; None without TLS."""
         tls = self._transport.get_extra_info("ssl_object")
@@ -65,6 +69,9 @@ class Wire(asyncio.BufferedProtocol):
     def buffer_updated(self, nbytes: int) -> None:
         if self._on_bytes is not None:
             self._on_bytes(nbytes)
+        self._filled(nbytes)
+
+    def _filled(self, nbytes: int) -> None:
         try:
             self._frame = self._decoder.filled(nbytes)
         except Exception as error:

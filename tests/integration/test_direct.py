@@ -5,15 +5,19 @@ import contextlib
 import socket
 import ssl
 from collections.abc import AsyncIterator
+from dataclasses import replace
 
 import pytest
 
 from ravnest_p2p.core.errors import FrameFormatError, PeerUnreachableError
 from ravnest_p2p.network import direct as direct_module
+from ravnest_p2p.network import link_server as link_server_module
+from ravnest_p2p.network.bundle import Bundle
 from ravnest_p2p.network.direct import Direct, Offer
 from ravnest_p2p.network.frames import FrameKind, Limits, pack
 from ravnest_p2p.network.link_server import LinkServer
 from ravnest_p2p.network.links import Link
+from ravnest_p2p.network.links_state import LinkLimits
 from tests.integration.peers import id_of, peers, run
 from tests.integration.test_links import GENERATION, QUICK, transfer
 
@@ -38,10 +42,10 @@ class Pair:
         self.here: Link
         self.there: Link
 
-    async def link(self) -> None:
+    async def link(self, limits: LinkLimits) -> None:
         nonce = await self.accepting.start()
-        self.there = self.accepting.expect("act", self._ids[0], QUICK)
-        self.here = await self.dialling.dial(self._ids[1], nonce, "act", QUICK)
+        self.there = self.accepting.expect("act", self._ids[0], limits)
+        self.here = await self.dialling.dial(self._ids[1], nonce, "act", limits)
 
     def is_direct(self) -> bool:
         session = self.here._session
@@ -53,10 +57,10 @@ class Pair:
 
 
 @contextlib.asynccontextmanager
-async def linked(connect=to_loopback) -> AsyncIterator[Pair]:
+async def linked(connect=to_loopback, limits: LinkLimits = QUICK) -> AsyncIterator[Pair]:
     async with peers(2) as (a, b):
         pair = Pair(a, b, connect)
-        await pair.link()
+        await pair.link(limits)
         yield pair
         await pair.dialling.close()
         await pair.accepting.close()
@@ -89,6 +93,54 @@ def test_it_goes_back_to_libp2p_where_the_connection_breaks(monkeypatch: pytest.
             await asyncio.gather(transfer(pair.here, pair.there, 500, [5, 250_000]), cut())
             assert not pair.is_direct()
             assert pair.here.end is None
+
+    run(test)
+
+
+async def from_afar(peer: str, port: int) -> socket.socket:
+    await asyncio.sleep(0.04)
+    return await to_loopback(peer, port)
+
+
+def test_a_long_way_takes_several_connections_and_loses_nothing_where_one_of_them_breaks():
+    async def test() -> None:
+        async with linked(from_afar, replace(QUICK, strands=8)) as pair:
+            await pair.until(True)
+            bundle = pair.here._session._stream.wire
+            assert isinstance(bundle, Bundle)
+            assert 4 <= len(bundle._strands) <= 8
+
+            async def cut() -> None:
+                await asyncio.sleep(0.05)
+                bundle._strands[-1].transport.abort()
+
+            sizes = [0, 10, 200_000]
+            there, back = (
+                transfer(pair.here, pair.there, 300, sizes),
+                transfer(pair.there, pair.here, 300, sizes),
+            )
+            await asyncio.gather(there, back, cut())
+            assert pair.here.end is None
+
+    run(test)
+
+
+def test_who_makes_a_part_of_the_connections_only_gets_nothing(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(link_server_module, "_HELLO_S", 0.5)
+
+    async def test() -> None:
+        async with linked(from_afar, replace(QUICK, strands=4)) as pair:
+            await pair.until(True)
+            expected = pair.accepting._expected["act"]
+            expected.offer = offer = pair.there_direct.offer(4)
+            hello = {"channel": "act", "generation": list(GENERATION), "link": bytes(16), "next": 0}
+            hello |= {"ticket": offer.ticket, "parts": 3}
+            said = [stranger_says(offer.port, hello | {"part": part}) for part in (0, 2, 2)]
+            assert await asyncio.wait_for(asyncio.gather(*said), 5) == [b""] * 3
+            more = hello | {"part": 0, "parts": 5}
+            assert await asyncio.wait_for(stranger_says(offer.port, more), 5) == b""
+            assert pair.accepting.refused == {"LinkRefusedError": 2, "PeerUnreachableError": 2}
+            assert pair.is_direct()
 
     run(test)
 
@@ -168,12 +220,13 @@ def test_strangers_get_nothing_and_cost_little(monkeypatch: pytest.MonkeyPatch):
     "header",
     [
         {},
-        {"port": 0, "fingerprint": bytes(32), "ticket": bytes(32)},
-        {"port": 70_000, "fingerprint": bytes(32), "ticket": bytes(32)},
-        {"port": True, "fingerprint": bytes(32), "ticket": bytes(32)},
-        {"port": 5000, "fingerprint": bytes(31), "ticket": bytes(32)},
-        {"port": 5000, "fingerprint": "x" * 32, "ticket": bytes(32)},
-        {"port": 5000, "fingerprint": bytes(32), "ticket": bytes(33)},
+        {"port": 0, "fingerprint": bytes(32), "ticket": bytes(32), "strands": 1},
+        {"port": 70_000, "fingerprint": bytes(32), "ticket": bytes(32), "strands": 1},
+        {"port": True, "fingerprint": bytes(32), "ticket": bytes(32), "strands": 1},
+        {"port": 5000, "fingerprint": bytes(31), "ticket": bytes(32), "strands": 1},
+        {"port": 5000, "fingerprint": "x" * 32, "ticket": bytes(32), "strands": 1},
+        {"port": 5000, "fingerprint": bytes(32), "ticket": bytes(33), "strands": 1},
+        {"port": 5000, "fingerprint": bytes(32), "ticket": bytes(32), "strands": 0},
     ],
 )
 def test_offers_are_checked(header: dict):
@@ -191,7 +244,7 @@ def test_an_offer_counts_once_and_only_for_its_fingerprint():
 
         task = asyncio.ensure_future(serving.serve(meet))
         offer = serving.offer()
-        wire = await asking.open("peer", offer)
+        (wire,) = await asking.open("peer", offer)
         wire.close()
         with pytest.raises(PeerUnreachableError, match="somebody else"):
             await asking.open("peer", offer._replace(fingerprint=bytes(32)))

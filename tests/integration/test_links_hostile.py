@@ -212,7 +212,8 @@ def test_a_neighbour_that_breaks_the_protocol_ends_its_own_link_only():
                 before = server.refused[error.__name__]
                 bad = server.expect(breach, id_of(a), QUICK)
                 stream = await raw(a, b, nonce)
-                assert await say_hello(stream, Hello(breach, GENERATION, bytes(16), False, 0), 5) == 0
+                _, position = await say_hello([stream], Hello(breach, GENERATION, bytes(16), False, 0), 5)
+                assert position == 0
                 await stream.wire.write([data])
                 with pytest.raises(LinkLostError) as caught:
                     await bad.receive()
@@ -233,7 +234,7 @@ def test_a_flood_beyond_the_credit_waits_in_the_stream_not_in_memory():
             limits = LinkLimits(frame=Limits(1000, 100_000), window_frames=4, window_bytes=1000)
             link = server.expect("act", id_of(a), limits)
             stream = await raw(a, b, nonce)
-            await say_hello(stream, Hello("act", GENERATION, bytes(16), False, 0), 5)
+            await say_hello([stream], Hello("act", GENERATION, bytes(16), False, 0), 5)
 
             async def flood() -> None:
                 for number in range(1000):

@@ -252,7 +252,7 @@ def test_a_stranger_cannot_reach_into_a_workers_links(
     async def hello(given: Generation) -> None:
         stream = await open_stream(attacker.p2p, PeerId(after.peer), protocol, CALL_S)
         try:
-            await say_hello(stream, Hello("pipe/0/0", given, bytes(16), True, 0), CALL_S)
+            await say_hello([stream], Hello("pipe/0/0", given, bytes(16), True, 0), CALL_S)
         finally:
             stream.close()
 

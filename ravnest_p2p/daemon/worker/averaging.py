@@ -20,15 +20,26 @@ from torch import Tensor
 
 from ravnest_p2p.core.errors import CoMemberLostError, ResultsDifferError
 from ravnest_p2p.core.pipeline.round_numbers import Numbers, of_segment
-from ravnest_p2p.core.rings import AgreedRound, Dispute, Outcome, Segment, SegmentRound, Showed, segments
+from ravnest_p2p.core.rings import (
+    AgreedRound,
+    Dispute,
+    Outcome,
+    Segment,
+    SegmentRound,
+    Showed,
+    neighbours,
+    segments,
+)
 from ravnest_p2p.core.rings.segments import normalised, shares_before
 from ravnest_p2p.core.types import JobPlan, PeerId
 from ravnest_p2p.core.wording import peers_text
 from ravnest_p2p.daemon.worker.link_share import LinkShare
 from ravnest_p2p.daemon.worker.ring_frames import packed, unpacked
 from ravnest_p2p.daemon.worker.wires import link_limits, lost
+from ravnest_p2p.network.bundle import MOST_STRANDS
 from ravnest_p2p.network.link_server import LinkServer
 from ravnest_p2p.network.links import Link
+from ravnest_p2p.network.links_state import LinkLimits
 from ravnest_p2p.training import averaging
 from ravnest_p2p.training.late_mean import Draft, save, settle, take_in
 from ravnest_p2p.training.means import AS_THEY_ARE, Averaging, Means, Values, means_of
@@ -38,6 +49,8 @@ Round = AgreedRound[Any]
 
 LIMITS = replace(link_limits(averaging.CHUNK_BYTES), resume_s=3.0)
 """A lost link may take half as long as others to come back: a round waits for it, and can go on without."""
+NEAR_LIMITS = replace(LIMITS, strands=MOST_STRANDS)
+"""Of links that carry chunks while nobody is dead: the others need no more than one connection."""
 
 RESULT_S = 30.0
 """Who holds all and does not say within this time what it ended with is not waited for any longer."""
@@ -129,14 +142,15 @@ class RingExchange:
         for its in self._segments:
             for other in its.others:
                 if other < its.rank:
-                    its.to[other] = self._server.expect(its.channel(other), self._peer(its, other), LIMITS)
+                    peer, limits = self._peer(its, other), self._limits(its, other)
+                    its.to[other] = self._server.expect(its.channel(other), peer, limits)
 
     async def dial(self, nonce_of: Callable[[PeerId], Awaitable[str]]) -> None:
         """Dial the members after us."""
 
         async def dial(its: SegmentLinks, other: int) -> None:
-            peer = self._peer(its, other)
-            its.to[other] = await self._server.dial(peer, await nonce_of(peer), its.channel(other), LIMITS)
+            peer, limits = self._peer(its, other), self._limits(its, other)
+            its.to[other] = await self._server.dial(peer, await nonce_of(peer), its.channel(other), limits)
 
         after = [(its, other) for its in self._segments for other in its.others if other > its.rank]
         await asyncio.gather(*(dial(its, other) for its, other in after))
@@ -246,6 +260,11 @@ class RingExchange:
         await traffic.run()
         self.numbers = self.numbers.plus(_of_all(agreed.showed, self._of_members(its)))
         return traffic.lost
+
+    def _limits(self, its: SegmentLinks, other: int) -> LinkLimits:
+        """Of a link between two ranks; both ends come to the same."""
+        before, after = neighbours(its.means.ways(its.size), its.rank)
+        return NEAR_LIMITS if other in before | after else LIMITS
 
     def _peer(self, its: SegmentLinks, rank: int) -> PeerId:
         member = its.segment.members[rank]
