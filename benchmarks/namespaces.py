@@ -15,6 +15,9 @@ from ravnest_p2p.testing.local_swarm import Host
 
 _Net = TypeVar("_Net", bound="Net")
 
+TCP = ("congctl", "cubic")
+"""As most systems have it, whatever this one prefers."""
+
 
 class Net(ABC):
     """A context manager; its hosts are there inside.

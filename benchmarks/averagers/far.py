@@ -22,7 +22,7 @@ from multiprocessing import get_context
 
 from benchmarks.averagers.lines import Line
 from benchmarks.averagers.net import DEVICE
-from benchmarks.namespaces import Net, ip
+from benchmarks.namespaces import TCP, Net, ip
 from benchmarks.tun import open_device, packets, receiver, wire_bytes
 
 FRAME_BYTES = 14
@@ -30,9 +30,6 @@ FRAME_BYTES = 14
 
 GATHERED_S = 0.0005
 """Packets of so long are carried together, since each time that the carrier wakes is taken from the hosts."""
-
-TCP = ("congctl", "cubic")
-"""As most systems have it, whatever this one prefers."""
 
 LOOK_S = 0.5
 """How often the carrier looks at least whether its parent is alive."""

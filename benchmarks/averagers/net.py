@@ -9,7 +9,7 @@ import os
 from collections.abc import Sequence
 from itertools import count
 
-from benchmarks.namespaces import Net, delete, ip, run
+from benchmarks.namespaces import TCP, Net, delete, ip, run
 
 DEVICE = "shaped"
 BURST_BYTES, QUEUE_S = 1 << 16, 0.05
@@ -39,6 +39,7 @@ class ShapedNet(Net):
             ip("-n", self._switch, "link", "set", port, "master", "switch", "up")
             ip("-n", name, "address", "add", f"{address}/24", "dev", DEVICE)
             ip("-n", name, "link", "set", DEVICE, "up")
+            ip("-n", name, "route", "change", "11.1.0.0/24", "dev", DEVICE, "src", address, *TCP)
             for space, device in ((name, DEVICE), (self._switch, port)):
                 shape = ("rate", rate, "burst", str(BURST_BYTES), "latency", f"{QUEUE_S * 1e3:.0f}ms")
                 run("tc", "-n", space, "qdisc", "add", "dev", device, "root", "tbf", *shape)
