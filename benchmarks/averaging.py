@@ -9,9 +9,9 @@ The same tensors, links and cores on every side, one side after the other in eac
 
 Sections: `links` (network namespaces, each member's line shaped to 100 Mbit/s; needs linux, root, iproute2),
 `delayed` (the same lines, 40 ms one way between any two; without the server), `uneven` (ours alone: clusters
-that cut differently, lines of 50 to 200 Mbit/s), `loopback`. The bound is 2(C−1)/C of a member's bytes over
-its line's rate. `overlap` is a real swarm that trains: two clusters of two stages, lines of 100 Mbit/s, while
-rounds go on and while none does.
+that cut differently, lines of 50 to 200 Mbit/s), `loopback`, `memory` (what ours takes beside a member's
+parameters), `overlap` (a real swarm trains on such lines, two clusters of two stages, while rounds go on and
+while none does). The bound is 2(C−1)/C of a member's bytes over its line's rate.
 
 About an hour and ten minutes on two cores; nothing else should run.
 `--sim` runs only `averaging_sim`: up to 10,000 clusters in virtual time.
@@ -33,6 +33,7 @@ from typing import Any, NamedTuple
 from benchmarks import averaging_sim
 from benchmarks.averagers.far import FarNet
 from benchmarks.averagers.members import PARTS, Members
+from benchmarks.averagers.memory import extra_bytes
 from benchmarks.averagers.net import ShapedNet
 from benchmarks.common import Goal, report
 from ravnest_p2p.core.planning.overlap import ALWAYS, NEVER
@@ -54,6 +55,9 @@ FIGURE_4 = ((0, 4, 8, 12), (0, 6, 12), (0, 3, 8, 12))
 """Cuts of three clusters that make five segments, as in the paper's figure 4; layers of equal size."""
 
 OVERLAP_PEERS = 4
+UNDERWAY = 0.25
+"""Chunks underway, of 64 MB: 61, where each link may have 8 of its own sums, and what comes of those."""
+
 FIGURE_4_RATES_BPS = (150e6, 100e6, 100e6, 200e6, 200e6, 50e6, 100e6, 75e6)
 
 
@@ -195,6 +199,17 @@ def _uneven(rounds: int) -> tuple[dict[str, Any], list[Goal]]:
     ]
 
 
+def _memory(_: int) -> tuple[dict[str, Any], list[Goal]]:
+    """One copy of a member's parameters, and chunks underway."""
+    rows, goals = {}, []
+    for case in (Case(*one) for one in ON_LOOPBACK):
+        with Members("ours", case.layers, [(0, 1)] * case.members, [Host()] * case.members) as members:
+            extra = max(extra_bytes(members)) / case.size_bytes
+        rows[f"{case}: ours"] = {"extra / own": extra}
+        goals.append(Goal(f"memory beside the parameters, {case}", extra, "of them", f"<= {1 + UNDERWAY}"))
+    return rows, goals
+
+
 def _overlap(rounds: int) -> tuple[dict[str, Any], list[Goal]]:
     """What a round takes from training beside it, and what stopping for rounds takes."""
     rows: dict[str, Any] = {}
@@ -224,6 +239,7 @@ SECTIONS = {
     "delayed": _delayed,
     "uneven": _uneven,
     "loopback": _loopback,
+    "memory": _memory,
     "overlap": _overlap,
 }
 SIDES = tuple(PARTS)

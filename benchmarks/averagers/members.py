@@ -78,11 +78,22 @@ class Members:
 
     def average(self, number: int) -> list[dict[str, Any]]:
         """What each member says of one averaging."""
-        for _ in ("fills its tensor", "averages"):
-            for one in self._all:
-                self._say(one, go=number)
-            found = [self._hear(one) for one in self._all]
-        return found
+        self.fill(number)
+        return self.go(number)
+
+    def fill(self, number: int) -> None:
+        """Let each member fill its tensor."""
+        self.go(number)
+
+    def go(self, number: int) -> list[dict[str, Any]]:
+        """Let each member do what is next, and hear what it says of it."""
+        for one in self._all:
+            self._say(one, go=number)
+        return [self._hear(one) for one in self._all]
+
+    @property
+    def pids(self) -> list[int]:
+        return [one.pid for one in self._all]
 
     def _begin_ours(self, hosts: Sequence[Host]) -> None:
         places = [(c, stage) for c, its in enumerate(self._cuts) for stage in range(len(its) - 1)]
