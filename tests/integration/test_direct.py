@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import socket
 import ssl
+import sys
 from collections.abc import AsyncIterator
 from dataclasses import replace
 
@@ -102,7 +103,11 @@ async def from_afar(peer: str, port: int) -> socket.socket:
     return await to_loopback(peer, port)
 
 
-def test_a_long_way_takes_several_connections_and_loses_nothing_where_one_of_them_breaks():
+def test_a_long_way_takes_several_connections_and_loses_nothing_where_one_of_them_breaks(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.setattr(direct_module, "_round_trip_s", lambda _, connected_in_s: connected_in_s)
+
     async def test() -> None:
         async with linked(from_afar, replace(QUICK, strands=8)) as pair:
             await pair.until(True)
@@ -127,6 +132,7 @@ def test_a_long_way_takes_several_connections_and_loses_nothing_where_one_of_the
 
 def test_who_makes_a_part_of_the_connections_only_gets_nothing(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(link_server_module, "_HELLO_S", 0.5)
+    monkeypatch.setattr(direct_module, "_round_trip_s", lambda _, connected_in_s: connected_in_s)
 
     async def test() -> None:
         async with linked(from_afar, replace(QUICK, strands=4)) as pair:
@@ -251,3 +257,12 @@ def test_an_offer_counts_once_and_only_for_its_fingerprint():
         task.cancel()
 
     run(test)
+
+
+def test_the_round_trip_is_tcps_own_measure_where_it_tells() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        with socket.create_connection(server.getsockname()) as connection:
+            found_s = direct_module._round_trip_s(connection, 1.0)
+    assert 0 < found_s < 0.1 or sys.platform != "linux"
+    with socket.socketpair()[0] as no_tcp:
+        assert direct_module._round_trip_s(no_tcp, 0.5) == 0.5

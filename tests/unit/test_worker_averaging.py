@@ -144,6 +144,19 @@ def test_one_of_many_cannot_move_a_robust_mean_far(means: str) -> None:
     asyncio.run(run())
 
 
+def test_who_does_not_come_to_the_round_is_not_waited_for() -> None:
+    async def run() -> None:
+        exchanges, _, _ = await rings(3)
+        for exchange in exchanges:
+            await exchange.gather([1, 1, 1], {}, compute)
+        working = (exchange.exchange(0, late_s=0.2) for exchange in exchanges[:2])
+        found = await asyncio.wait_for(asyncio.gather(*working), 10)
+        assert [[error.peer for error in its] for its in found] == [["p2"], ["p2"]]
+        assert "has not begun averaging within 0.2 s" in str(found[0][0])
+
+    asyncio.run(run())
+
+
 @pytest.mark.parametrize("kind", AVERAGINGS)
 def test_members_know_how_far_apart_they_were(kind: str) -> None:
     """All the same, whatever they send each other; by what each told, weighed as in the mean."""

@@ -52,7 +52,7 @@ class Rings:
     async def gather(self, weights: object, buffers: dict[str, torch.Tensor], work: Any) -> None:
         await work(lambda: self.means.begin(self._trainer.params, buffers))
 
-    async def exchange(self, number: int, update_s: float) -> list[CoMemberLostError]:
+    async def exchange(self, number: int, update_s: float, late_s: float) -> list[CoMemberLostError]:
         await self.may_end.wait()
         if self.error is not None:
             raise self.error

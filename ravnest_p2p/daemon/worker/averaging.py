@@ -34,7 +34,7 @@ from ravnest_p2p.core.rings.segments import normalised, shares_before
 from ravnest_p2p.core.types import JobPlan, PeerId
 from ravnest_p2p.core.wording import peers_text
 from ravnest_p2p.daemon.worker.link_share import LinkShare
-from ravnest_p2p.daemon.worker.ring_frames import packed, unpacked
+from ravnest_p2p.daemon.worker.ring_frames import BEGUN, Message, packed, unpacked
 from ravnest_p2p.daemon.worker.wires import link_limits, lost
 from ravnest_p2p.network.bundle import MOST_STRANDS
 from ravnest_p2p.network.link_server import LinkServer
@@ -51,6 +51,10 @@ LIMITS = replace(link_limits(averaging.CHUNK_BYTES), resume_s=3.0)
 """A lost link may take half as long as others to come back: a round waits for it, and can go on without."""
 NEAR_LIMITS = replace(LIMITS, strands=MOST_STRANDS)
 """Of links that carry chunks while nobody is dead: the others need no more than one connection."""
+
+LATE_TIMES, LATE_LEAST_S = 3.0, 60.0
+"""Of the time that the own updates since the last round took, and at least: how long others may begin later.
+Plans give slow clusters fewer updates, so that all come at about the same time."""
 
 RESULT_S = 30.0
 """Who holds all and does not say within this time what it ended with is not waited for any longer."""
@@ -184,11 +188,14 @@ class RingExchange:
             else:
                 await work(partial(averaging.check_finite, self._params, buffers, its.means.names))
 
-    async def exchange(self, number: int, update_s: float = 0.0) -> list[CoMemberLostError]:
+    async def exchange(
+        self, number: int, update_s: float = 0.0, late_s: float = LATE_LEAST_S
+    ) -> list[CoMemberLostError]:
         """Make the weighted mean over the clusters of what was gathered.
 
         Args:
             update_s: that a local update takes here; goes into `numbers`.
+            late_s: who has not begun the round so long after we did is not waited for any longer.
         Returns:
             Members that were lost meanwhile; where they hold layers the mean is that of the rest.
         Raises:
@@ -198,7 +205,9 @@ class RingExchange:
         """
         self.numbers = Numbers()
         its_own = Showed(update_s=update_s)
-        found = await asyncio.gather(*(self._exchange(its, number, its_own) for its in self._averaged))
+        found = await asyncio.gather(
+            *(self._exchange(its, number, its_own, late_s) for its in self._averaged)
+        )
         return [error for lost_ in found for error in lost_]
 
     def scatter(self) -> None:
@@ -244,7 +253,9 @@ class RingExchange:
     def _of_members(self, its: SegmentLinks) -> list[float]:
         return [self._weights[member.cluster] for member in its.segment.members]
 
-    async def _exchange(self, its: SegmentLinks, number: int, own: Showed) -> list[CoMemberLostError]:
+    async def _exchange(
+        self, its: SegmentLinks, number: int, own: Showed, late_s: float
+    ) -> list[CoMemberLostError]:
         values, begun_s = its.values, time.monotonic()
         assert values is not None, "gathered before"
 
@@ -256,7 +267,7 @@ class RingExchange:
 
         its.round = SegmentRound(its.rank, self._of_members(its), values.chunks, values, its.means.ways)
         agreed = AgreedRound(its.round, its.means.ways(its.size), values.digests.rows, showed)
-        traffic = Traffic(its, number, agreed, values, self.share, partial(self._peer, its))
+        traffic = Traffic(its, number, agreed, values, self.share, partial(self._peer, its), late_s)
         await traffic.run()
         self.numbers = self.numbers.plus(_of_all(agreed.showed, self._of_members(its)))
         return traffic.lost
@@ -293,6 +304,7 @@ class Traffic:
         values: Values,
         share: LinkShare,
         peer_of: Callable[[int], PeerId],
+        late_s: float,
     ) -> None:
         self._errors: dict[int, CoMemberLostError] = {}
         self._its = its
@@ -301,6 +313,8 @@ class Traffic:
         self._values = values
         self._share = share
         self._peer_of = peer_of
+        self._late_s = late_s
+        self._heard: set[int] = set()
         self._changed = {other: asyncio.Event() for other in its.others}
         self._held = asyncio.Event()
         self._over = asyncio.Event()
@@ -315,7 +329,7 @@ class Traffic:
         over = asyncio.create_task(self._over.wait())
         writing = [asyncio.create_task(self._write(other)) for other in self._its.others]
         reading = [asyncio.create_task(self._read(other)) for other in self._its.others]
-        reading.append(asyncio.create_task(self._hurry()))
+        reading += [asyncio.create_task(self._hurry()), asyncio.create_task(self._begin_without())]
         pending: set[asyncio.Task[Any]] = {over, *writing, *reading}
         try:
             self._look()
@@ -355,6 +369,12 @@ class Traffic:
         self._round.died(other)
         self._look()
 
+    async def _begin_without(self) -> None:
+        await asyncio.sleep(self._late_s)
+        for other in [other for other in self._its.others if other not in self._heard]:
+            said = f"it has not begun averaging within {self._late_s:.3g} s of the others"
+            self._gone(other, CoMemberLostError(self._peer_of(other), said))
+
     async def _hurry(self) -> None:
         await self._held.wait()
         await asyncio.sleep(RESULT_S)
@@ -363,7 +383,8 @@ class Traffic:
             self._gone(other, CoMemberLostError(self._peer_of(other), said))
 
     async def _write(self, other: int) -> None:
-        link, changed = self._its.to[other], self._changed[other]
+        changed = self._changed[other]
+        await self._send(other, BEGUN)
         while other in self._round.live:
             await self._share.wait()
             if (message := self._round.next_for(other)) is None:
@@ -372,13 +393,17 @@ class Traffic:
                 changed.clear()
                 await changed.wait()
                 continue
-            header, buffers = packed(self._number, message, self._values.chunks)
-            self._share.spent(sum(memoryview(buffer).nbytes for buffer in buffers))
-            try:
-                with lost(link):
-                    await link.send(header, buffers)
-            except CoMemberLostError as error:
-                self._gone(other, error)
+            await self._send(other, message)
+
+    async def _send(self, other: int, message: Message) -> None:
+        link = self._its.to[other]
+        header, buffers = packed(self._number, message, self._values.chunks)
+        self._share.spent(sum(memoryview(buffer).nbytes for buffer in buffers))
+        try:
+            with lost(link):
+                await link.send(header, buffers)
+        except CoMemberLostError as error:
+            self._gone(other, error)
 
     async def _read(self, other: int) -> None:
         """Until the member's result, which is the last that it sends in a round."""
@@ -390,6 +415,7 @@ class Traffic:
             except CoMemberLostError as error:
                 self._gone(other, error)
                 return
+            self._heard.add(other)
             self._round.arrived(other, unpacked(frame, self._number, self._values))
             self._look()
 

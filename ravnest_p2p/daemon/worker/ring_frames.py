@@ -17,6 +17,9 @@ FORMED, RESULT = "formed", "result"
 
 Message = Formed | Result | Send[Any]
 
+BEGUN: Message = Send(0, None, None, None, (), ())
+"""What each tells all others first: nothing, but that it has come to the round."""
+
 
 def packed(number: int, message: Message, chunks: int) -> tuple[dict[str, Any], list[Buffer]]:
     """The header and payload of a message of round `number`."""

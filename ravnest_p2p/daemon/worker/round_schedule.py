@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
+from typing import NamedTuple
 
 from ravnest_p2p.core.averaging import ADAPTIVE
 from ravnest_p2p.core.cadence import Cadence, Due
@@ -70,8 +71,15 @@ class RoundSchedule:
         return Seen(apart(spread, 0.0, norm, shares), numbers.round_s, numbers.update_s)
 
 
+class Pace(NamedTuple):
+    """How long training took since it was asked last, and each update of it; 0 where none was made."""
+
+    seconds: float
+    update_s: float
+
+
 class UpdatePace:
-    """What a local update takes, without the time in which training stands for a mean.
+    """What local updates take, without the time in which training stands for a mean.
 
     Args:
         version: updates in the weights now.
@@ -84,12 +92,12 @@ class UpdatePace:
         """Training stood for so long."""
         self._begun_s += seconds
 
-    def update_s(self, version: int) -> float:
-        """Seconds an update since this was asked last, at most; 0 where none was made."""
+    def since(self, version: int) -> Pace:
+        """Up to an update that is made now."""
         now_s = time.monotonic()
-        seconds, updates = now_s - self._begun_s, version - self._version
+        seconds, updates = max(0.0, now_s - self._begun_s), version - self._version
         self._begun_s, self._version = now_s, version
-        return max(0.0, seconds / updates) if updates > 0 else 0.0
+        return Pace(seconds, seconds / updates if updates > 0 else 0.0)
 
 
 def _cadence(start: StartRun, rounds: int) -> Cadence:

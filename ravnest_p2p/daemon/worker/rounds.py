@@ -25,7 +25,7 @@ from torch import Tensor
 
 from ravnest_p2p.core.ledger import Shares
 from ravnest_p2p.daemon.messages import Message, PieceSaved, StartRun
-from ravnest_p2p.daemon.worker.averaging import Compute, RingExchange
+from ravnest_p2p.daemon.worker.averaging import LATE_LEAST_S, LATE_TIMES, Compute, RingExchange
 from ravnest_p2p.daemon.worker.round_schedule import RoundSchedule, UpdatePace
 from ravnest_p2p.training import StageTrainer
 from ravnest_p2p.training.snapshot import draft_piece
@@ -145,7 +145,9 @@ class Rounds:
             if begun is not None:
                 drafting = asyncio.ensure_future(self._draft(begun, batches_done))
             version = self._trainer.version if begun is None else begun.version
-            lost = await rings.exchange(number, self._pace.update_s(version))
+            pace = self._pace.since(version)
+            late_s = max(LATE_LEAST_S, LATE_TIMES * pace.seconds)
+            lost = await rings.exchange(number, pace.update_s, late_s)
             self.schedule.numbers.own(number, rings.numbers)
             if drafting is not None:
                 await rings.settle(await drafting, self._beside)
