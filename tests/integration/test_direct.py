@@ -260,9 +260,11 @@ def test_an_offer_counts_once_and_only_for_its_fingerprint():
 
 
 def test_the_round_trip_is_tcps_own_measure_where_it_tells() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        with socket.create_connection(server.getsockname()) as connection:
-            found_s = direct_module._round_trip_s(connection, 1.0)
+    with (
+        socket.create_server(("127.0.0.1", 0)) as server,
+        socket.create_connection(server.getsockname()) as connection,
+    ):
+        found_s = direct_module._round_trip_s(connection, 1.0)
     assert 0 < found_s < 0.1 or sys.platform != "linux"
     with socket.socketpair()[0] as no_tcp:
         assert direct_module._round_trip_s(no_tcp, 0.5) == 0.5
