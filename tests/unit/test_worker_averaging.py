@@ -22,6 +22,7 @@ from ravnest_p2p.core.errors import (
 from ravnest_p2p.core.pipeline.round_numbers import UNIT
 from ravnest_p2p.core.types import ClusterPlan, Generation, JobId, JobPlan, PeerId, StageAssignment
 from ravnest_p2p.daemon.worker import averaging as transport
+from ravnest_p2p.daemon.worker import ring_traffic
 from ravnest_p2p.daemon.worker.averaging import RingExchange
 from ravnest_p2p.training import averaging
 from ravnest_p2p.training.bounds import FIRST_ROUNDS, MeanBound
@@ -272,7 +273,7 @@ def test_who_suddenly_brings_huge_values_ends_the_round_and_nothing_of_it_is_use
 
 
 def test_who_does_not_say_what_it_ended_with_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(transport, "RESULT_S", 0.05)
+    monkeypatch.setattr(ring_traffic, "RESULT_S", 0.05)
     send = SlowLink.send
 
     async def silent(link: SlowLink, header: dict[str, Any], buffers: list[memoryview]) -> None:
