@@ -16,6 +16,7 @@ from ravnest_p2p.core.errors import ConfigError
 from ravnest_p2p.core.pipeline.correction import SPECULATIVE
 from ravnest_p2p.core.pipeline.nonfinite import SKIP
 from ravnest_p2p.core.pipeline.window import MEASURED
+from ravnest_p2p.core.planning.overlap import NEVER as NEVER_BESIDE
 from ravnest_p2p.core.planning.recompute import ALWAYS, AUTO, NEVER
 from ravnest_p2p.core.robust import MEAN
 from ravnest_p2p.core.types import OptimizerSpec
@@ -175,7 +176,7 @@ class JobRequest:
             job at the first.
         overlap: whether clusters go on with the next round's updates while they average: "never" stops for
             it; "auto" goes on where that saves time, by as many updates as the averaging is predicted to
-            take; "always" in any case. The mean is then taken that many updates late.
+            take; "always" in any case. The mean is then taken that many updates late, which costs quality.
         kappa: "fixed" averages after every `updates_per_round` updates; "adaptive" begins so, and averages
             more rarely as clusters stay close and as averaging costs, found while they train.
         averaging: what clusters send each other: "parameters", four bytes each, around rings; or what they
@@ -208,7 +209,7 @@ class JobRequest:
     compression: str = "none"
     staleness_correction: str = SPECULATIVE
     nonfinite: str = SKIP
-    overlap: str = "auto"
+    overlap: str = NEVER_BESIDE
     kappa: str = FIXED
     averaging: str = PARAMETERS
     means: str = MEAN
