@@ -9,6 +9,7 @@ Sections:
 
 * `sweep`: κ, the updates between two averagings, from 1 to 80 and adaptive (`core.kappa`), 2 and 4 clusters,
   against κ = 5, and against one cluster with batches as large as those of all together.
+* `overlap`: a mean is taken in some updates after its round began, as a difference (`training.late_mean`).
 * `compression`: differences since the last round in each codec (`training.difference`) against exact ones.
 * `outer`: what is done with the mean difference (`training.outer`).
 * `staleness`, `planner`: what the paper leaves open (`kappa_questions`); for κ that is `sweep`.
@@ -44,6 +45,7 @@ KAPPAS = (1, 5, 10, 20, 40, 80)
 MEASURE = 5
 """κ that the adaptive one is held against."""
 
+OVERLAPPED_KAPPAS = (10, 20)
 COMPRESSED_KAPPA = 5
 """96 rounds."""
 
@@ -126,6 +128,17 @@ def _sweep(bench: Bench) -> tuple[dict[str, Any], list[Goal]]:
     return rows, goals
 
 
+def _overlap(bench: Bench) -> tuple[dict[str, Any], list[Goal]]:
+    rows: dict[str, Any] = {}
+    for clusters in CLUSTERS:
+        for kappa in OVERLAPPED_KAPPAS:
+            stopped = bench.runs(clusters, kappa)
+            for overlap in (0, kappa // 2, kappa):
+                its = bench.runs(clusters, kappa, overlap=overlap)
+                rows[f"{clusters} clusters: κ = {kappa}, overlap {overlap}"] = _row(its, stopped)
+    return rows, []
+
+
 def _compression(bench: Bench) -> tuple[dict[str, Any], list[Goal]]:
     rows: dict[str, Any] = {}
     goals: list[Goal] = []
@@ -164,6 +177,7 @@ def _planner(bench: Bench) -> tuple[dict[str, Any], list[Goal]]:
 
 SECTIONS: dict[str, Section] = {
     "sweep": _sweep,
+    "overlap": _overlap,
     "compression": _compression,
     "outer": _outer,
     "staleness": _staleness,
