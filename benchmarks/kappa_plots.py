@@ -100,9 +100,12 @@ def _sweep(rows: Mapping[str, Mapping[str, Any]]) -> str:
     for clusters in (2, 4):
         found = {name.partition("κ ")[2]: row for name, row in rows.items() if name.startswith(str(clusters))}
         adaptive = found.pop("adaptive")
-        found.pop("adaptive, int8", None)
         updates = adaptive["updates"]
-        fixed = [(updates / row["rounds"], row["over one %"]) for name, row in found.items() if name]
+        fixed = [
+            (updates / row["rounds"], row["over one %"])
+            for name, row in found.items()
+            if name and "Nesterov" not in name
+        ]
         lines += [
             Line(f"{clusters} clusters, κ fixed", fixed),
             Line(

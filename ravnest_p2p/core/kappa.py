@@ -48,7 +48,7 @@ class KappaSpec(NamedTuple):
 
     least: int = 5
     most: int = 500
-    apart: float = 0.034
+    apart: float = 0.04
     cost: float = 0.1
     factor: float = 1.5
 
