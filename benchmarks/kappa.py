@@ -9,6 +9,7 @@ Sections:
 
 * `sweep`: κ, the updates between two averagings, from 1 to 80 and adaptive (`core.kappa`), 2 and 4 clusters,
   against κ = 5, and against one cluster with batches as large as those of all together.
+* `overlap`: a mean is taken in some updates after its round began, as a difference (`training.late_mean`).
 * `compression`: differences since the last round in each codec (`training.difference`) against exact ones.
 * `outer`: what is done with the mean difference (`training.outer`).
 * `staleness`, `planner`: what the paper leaves open (`kappa_questions`); for κ that is `sweep`.
@@ -34,6 +35,7 @@ from benchmarks.kappa_plots import draw
 from benchmarks.kappa_runs import ADAPTIVE, SAMPLES, Outcome, Run, outcome
 from ravnest_p2p.core import compression
 from ravnest_p2p.core.averaging import NESTEROV, SGD
+from ravnest_p2p.training.difference import KEPT, sparse_outer
 from ravnest_p2p.training.difference.sparse import SPARSE
 from ravnest_p2p.training.outer import DILOCO
 
@@ -45,14 +47,18 @@ KAPPAS = (1, 5, 10, 20, 40, 80)
 MEASURE = 5
 """κ that the adaptive one is held against."""
 
+OVERLAPPED_KAPPAS = (10, 20)
 COMPRESSED_KAPPA = 5
 """96 rounds."""
 
 CODECS: dict[str, dict[str, Any]] = {
     **{name: {"codec": name} for name in DENSE},
-    "sparse": {"codec": SPARSE, "ahead": True},
+    SPARSE: {"codec": SPARSE, "ahead": True, "decay": KEPT},
     "sparse, from the mean": {"codec": SPARSE},
 }
+
+FASTER: dict[str, Any] = {"codec": compression.NONE, "outer": (NESTEROV, 0.8, 0.3)}
+"""Differences, exact, whose mean is taken times 1.14 as clusters agree over rounds."""
 
 OUTER_KAPPA, OUTER_CLUSTERS = 20, 2
 OUTERS = {
@@ -109,14 +115,15 @@ def _sweep(bench: Bench) -> tuple[dict[str, Any], list[Goal]]:
         single = bench.runs(1, bench.updates, samples=SAMPLES * clusters)
         found = {f"κ = {kappa}": bench.runs(clusters, kappa) for kappa in KAPPAS}
         found["κ adaptive"] = bench.runs(clusters, ADAPTIVE)
-        found["κ adaptive, int8"] = bench.runs(clusters, ADAPTIVE, codec=compression.INT8)
+        found[f"κ = {MEASURE}, Nesterov"] = bench.runs(clusters, MEASURE, **FASTER)
+        found["κ adaptive, Nesterov"] = bench.runs(clusters, ADAPTIVE, **FASTER)
         rows[f"{clusters} clusters: one, batches of all"] = _row(single, five)
         for name, its in found.items():
             row = rows[f"{clusters} clusters: {name}"] = _row(its, five)
             row["over one %"] = mean(
                 100 * (a.held_out / b.held_out - 1) for a, b in zip(its, single, strict=True)
             )
-        for name in ("κ adaptive", "κ adaptive, int8"):
+        for name in ("κ adaptive", "κ adaptive, Nesterov"):
             adaptive = rows[f"{clusters} clusters: {name}"]
             adaptive["κ of seed 0"] = found[name][0].kappas
             share = adaptive["MB sent"] / rows[f"{clusters} clusters: κ = {MEASURE}"]["MB sent"]
@@ -127,13 +134,25 @@ def _sweep(bench: Bench) -> tuple[dict[str, Any], list[Goal]]:
     return rows, goals
 
 
+def _overlap(bench: Bench) -> tuple[dict[str, Any], list[Goal]]:
+    rows: dict[str, Any] = {}
+    for clusters in CLUSTERS:
+        for kappa in OVERLAPPED_KAPPAS:
+            stopped = bench.runs(clusters, kappa)
+            for overlap in (0, 1, kappa // 2, kappa):
+                its = bench.runs(clusters, kappa, overlap=overlap)
+                rows[f"{clusters} clusters: κ = {kappa}, overlap {overlap}"] = _row(its, stopped)
+    return rows, []
+
+
 def _compression(bench: Bench) -> tuple[dict[str, Any], list[Goal]]:
     rows: dict[str, Any] = {}
     goals: list[Goal] = []
     for clusters in CLUSTERS:
         exact = bench.runs(clusters, COMPRESSED_KAPPA, codec=compression.NONE)
         for codec, settings in CODECS.items():
-            its = bench.runs(clusters, COMPRESSED_KAPPA, **settings)
+            outer = {"outer": tuple(sparse_outer(clusters))} if codec == SPARSE else {}
+            its = bench.runs(clusters, COMPRESSED_KAPPA, **settings, **outer)
             row = rows[f"{clusters} clusters: {codec}"] = _row(its, exact)
             row["times fewer"] = exact[0].sent / its[0].sent
             if codec == SPARSE:
@@ -165,6 +184,7 @@ def _planner(bench: Bench) -> tuple[dict[str, Any], list[Goal]]:
 
 SECTIONS: dict[str, Section] = {
     "sweep": _sweep,
+    "overlap": _overlap,
     "compression": _compression,
     "outer": _outer,
     "staleness": _staleness,

@@ -1,4 +1,4 @@
-"""Plots of `benchmarks.kappa`: lines over a logarithmic or an even axis, as SVG without a library."""
+"""Plots of `benchmarks.kappa`: lines over a logarithmic, even or named axis, as SVG without a library."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 _WIDTH, _HEIGHT = 760, 420
 _LEFT, _RIGHT, _TOP, _BOTTOM = 70, 30, 70, 60
 _COLOURS = ("#3b6fb6", "#d9822b", "#4a9b5d", "#7a5ea8")
+_NAME_INSET = 70
 _TICKS = 6
 _STYLE = (
     "text{font:12px system-ui,-apple-system,'Segoe UI',sans-serif;fill:#243b53}"
@@ -38,10 +39,23 @@ def draw(results: Mapping[str, Any], folder: Path) -> None:
             (folder / f"kappa-{section}.svg").write_text(_DRAWN[section](rows))
 
 
-def svg_of(title: str, across: str, up: str, lines: Sequence[Line], logarithmic: bool = True) -> str:
-    """A plot as one self-contained SVG document."""
+def svg_of(
+    title: str,
+    across: str,
+    up: str,
+    lines: Sequence[Line],
+    *,
+    logarithmic: bool = True,
+    names: Sequence[str] = (),
+) -> str:
+    """A plot as one self-contained SVG document.
+
+    Args:
+        names: of the places 0, 1, ... along an even axis; else places are named by their numbers.
+    """
     places = [point for line in lines for point in line.points]
-    scale_x = _scale([x for x, _ in places], _LEFT, _WIDTH - _RIGHT, logarithmic)
+    inset = _NAME_INSET if names else 0
+    scale_x = _scale([x for x, _ in places], _LEFT + inset, _WIDTH - _RIGHT - inset, logarithmic)
     top = max(y for _, y in places)
     low = min(0.0, min(y for _, y in places))
     step = _step((top - low) or 1.0)
@@ -62,8 +76,9 @@ def svg_of(title: str, across: str, up: str, lines: Sequence[Line], logarithmic:
             f'<line x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}" stroke="#d9e2ec"/>'
         )
         parts.append(_text(_LEFT - 8, y + 4, f"{low + n * step:.4g}", "dim", "end"))
-    for x in sorted({x for line in lines if line.joined for x, _ in line.points}):
-        parts.append(_text(scale_x(x), _HEIGHT - _BOTTOM + 18, f"{x:.4g}", "dim", "middle"))
+    numbers = sorted({x for line in lines if line.joined for x, _ in line.points})
+    for x, name in enumerate(names) if names else [(x, f"{x:.4g}") for x in numbers]:
+        parts.append(_text(scale_x(x), _HEIGHT - _BOTTOM + 18, name, "dim", "middle"))
     for n, line in enumerate(lines):
         colour = _COLOURS[n % len(_COLOURS)]
         places = [(scale_x(x), scale_y(y)) for x, y in line.points]
@@ -85,9 +100,12 @@ def _sweep(rows: Mapping[str, Mapping[str, Any]]) -> str:
     for clusters in (2, 4):
         found = {name.partition("κ ")[2]: row for name, row in rows.items() if name.startswith(str(clusters))}
         adaptive = found.pop("adaptive")
-        found.pop("adaptive, int8", None)
         updates = adaptive["updates"]
-        fixed = [(updates / row["rounds"], row["over one %"]) for name, row in found.items() if name]
+        fixed = [
+            (updates / row["rounds"], row["over one %"])
+            for name, row in found.items()
+            if name and "Nesterov" not in name
+        ]
         lines += [
             Line(f"{clusters} clusters, κ fixed", fixed),
             Line(
@@ -98,6 +116,22 @@ def _sweep(rows: Mapping[str, Mapping[str, Any]]) -> str:
         ]
     title = "Loss over that of one cluster with batches as large as all together's"
     return svg_of(title, "κ: updates for each averaging, on average", "% over one cluster", lines)
+
+
+def _overlap(rows: Mapping[str, Mapping[str, Any]]) -> str:
+    lines: dict[str, list[tuple[float, float]]] = {}
+    for name, row in rows.items():
+        way, _, overlap = name.partition(", overlap ")
+        lines.setdefault(way.replace(":", ","), []).append((float(overlap), row["gap %"]))
+    title = "Loss with rounds beside training"
+    shown = [Line(way, points) for way, points in lines.items()]
+    return svg_of(
+        title,
+        "overlap: updates until the mean is taken in",
+        "% over rounds that stop",
+        shown,
+        logarithmic=False,
+    )
 
 
 def _compression(rows: Mapping[str, Mapping[str, Any]]) -> str:
@@ -120,7 +154,28 @@ def _staleness(rows: Mapping[str, Mapping[str, Any]]) -> str:
     return svg_of("Loss over that without staleness", "τ of the first of two stages", "% over τ = 0", lines)
 
 
-_DRAWN = {"sweep": _sweep, "compression": _compression, "staleness": _staleness}
+def _planner(rows: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:
+    wrong = {
+        "bandwidth wrong": "bandwidth wrong, lost %",
+        "bandwidth and speed wrong": "all rates wrong, lost %",
+    }
+    lines = [
+        Line(f"{shown}, {of}", [(float(n), row[key][of]) for n, row in enumerate(rows.values())], False)
+        for shown, key in wrong.items()
+        for of in ("mean", "worst")
+    ]
+    names = [name.rpartition(", seed")[0] for name in rows]
+    title = "Worth that a plan loses by measurements that are wrong by half"
+    return svg_of(title, "", "% below the plan of what is true", lines, logarithmic=False, names=names)
+
+
+_DRAWN = {
+    "sweep": _sweep,
+    "overlap": _overlap,
+    "compression": _compression,
+    "staleness": _staleness,
+    "planner": _planner,
+}
 
 
 def _scale(values: Sequence[float], start: float, end: float, logarithmic: bool) -> Callable[[float], float]:

@@ -23,8 +23,8 @@ from ravnest_p2p.core.kappa import Kappa, KappaSpec, Seen, apart
 from ravnest_p2p.core.optimizers import learning_rate
 from ravnest_p2p.core.rings import SegmentRound, Star
 from ravnest_p2p.model import Package, StageComputation, split_program
-from ravnest_p2p.testing.averaged_sim import average, exchange
-from ravnest_p2p.training import StageTrainer, averaging
+from ravnest_p2p.testing.averaged_sim import average, exchange, mean_of
+from ravnest_p2p.training import StageTrainer, averaging, late_mean
 from ravnest_p2p.training.difference import (
     DifferenceCodec,
     DifferenceValues,
@@ -33,6 +33,7 @@ from ravnest_p2p.training.difference import (
     difference_codec,
 )
 from ravnest_p2p.training.difference.sparse import SPARSE
+from ravnest_p2p.training.means import Parameters
 from ravnest_p2p.training.outer import Outer, OuterSpec
 
 PARAMETERS = "parameters"
@@ -60,6 +61,7 @@ class Run:
         decay, ahead: of what the codec lost (`ErrorFeedback`, `DifferenceValues`).
         last: codec of the last round, where it is another.
         outer: name, rate and momentum.
+        overlap: updates between a round's snapshot and when its mean is taken in; parameters only.
         seed: of the first weights and of the samples.
     """
 
@@ -75,6 +77,7 @@ class Run:
     last: str = ""
     outer: tuple[str, float, float] = OuterSpec()
     optimizer: str = "adamw"
+    overlap: int = 0
 
 
 @dataclass(frozen=True)
@@ -124,10 +127,13 @@ def _train(run: Run) -> Outcome:
     while done < run.updates:
         updates = min(kappa.current.kappa if kappa else run.kappa, run.updates - done)
         for u in range(done, done + updates):
+            if u == done + run.overlap:
+                averager.take_in()
             for c, trainer in enumerate(clusters):
                 part = u * len(clusters) + c
                 _update(trainer, u, {"x0": x[part], "y0": y[part]})
         done += updates
+        averager.take_in()
         seen, its = averager.average(last=done == run.updates)
         sent += its
         kappas.append(updates)
@@ -155,6 +161,7 @@ class _Averager:
         codecs = [_codec(run, seed) for seed, _ in enumerate(clusters)] if run.codec != PARAMETERS else []
         self._feedbacks = [ErrorFeedback(count, self._chunks, codec, run.decay) for codec in codecs]
         self._outers = [Outer(OuterSpec(*run.outer)) for _ in clusters]
+        self._late: list[Parameters] = []
 
     def average(self, last: bool) -> tuple[Seen, int]:
         """One round; what it showed, and the bytes of all payloads."""
@@ -166,6 +173,8 @@ class _Averager:
         if count == 1:
             self._common = [self._flat(self._clusters[0])]
             return seen, 0
+        if self._run.overlap and not last:
+            return seen, self._beside(flats)
         if not self._feedbacks:
             sent = average(self._clusters, self._names, [1] * count)
             self._common = [self._flat(self._clusters[0])]
@@ -179,6 +188,24 @@ class _Averager:
             its.settle(outer)
             averaging.scatter(flat, trainer.params, trainer.buffers, self._names)
         return seen, sent
+
+    def _beside(self, flats: Tensor) -> int:
+        """A round whose mean is taken in later; the bytes of all payloads."""
+        self._late = [
+            Parameters(its.params, its.buffers, self._names, len(flats), columns=1) for its in self._clusters
+        ]
+        means = [late.weights.copy_(flat) for late, flat in zip(self._late, flats, strict=True)]
+        sent = mean_of(means, [1] * len(flats))
+        self._common = [means[0].clone()]
+        for mean, flat in zip(means, flats, strict=True):
+            mean.sub_(flat)
+        return sent
+
+    def take_in(self) -> None:
+        """The mean of the last round, if it went on beside training."""
+        for late, trainer in zip(self._late, self._clusters, strict=False):
+            late_mean.take_in(late, trainer.params, trainer.buffers)
+        self._late = []
 
     def weights(self) -> dict[str, Tensor]:
         """The common mean, by name."""

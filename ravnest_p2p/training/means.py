@@ -25,13 +25,19 @@ import torch
 from torch import Tensor
 
 from ravnest_p2p.core import compression
-from ravnest_p2p.core.averaging import DIFFERENCES, PARAMETERS, SPARSE
+from ravnest_p2p.core.averaging import DIFFERENCES, NONE, PARAMETERS, SPARSE
 from ravnest_p2p.core.rings import Star, Ways, ways
 from ravnest_p2p.core.rings.messages import Arithmetic
 from ravnest_p2p.core.robust import MEAN
 from ravnest_p2p.training import averaging
 from ravnest_p2p.training.bounds import MeanBound
-from ravnest_p2p.training.difference import DifferenceValues, ErrorFeedback, difference_codec
+from ravnest_p2p.training.difference import (
+    KEPT,
+    DifferenceValues,
+    ErrorFeedback,
+    difference_codec,
+    sparse_outer,
+)
 from ravnest_p2p.training.digests import ChunkDigests
 from ravnest_p2p.training.outer import Outer, OuterSpec
 from ravnest_p2p.training.robust import RobustValues
@@ -171,9 +177,11 @@ class Differences:
         exact = averaging.elements(params, buffers, [name for name in self.names if name not in params])
         chunks = averaging.chunk_count(self.mean.numel() - exact, size)
         codec = difference_codec(name, how.seed)
-        self._feedback = ErrorFeedback(self.mean.numel(), chunks, codec, exact=exact)
-        self._outer = Outer(how.outer)
         self._ahead = how.kind == SPARSE
+        decay = KEPT if self._ahead else 1.0
+        self._feedback = ErrorFeedback(self.mean.numel(), chunks, codec, decay, exact)
+        plain = how.outer.name == NONE
+        self._outer = Outer(sparse_outer(size) if self._ahead and plain else how.outer)
         self._values: DifferenceValues | None = None
         self.bound = MeanBound()
 

@@ -15,7 +15,9 @@ from ravnest_p2p.training.difference import (
     ErrorFeedback,
     Sparse,
     difference_codec,
+    sparse_outer,
 )
+from ravnest_p2p.training.difference.feedback import AGREE
 from ravnest_p2p.training.outer import DILOCO, Outer, OuterSpec
 
 ELEMENTS, CHUNKS = 30_000, 6
@@ -91,11 +93,18 @@ def test_who_goes_on_ahead_has_what_it_could_not_send_and_half_as_much_of_others
         others = torch.tensor([chunk % len(WEIGHTS) != rank for chunk in range(CHUNKS)])
         beyond, its = own - swarm.common[0], others.repeat_interleave(ELEMENTS // CHUNKS)
         if WEIGHTS[rank]:
-            expected = mine[its] * (0.5 + 0.5 * WEIGHTS[rank] / sum(WEIGHTS))
+            expected = mine[its] * (AGREE + (1 - AGREE) * WEIGHTS[rank] / sum(WEIGHTS))
             unsent = torch.isclose(beyond[its], expected, rtol=1e-3, atol=1e-5).float().mean()
             assert 1 - 1 / 32 - 0.01 < unsent < 1 - 1 / 32 + 0.001
         else:
             assert not beyond[its].any()
+
+
+def test_the_mean_of_sparse_differences_counts_the_more_the_more_members_there_are() -> None:
+    rates = [sparse_outer(members).lr for members in (1, 2, 4, 8)]
+    assert rates[0] == 1.0
+    assert rates == sorted(rates)
+    assert rates[-1] < 8 * AGREE, "less than what a member that sends alone had expected"
 
 
 def test_what_is_kept_fades() -> None:

@@ -12,16 +12,18 @@ more, with a feedback of its own, so that bytes do not grow with the members.
 """
 
 from ravnest_p2p.training.difference.codecs import CODECS, DifferenceCodec, Payload, difference_codec
-from ravnest_p2p.training.difference.feedback import ErrorFeedback
+from ravnest_p2p.training.difference.feedback import KEPT, ErrorFeedback, sparse_outer
 from ravnest_p2p.training.difference.sparse import Sparse
 from ravnest_p2p.training.difference.values import DifferenceValues
 
 __all__ = [
     "CODECS",
+    "KEPT",
     "DifferenceCodec",
     "DifferenceValues",
     "ErrorFeedback",
     "Payload",
     "Sparse",
     "difference_codec",
+    "sparse_outer",
 ]
