@@ -214,8 +214,9 @@ def _overlap(rounds: int) -> tuple[dict[str, Any], list[Goal]]:
     """What a round takes from training beside it, and what stopping for rounds takes."""
     rows: dict[str, Any] = {}
     with ShapedNet([RATE_BPS] * OVERLAP_PEERS) as net:
-        for mode, count in ((ALWAYS, rounds + 3), (NEVER, rounds)):
-            rows |= {f"{mode}: cluster {c}": row for c, row in enumerate(_trained(net.hosts, mode, count))}
+        for mode in (ALWAYS, NEVER):
+            found = _trained(net.hosts, mode, rounds + 3)
+            rows |= {f"{mode}: cluster {c}": row for c, row in enumerate(found)}
     beside = [row for name, row in rows.items() if name.startswith(ALWAYS)]
     stopping = [row for name, row in rows.items() if name.startswith(NEVER)]
     total = {key: sum(row[key] for row in beside) for key in ("beside", "apart", "rate")}

@@ -19,6 +19,7 @@ from collections.abc import Sequence
 from heapq import heappop, heappush
 from itertools import count
 from multiprocessing import get_context
+from multiprocessing.synchronize import Event
 
 from benchmarks.averagers.lines import Line
 from benchmarks.averagers.net import DEVICE
@@ -30,6 +31,9 @@ FRAME_BYTES = 14
 
 GATHERED_S = 0.0005
 """Packets of so long are carried together, since each time that the carrier wakes is taken from the hosts."""
+
+START_S = 60.0
+"""What a process of Python may take to begin, beside others that do."""
 
 LOOK_S = 0.5
 """How often the carrier looks at least whether its parent is alive."""
@@ -48,9 +52,11 @@ class FarNet(Net):
         name = f"far-{os.getpid()}-{next(self._number)}"
         numbers = range(len(rates_bps))
         super().__init__([f"{name}-{n}" for n in numbers], [f"11.2.0.{n + 1}" for n in numbers])
-        self._carrier = get_context("spawn").Process(
+        context = get_context("spawn")
+        self._carries = context.Event()
+        self._carrier = context.Process(
             target=_carry,
-            args=(os.getpid(), self._names, self._addresses, list(rates_bps), one_way_s),
+            args=(self._carries, os.getpid(), self._names, self._addresses, list(rates_bps), one_way_s),
             daemon=True,
         )
 
@@ -61,6 +67,8 @@ class FarNet(Net):
             ip("-n", name, "link", "set", DEVICE, "up")
             ip("-n", name, "route", "change", "11.2.0.0/24", "dev", DEVICE, "src", address, *TCP)
         self._carrier.start()
+        if not self._carries.wait(START_S):
+            raise OSError(f"nobody carries packets after {START_S:g} s")
 
     def _close(self) -> None:
         if self._carrier.pid is not None:
@@ -70,7 +78,12 @@ class FarNet(Net):
 
 
 def _carry(
-    parent: int, names: list[str], addresses: list[str], rates_bps: list[float], one_way_s: float
+    carries: Event,
+    parent: int,
+    names: list[str],
+    addresses: list[str],
+    rates_bps: list[float],
+    one_way_s: float,
 ) -> None:
     """Carry packets until the parent is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -85,6 +98,7 @@ def _carry(
     sender = {device: n for n, device in enumerate(devices)}
     for device in devices:
         poll.register(device, select.POLLIN)
+    carries.set()
     while os.getppid() == parent:
         pause_s = min(underway[0][0] - time.monotonic(), LOOK_S) if underway else LOOK_S
         ready = poll.poll(max(0.0, 1e3 * pause_s))

@@ -8,6 +8,7 @@ import random
 import subprocess
 import sys
 from collections.abc import Sequence
+from tempfile import TemporaryFile
 from typing import Any
 
 from benchmarks.averagers.net import DEVICE
@@ -20,6 +21,8 @@ PARTS = {
     "server": "benchmarks.averagers.server",
 }
 LIMIT_S = 120.0
+SAID_CHARS = 2000
+"""Of what a member that failed said last."""
 
 Layers = Sequence[int]
 Cuts = Sequence[Sequence[int]]
@@ -43,16 +46,17 @@ class Members:
             "MASTER_PORT": str(random.randint(20_000, 30_000)),
             "GLOO_SOCKET_IFNAME": DEVICE if hosts[0].prefix else "lo",
         }
+        self._said = [TemporaryFile("w+") for _ in hosts]  # noqa: SIM115 (closed with the members)
         self._all = [
             subprocess.Popen(
                 [*host.prefix, sys.executable, "-m", PARTS[side]],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
-                stderr=subprocess.DEVNULL,
+                stderr=said,
                 text=True,
                 env=environment,
             )
-            for host in hosts
+            for host, said in zip(hosts, self._said, strict=True)
         ]
         try:
             begin = {"ours": self._begin_ours, "hivemind": self._begin_hivemind}.get(side, self._begin_gloo)
@@ -106,6 +110,10 @@ class Members:
         ]
         for one in self._all:
             self._say(one, peers=peers)
+        for one in self._all:
+            self._hear(one)
+        for one in self._all:
+            self._say(one, connected=True)
 
     def _begin_gloo(self, hosts: Sequence[Host]) -> None:
         for rank, one in enumerate(self._all):
@@ -125,12 +133,13 @@ class Members:
         one.stdin.write(json.dumps(what) + "\n")
         one.stdin.flush()
 
-    @staticmethod
-    def _hear(one: subprocess.Popen[str]) -> dict[str, Any]:
+    def _hear(self, one: subprocess.Popen[str]) -> dict[str, Any]:
         assert one.stdout is not None
         line = one.stdout.readline()
         if not line:
-            raise RuntimeError(f"a member ended with status {one.wait(LIMIT_S)}")
+            status, said = one.wait(LIMIT_S), self._said[self._all.index(one)]
+            said.seek(0)
+            raise RuntimeError(f"a member ended with status {status}: {said.read()[-SAID_CHARS:]}")
         found: dict[str, Any] = json.loads(line)
         return found
 
@@ -138,3 +147,5 @@ class Members:
         for one in self._all:
             one.kill()
             one.wait()
+        for said in self._said:
+            said.close()

@@ -2,9 +2,10 @@
 
 `python -m ravnest_p2p.testing.ring_member` talks in lines of JSON. It hears {"cluster", "stage", "cuts",
 "layers", "address"}, where `layers` are elements and `cuts` those of every cluster; says its peer and
-addresses; hears everybody's; at each {"go": number} fills its tensors with 2^cluster, says so, averages at
-the next line, and says how long that took, what was sent, what came out and who was lost. With "dies_after"
-it kills itself by SIGKILL instead, once it has the means of so many chunks.
+addresses; hears everybody's; says that it is connected, and hears that all are; at each {"go": number} fills
+its tensors with 2^cluster, says so, averages at the next line, and says how long that took, what was sent,
+what came out and who was lost. With "dies_after" it kills itself by SIGKILL instead, once it has the means of
+so many chunks.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ import numpy as np
 import torch
 import uvloop
 
+from ravnest_p2p.core.errors import PeerUnreachableError
 from ravnest_p2p.core.types import ClusterPlan, Generation, JobId, JobPlan, PeerId, StageAssignment
 from ravnest_p2p.daemon.worker.averaging import RingExchange
 from ravnest_p2p.network.direct import Direct
@@ -38,6 +40,7 @@ from ravnest_p2p.network.p2pd_config import P2PDConfig
 from ravnest_p2p.training import averaging
 
 GENERATION = Generation(1, 1, "bench")
+TRIES, PAUSE_S = 5, 3.0
 FEW, DIGITS = 5, 4
 """Different values of a result that are told, and how exactly: each way rounds its sums in its own order."""
 
@@ -88,9 +91,11 @@ async def _run(folder: Path, told: dict[str, Any]) -> None:
     for other in peers:
         hosts[PeerId(other["peer"])] = other["host"]
         if other["peer"] < daemon.peer_id:
-            await connect(
-                daemon.p2p, next(a for a in other["addresses"] if told["address"].split(".")[0] in a)
-            )
+            address = next(a for a in other["addresses"] if told["address"].split(".")[0] in a)
+            await _connected(daemon, address)
+    # Two that dialled each other at once over a long way could be in each other's way.
+    say(connected=True)
+    await _hear_aside()
     clusters = tuple(_cluster(c, cuts, peers) for c, cuts in enumerate(told["cuts"]))
     lo, hi = told["cuts"][cluster][stage : stage + 2]
     params = {f"layer {n}": torch.empty(told["layers"][n]) for n in range(lo, hi)}
@@ -128,6 +133,18 @@ async def _run(folder: Path, told: dict[str, Any]) -> None:
         )
     await server.close()
     await daemon.stop()
+
+
+async def _connected(daemon: P2PDaemon, address: str) -> None:
+    """Connect; libp2p does not dial again for some seconds after it has failed."""
+    for left in reversed(range(TRIES)):
+        try:
+            await connect(daemon.p2p, address)
+            return
+        except PeerUnreachableError:
+            if not left:
+                raise
+            await asyncio.sleep(PAUSE_S)
 
 
 def _die_after(chunks: int) -> None:

@@ -67,6 +67,10 @@ def members() -> Iterator[list[Member]]:
         for one in found:
             one.say(peers=peers)
         for one in found:
+            one.hear()
+        for one in found:
+            one.say(connected=True)
+        for one in found:
             assert one.hear()["ready"]
         yield found
 
