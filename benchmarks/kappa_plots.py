@@ -159,10 +159,14 @@ def _planner(rows: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:
         "bandwidth wrong": "bandwidth wrong, lost %",
         "bandwidth and speed wrong": "all rates wrong, lost %",
     }
+    shown = [(name, key, of) for name, key in wrong.items() for of in ("mean", "worst")]
     lines = [
-        Line(f"{shown}, {of}", [(float(n), row[key][of]) for n, row in enumerate(rows.values())], False)
-        for shown, key in wrong.items()
-        for of in ("mean", "worst")
+        Line(
+            f"{name}, {of}",
+            [(n + (k - 1.5) / 16, row[key][of]) for n, row in enumerate(rows.values())],
+            False,
+        )
+        for k, (name, key, of) in enumerate(shown)
     ]
     names = [name.rpartition(", seed")[0] for name in rows]
     title = "Worth that a plan loses by measurements that are wrong by half"
