@@ -67,8 +67,9 @@ class MeanBound:
                     f"the mean of chunk {chunk} is {apart:.3g} from our values, "
                     f"where {usual:.3g} was the most in the last {len(self._rounds)} rounds"
                 )
-        self._most = max(self._most, apart)
-        self.spread += apart * apart * len(own)
+        if math.isfinite(apart):  # else it would bound nothing from now on
+            self._most = max(self._most, apart)
+            self.spread += apart * apart * len(own)
 
     def commit(self) -> None:
         """The round is over, and its means are used."""

@@ -134,3 +134,14 @@ def test_values_that_are_refused_change_nothing() -> None:
     assert flat.tolist() == [1, 1, 1, 1]
     values.hold(0, chunk(1, 1, 1, 1.05))
     assert flat[3] == np.float32(1.05)
+
+
+def test_a_distance_that_is_not_finite_is_not_what_is_usual() -> None:
+    bound, own = MeanBound(), np.ones(8, np.float32)
+    for found in (np.full(8, 3e38, np.float32), own * np.float32(1.01)):
+        bound.begin()
+        bound.check(0, own, found)
+        bound.commit()
+    assert np.isfinite(bound.spread)
+    with pytest.raises(OutOfBoundsError):
+        bound.check(0, own, np.full(8, 1e6, np.float32))
