@@ -55,8 +55,8 @@ FIGURE_4 = ((0, 4, 8, 12), (0, 6, 12), (0, 3, 8, 12))
 """Cuts of three clusters that make five segments, as in the paper's figure 4; layers of equal size."""
 
 OVERLAP_PEERS = 4
-UNDERWAY = 0.25
-"""Chunks underway, of 64 MB: 61, where each link may have 8 of its own sums, and what comes of those."""
+UNDERWAY = 0.3
+"""Chunks underway, of 64 MB: 49, where each link may have 8 of its own sums, and what comes of those."""
 
 FIGURE_4_RATES_BPS = (150e6, 100e6, 100e6, 200e6, 200e6, 50e6, 100e6, 75e6)
 

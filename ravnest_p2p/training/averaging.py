@@ -24,16 +24,23 @@ from ravnest_p2p.training.digests import ChunkDigests
 ELEMENT_BYTES = 4
 """Chunks are little-endian float32."""
 
-CHUNK_BYTES = 1 << 18
-"""Of one chunk at most: small beside what a link has underway, large beside what a frame costs."""
+CHUNK_BYTES, LARGE_CHUNK_BYTES = 1 << 18, 3 << 17
+"""Of one chunk at most, in small segments and in large ones: small beside what a link has underway, large
+beside what a frame costs, and what an operation on it needs stays in a processor's cache."""
+
+CHUNKS = 128
+"""Into so many a segment is cut before its chunks get larger: a round ends with one chunk's way round, which
+has to be short beside it."""
 
 Payload = bytes | bytearray | memoryview
 Chunk = np.ndarray[Any, np.dtype[np.float32]]
 
 
 def chunk_count(elements: int, ways: int) -> int:
-    """Chunks that a segment is cut into: as many for each way, none larger than `CHUNK_BYTES`."""
-    return ways * max(1, -(-elements * ELEMENT_BYTES // (ways * CHUNK_BYTES)))
+    """Chunks that a segment is cut into: as many for each way."""
+    size_bytes = elements * ELEMENT_BYTES
+    most_bytes = min(LARGE_CHUNK_BYTES, max(CHUNK_BYTES, size_bytes // CHUNKS))
+    return ways * max(1, -(-size_bytes // (ways * most_bytes)))
 
 
 def vector(elements: int) -> Tensor:

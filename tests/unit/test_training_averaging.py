@@ -115,7 +115,9 @@ def test_a_sum_that_overflows_is_refused_and_a_large_one_is_not() -> None:
 def test_a_segment_is_cut_evenly_for_all_ways() -> None:
     assert averaging.chunk_count(0, 3) == averaging.chunk_count(7, 3) == 3
     assert averaging.chunk_count(averaging.CHUNK_BYTES, 3) == 6
-    assert averaging.chunk_count(16 << 20, 4) == 256
+    assert averaging.chunk_count((averaging.CHUNKS * averaging.CHUNK_BYTES) // 4, 4) == averaging.CHUNKS
+    assert averaging.chunk_count((averaging.CHUNKS * averaging.LARGE_CHUNK_BYTES) // 4, 4) == averaging.CHUNKS
+    assert averaging.chunk_count((averaging.LARGE_CHUNK_BYTES << 10) // 4, 4) == 1024
 
 
 def test_the_device_is_measured(capsys: pytest.CaptureFixture[str]) -> None:

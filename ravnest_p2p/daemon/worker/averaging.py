@@ -42,7 +42,7 @@ from ravnest_p2p.training.means import AS_THEY_ARE, Averaging, means_of
 
 Compute = Callable[[Callable[[], Any]], Awaitable[Any]]
 
-LIMITS = replace(link_limits(averaging.CHUNK_BYTES), resume_s=3.0)
+LIMITS = replace(link_limits(averaging.LARGE_CHUNK_BYTES), resume_s=3.0)
 """A lost link may take half as long as others to come back: a round waits for it, and can go on without."""
 NEAR_LIMITS = replace(LIMITS, strands=MOST_STRANDS)
 """Of links that carry chunks while nobody is dead: the others need no more than one connection."""
