@@ -104,7 +104,7 @@ def _sweep(rows: Mapping[str, Mapping[str, Any]]) -> str:
         fixed = [
             (updates / row["rounds"], row["over one %"])
             for name, row in found.items()
-            if name and "Nesterov" not in name
+            if name.startswith("=")
         ]
         lines += [
             Line(f"{clusters} clusters, κ fixed", fixed),

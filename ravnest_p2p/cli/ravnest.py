@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ravnest_p2p.cli import inspecting, planning, tracing
-from ravnest_p2p.core.averaging import AVERAGINGS
+from ravnest_p2p.core.averaging import AUTO, AVERAGINGS
 from ravnest_p2p.core.compression import COMPRESSIONS
 from ravnest_p2p.core.planning.overlap import OVERLAPS
 
@@ -257,7 +257,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     submit.add_argument(
         "--averaging",
-        choices=AVERAGINGS,
+        choices=(AUTO, *AVERAGINGS),
         help="what clusters send each other to average, instead of what the file asks for",
     )
     submit.add_argument(

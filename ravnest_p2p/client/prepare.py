@@ -19,7 +19,7 @@ from torch.utils.data import Dataset, default_collate
 
 from ravnest_p2p.client.blobs import sha256_of
 from ravnest_p2p.client.request import JobRequest
-from ravnest_p2p.core.averaging import check_averaging
+from ravnest_p2p.core.averaging import check_averaging, chosen
 from ravnest_p2p.core.compression import COMPRESSIONS
 from ravnest_p2p.core.errors import ConfigError, RecordFormatError
 from ravnest_p2p.core.optimizers import PRECISIONS, check_optimizer
@@ -125,7 +125,7 @@ def prepare(request: JobRequest, folder: Path, say: Say) -> tuple[Prepared, Prog
         nonfinite=request.nonfinite,
         overlap=request.overlap,
         kappa=request.kappa,
-        averaging=request.averaging,
+        averaging=chosen(request.averaging, request.kappa, request.outer, request.means),
         means=request.means,
         outer=request.outer,
         outer_lr=float(request.outer_lr),
@@ -245,7 +245,8 @@ def _total_batches(request: JobRequest, samples: int) -> int:
     if request.nonfinite not in NONFINITE:
         raise ConfigError(f"nonfinite must be {' or '.join(NONFINITE)}, not {request.nonfinite!r:.40}")
     outer = (request.outer, request.outer_lr, request.outer_momentum)
-    check_averaging(request.averaging, *outer, request.kappa, request.means)
+    averaging = chosen(request.averaging, request.kappa, request.outer, request.means)
+    check_averaging(averaging, *outer, request.kappa, request.means)
     if request.overlap not in OVERLAPS:
         raise ConfigError(f"overlap must be one of {', '.join(OVERLAPS)}, not {request.overlap!r:.40}")
     if request.staleness_bound is not None and request.staleness_bound < 0:

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from ravnest_p2p.core.averaging import FIXED, NONE, PARAMETERS
+from ravnest_p2p.core.averaging import AUTO as AUTO_AVERAGING
+from ravnest_p2p.core.averaging import FIXED, NONE
 from ravnest_p2p.core.errors import ConfigError
 from ravnest_p2p.core.pipeline.correction import SPECULATIVE
 from ravnest_p2p.core.pipeline.nonfinite import SKIP
@@ -182,6 +183,7 @@ class JobRequest:
         averaging: what clusters send each other: "parameters", four bytes each, around rings; or what they
             learned since the last mean: "differences", exact, or in the few bytes of "fp16", "int8", "int4"
             or "sparse" (one value of 32, in two bits). What a codec loses of one round goes with the next.
+            "auto" is "int8" where κ is adaptive or there is an outer optimizer, else "parameters".
         means: how contributions become one: "mean"; or one that liars among three or more clusters cannot
             move far: "trimmed" leaves out the extremes of each value, "clipped" cuts what is far from most.
         outer: what is done with the mean of the differences: "none" takes it as it is, "sgd" and "nesterov"
@@ -211,7 +213,7 @@ class JobRequest:
     nonfinite: str = SKIP
     overlap: str = NEVER_BESIDE
     kappa: str = FIXED
-    averaging: str = PARAMETERS
+    averaging: str = AUTO_AVERAGING
     means: str = MEAN
     outer: str = NONE
     outer_lr: float = 1.0

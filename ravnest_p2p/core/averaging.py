@@ -17,6 +17,8 @@ from ravnest_p2p.core.robust import MEAN, MEANS
 PARAMETERS, DIFFERENCES, SPARSE = "parameters", "differences", "sparse"
 AVERAGINGS = (PARAMETERS, DIFFERENCES, FP16, INT8, INT4, SPARSE)
 """Parameters in float32; differences in float32, and in codecs of ever fewer bytes."""
+AUTO = "auto"
+"""What a job wants that leaves the choice to `chosen`."""
 
 NONE, SGD, NESTEROV = OUTERS = ("none", "sgd", "nesterov")
 """What is done with the mean difference: taken as it is, or as a gradient."""
@@ -28,6 +30,18 @@ MAX_OUTER_LR = 100.0
 
 SPARSE_SHARE = 1 / 110
 """Of float32's bytes."""
+
+
+def chosen(wanted: str, kappa: str, outer: str, means: str) -> str:
+    """What clusters send each other, of `AVERAGINGS`, where a job wants that or `AUTO`.
+
+    Parameters, as the paper has it, and which robust means compare. Differences in 8 bits for an outer
+    optimizer, which steps with differences, and where κ is adaptive: they cost no loss, and with a quarter of
+    the bytes a smaller κ serves.
+    """
+    if wanted != AUTO:
+        return wanted
+    return INT8 if means == MEAN and (outer != NONE or kappa == ADAPTIVE) else PARAMETERS
 
 
 def check_averaging(

@@ -49,7 +49,7 @@ class KappaSpec(NamedTuple):
 
     least: int = 5
     most: int = 500
-    apart: float = 0.04
+    apart: float = 0.034
     cost: float = 0.1
     factor: float = 1.5
     step: int = 1

@@ -12,9 +12,10 @@ from torch import Tensor, nn
 
 import ravnest_p2p as rn
 from ravnest_p2p.client.prepare import Prepared, prepare
-from ravnest_p2p.core.averaging import AVERAGINGS, NESTEROV, PARAMETERS
+from ravnest_p2p.core.averaging import ADAPTIVE, AVERAGINGS, INT8, NESTEROV, PARAMETERS
 from ravnest_p2p.core.errors import CaptureError, ConfigError
 from ravnest_p2p.core.planning.overlap import OVERLAPS
+from ravnest_p2p.core.robust import CLIPPED
 from ravnest_p2p.core.types import (
     MICROBATCH_FLOPS,
     ClusterPlan,
@@ -115,6 +116,23 @@ def test_the_workers_average_as_the_job_says(tmp_path: Path, averaging: str) -> 
     assert averaging_of(spec) == Averaging(averaging, wanted, seed=5)
 
 
+@pytest.mark.parametrize(
+    ("asked", "sent"),
+    [
+        ({}, PARAMETERS),
+        ({"means": CLIPPED}, PARAMETERS),
+        ({"kappa": ADAPTIVE}, INT8),
+        ({"outer": NESTEROV}, INT8),
+        ({"kappa": ADAPTIVE, "means": CLIPPED}, PARAMETERS),
+        ({"kappa": ADAPTIVE, "averaging": PARAMETERS}, PARAMETERS),
+    ],
+)
+def test_differences_in_8_bits_where_a_job_leaves_it_open_and_they_serve(
+    tmp_path: Path, asked: dict[str, str], sent: str
+) -> None:
+    assert prepared(tmp_path, **asked).spec.averaging == sent
+
+
 def test_a_schedule_ends_with_the_job(tmp_path: Path) -> None:
     job = prepared(tmp_path, passes=3, optimizer=rn.AdamW(schedule="cosine"))
     assert job.spec.optimizer.schedule_updates == job.spec.total_batches == 12
@@ -163,7 +181,7 @@ class MixesDtypes(nn.Module):
         ({"means": "median"}, ConfigError, "mean, trimmed, clipped"),
         ({"means": "trimmed", "averaging": "int8"}, ConfigError, "set averaging to 'parameters'"),
         ({"outer": "adam", "averaging": "int8"}, ConfigError, "none, sgd, nesterov"),
-        ({"outer": "sgd"}, ConfigError, "set averaging to 'differences'"),
+        ({"outer": "sgd", "averaging": "parameters"}, ConfigError, "set averaging to 'differences'"),
         ({"outer_lr": 0.7}, ConfigError, "need an outer optimizer"),
         ({"outer": "sgd", "averaging": "int8", "outer_momentum": 1.0}, ConfigError, "outer_momentum in"),
         ({"optimizer": rn.Muon(), "model": nn.Linear(6, 4)}, ConfigError, "no hidden matrix"),
