@@ -46,6 +46,8 @@ def render(status: dict[str, Any] | Progress) -> RenderableType:
         parts.append(Text(_skipped(progress), style="yellow"))
     if progress.clusters:
         parts.append(_stages(progress.clusters))
+        if len(progress.clusters) > 1:
+            parts.append(Text.assemble(("averaging: ", "dim"), _averaging(progress.clusters)))
         parts += [Text(text, style="yellow") for text in progress.advice]
     if progress.spares:
         parts.append(Text.assemble(("spare: ", "dim"), ", ".join(map(short, progress.spares))))
@@ -168,6 +170,20 @@ def _stages(clusters: Sequence[ClusterProgress]) -> Table:
                 Text(_memory(stage)),
             )
     return table
+
+
+def _averaging(clusters: Sequence[ClusterProgress]) -> str:
+    """How often clusters average, what it takes, and why that often where it is found while they train."""
+    first = clusters[0]
+    stages = [stage for cluster in clusters for stage in cluster.stages]
+    least, most = (of(cluster.updates_per_round for cluster in clusters) for of in (min, max))
+    often = str(first.kappa) if first.kappa else f"{least}" if least == most else f"{least} to {most}"
+    said = f"every {often} updates"
+    if total_s := sum(stage.training_s for stage in stages):
+        said += f", {sum(stage.averaging_s for stage in stages) / total_s:.0%} of the time"
+    if overlap := max(cluster.overlap for cluster in clusters):
+        said += f", while training goes on for up to {overlap}"
+    return f"{said}\n{first.kappa_why}" if first.kappa_why else said
 
 
 def _busy(busy: float | None) -> Text:

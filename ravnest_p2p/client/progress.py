@@ -41,6 +41,7 @@ class StageProgress(_View):
         recompute: it computes activations a second time instead of keeping them.
         skipped: micro-batches left out since the generation began, as their values were not finite;
             `skipped_updates` counts updates that this stage did not make for the same reason.
+        training_s: since the generation began to train; rounds of averaging took `averaging_s` of it.
     """
 
     peer: str
@@ -68,13 +69,26 @@ class StageProgress(_View):
     recompute: bool = False
     skipped: int = 0
     skipped_updates: int = 0
+    training_s: float = 0.0
+    averaging_s: float = 0.0
 
 
 class ClusterProgress(_View):
-    """One copy of the model, and its stages in pipeline order."""
+    """One copy of the model, and its stages in pipeline order.
+
+    Attributes:
+        updates_per_round: that it makes between two rounds as the plan has them; `overlap` of the next round's
+            while a round goes on.
+        kappa: updates that clusters make between two averagings, where that is found while they train;
+            `kappa_why` has the numbers that led to it.
+    """
 
     loss: float | None = None
     updates: int = 0
+    updates_per_round: int = 0
+    overlap: int = 0
+    kappa: int | None = None
+    kappa_why: str = ""
     stages: tuple[StageProgress, ...] = ()
 
 
