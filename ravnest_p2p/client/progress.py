@@ -77,7 +77,7 @@ class ClusterProgress(_View):
     """One copy of the model, and its stages in pipeline order.
 
     Attributes:
-        updates_per_round: that it makes between two rounds as the plan has them; `overlap` of the next round's
+        updates_per_round: that it makes between two rounds of the plan; `overlap` of those of the next one
             while a round goes on.
         kappa: updates that clusters make between two averagings, where that is found while they train;
             `kappa_why` has the numbers that led to it.
