@@ -48,6 +48,9 @@ KAPPAS = (1, 5, 10, 20, 40, 80)
 MEASURE = 5
 """κ that the adaptive one is held against."""
 
+WITH_MOMENTUM = (5, 20)
+"""κ at which the optimizers' mean gradients are averaged too."""
+
 OVERLAPPED_KAPPAS = (10, 20)
 COMPRESSED_KAPPA = 5
 """96 rounds."""
@@ -117,16 +120,20 @@ def _sweep(bench: Bench) -> tuple[dict[str, Any], list[Goal]]:
         found = {f"κ = {kappa}": bench.runs(clusters, kappa) for kappa in KAPPAS}
         found["κ adaptive"] = bench.runs(clusters, ADAPTIVE, codec=AS_JOBS)
         found["κ adaptive, float32"] = bench.runs(clusters, ADAPTIVE)
+        for kappa in WITH_MOMENTUM:
+            found[f"κ = {kappa}, momentum"] = bench.runs(clusters, kappa, momentum=True)
+        found["κ adaptive, momentum"] = bench.runs(clusters, ADAPTIVE, codec=AS_JOBS, momentum=True)
         rows[f"{clusters} clusters: one, batches of all"] = _row(single, five)
         for name, its in found.items():
             row = rows[f"{clusters} clusters: {name}"] = _row(its, five)
             row["over one %"] = mean(
                 100 * (a.held_out / b.held_out - 1) for a, b in zip(its, single, strict=True)
             )
-        for name in ("κ adaptive", "κ adaptive, float32"):
+        for name, its in found.items():
             row = rows[f"{clusters} clusters: {name}"]
-            row["κ of seed 0"] = found[name][0].kappas
             row["bytes of κ = 5"] = row["MB sent"] / rows[f"{clusters} clusters: κ = {MEASURE}"]["MB sent"]
+            if "adaptive" in name:
+                row["κ of seed 0"] = its[0].kappas
         adaptive = rows[f"{clusters} clusters: κ adaptive"]
         goals += [
             Goal(f"κ adaptive, {clusters} clusters: loss over κ = 5", adaptive["gap %"], "%", "<= 2"),

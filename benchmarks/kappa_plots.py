@@ -104,7 +104,7 @@ def _sweep(rows: Mapping[str, Mapping[str, Any]]) -> str:
         fixed = [
             (updates / row["rounds"], row["over one %"])
             for name, row in found.items()
-            if name.startswith("=")
+            if name.startswith("=") and "," not in name
         ]
         lines += [
             Line(f"{clusters} clusters, κ fixed", fixed),

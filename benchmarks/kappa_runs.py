@@ -8,7 +8,7 @@ them: one cluster takes them as one larger batch.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
@@ -23,7 +23,7 @@ from ravnest_p2p.core.kappa import Kappa, KappaSpec, Seen, apart
 from ravnest_p2p.core.optimizers import learning_rate
 from ravnest_p2p.core.rings import SegmentRound, Star
 from ravnest_p2p.model import Package, StageComputation, split_program
-from ravnest_p2p.testing.averaged_sim import average, exchange, mean_of
+from ravnest_p2p.testing.averaged_sim import exchange, mean_of
 from ravnest_p2p.training import StageTrainer, averaging, late_mean
 from ravnest_p2p.training.difference import (
     DifferenceCodec,
@@ -34,6 +34,7 @@ from ravnest_p2p.training.difference import (
 )
 from ravnest_p2p.training.difference.sparse import SPARSE
 from ravnest_p2p.training.means import Parameters
+from ravnest_p2p.training.momenta import WithMomenta
 from ravnest_p2p.training.outer import Outer, OuterSpec
 
 PARAMETERS = "parameters"
@@ -62,6 +63,7 @@ class Run:
         last: codec of the last round, where it is another.
         outer: name, rate and momentum.
         overlap: updates between a round's snapshot and when its mean is taken in; parameters only.
+        momentum: the optimizers' mean gradients are averaged too.
         seed: of the first weights and of the samples.
     """
 
@@ -78,6 +80,7 @@ class Run:
     outer: tuple[str, float, float] = OuterSpec()
     optimizer: str = "adamw"
     overlap: int = 0
+    momentum: bool = False
 
 
 @dataclass(frozen=True)
@@ -154,8 +157,10 @@ class _Averager:
 
     def __init__(self, run: Run, clusters: Sequence[StageTrainer]) -> None:
         self._run, self._clusters = run, clusters
-        self._names = list(clusters[0].params)
-        self._common = [self._flat(trainer) for trainer in clusters]
+        self._params = [WithMomenta(its) if run.momentum else its.params for its in clusters]
+        self._names = list(self._params[0])
+        self._weights = averaging.elements(clusters[0].params, {}, list(clusters[0].params))
+        self._common = [self._flat(params) for params in self._params]
         count = len(self._common[0])
         self._chunks = averaging.chunk_count(count, len(clusters))
         codecs = [_codec(run, seed) for seed, _ in enumerate(clusters)] if run.codec != PARAMETERS else []
@@ -168,32 +173,35 @@ class _Averager:
         if last and self._run.last:
             for seed, feedback in enumerate(self._feedbacks):
                 feedback.codec = difference_codec(self._run.last, seed)
-        flats, count = torch.stack([self._flat(trainer) for trainer in self._clusters]), len(self._clusters)
+        flats, count = torch.stack([self._flat(params) for params in self._params]), len(self._clusters)
         seen = Seen(self._apart(flats), ROUND_UPDATES, 1.0)
         if count == 1:
-            self._common = [self._flat(self._clusters[0])]
+            self._common = [flats[0]]
             return seen, 0
         if self._run.overlap and not last:
             return seen, self._beside(flats)
         if not self._feedbacks:
-            sent = average(self._clusters, self._names, [1] * count)
-            self._common = [self._flat(self._clusters[0])]
+            sent = mean_of(list(flats), [1] * count)
+            self._go_on_from(flats)
+            self._common = [flats[0].clone()]
             return seen, sent
         pairs = zip(flats, self._common, self._feedbacks, strict=True)
         values = [DifferenceValues(*pair, ahead=self._run.ahead) for pair in pairs]
         sent = exchange(
             [SegmentRound(n, [1] * count, self._chunks, its, Star) for n, its in enumerate(values)]
         )
-        for its, outer, trainer, flat in zip(values, self._outers, self._clusters, flats, strict=True):
+        for its, outer in zip(values, self._outers, strict=True):
             its.settle(outer)
-            averaging.scatter(flat, trainer.params, trainer.buffers, self._names)
+        self._go_on_from(flats)
         return seen, sent
+
+    def _go_on_from(self, flats: Iterable[Tensor]) -> None:
+        for params, flat in zip(self._params, flats, strict=True):
+            averaging.scatter(flat, params, {}, self._names)
 
     def _beside(self, flats: Tensor) -> int:
         """A round whose mean is taken in later; the bytes of all payloads."""
-        self._late = [
-            Parameters(its.params, its.buffers, self._names, len(flats), columns=1) for its in self._clusters
-        ]
+        self._late = [Parameters(its, {}, self._names, len(flats), columns=1) for its in self._params]
         means = [late.weights.copy_(flat) for late, flat in zip(self._late, flats, strict=True)]
         sent = mean_of(means, [1] * len(flats))
         self._common = [means[0].clone()]
@@ -203,23 +211,23 @@ class _Averager:
 
     def take_in(self) -> None:
         """The mean of the last round, if it went on beside training."""
-        for late, trainer in zip(self._late, self._clusters, strict=False):
-            late_mean.take_in(late, trainer.params, trainer.buffers)
+        for late, params in zip(self._late, self._params, strict=False):
+            late_mean.take_in(late, params, {})
         self._late = []
 
     def weights(self) -> dict[str, Tensor]:
         """The common mean, by name."""
-        trainer = self._clusters[0]
-        averaging.scatter(self._common[0], trainer.params, trainer.buffers, self._names)
-        return {name: value.detach() for name, value in trainer.params.items()}
+        self._go_on_from([self._common[0]] * len(self._params))
+        return {name: value.detach() for name, value in self._clusters[0].params.items()}
 
     def _apart(self, flats: Tensor) -> float:
-        mean, learned = flats.mean(0), flats - self._common[0]
+        flats, common = flats[:, : self._weights], self._common[0][: self._weights]
+        mean, learned = flats.mean(0), flats - common
         squares = (float(learned.square().sum() / len(flats)), float(learned.mean(0).square().sum()))
         return apart(*squares, float(mean.square().sum()), [1 / len(flats)] * len(flats))
 
-    def _flat(self, trainer: StageTrainer) -> Tensor:
-        return averaging.gather(trainer.params, trainer.buffers, self._names)
+    def _flat(self, params: Mapping[str, Tensor]) -> Tensor:
+        return averaging.gather(params, {}, self._names)
 
 
 def _codec(run: Run, seed: int) -> DifferenceCodec:

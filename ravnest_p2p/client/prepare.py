@@ -22,7 +22,7 @@ from ravnest_p2p.client.request import JobRequest
 from ravnest_p2p.core.averaging import check_averaging, chosen
 from ravnest_p2p.core.compression import COMPRESSIONS
 from ravnest_p2p.core.errors import ConfigError, RecordFormatError
-from ravnest_p2p.core.optimizers import PRECISIONS, check_optimizer
+from ravnest_p2p.core.optimizers import PRECISIONS, check_momentum, check_optimizer
 from ravnest_p2p.core.pipeline.batch_advice import half_of, pipeline_advice
 from ravnest_p2p.core.pipeline.correction import CORRECTIONS
 from ravnest_p2p.core.pipeline.nonfinite import NONFINITE
@@ -130,6 +130,7 @@ def prepare(request: JobRequest, folder: Path, say: Say) -> tuple[Prepared, Prog
         outer=request.outer,
         outer_lr=float(request.outer_lr),
         outer_momentum=float(request.outer_momentum),
+        average_momentum=request.average_momentum,
     )
     try:
         manifest = manifest_bytes(spec)
@@ -246,7 +247,7 @@ def _total_batches(request: JobRequest, samples: int) -> int:
         raise ConfigError(f"nonfinite must be {' or '.join(NONFINITE)}, not {request.nonfinite!r:.40}")
     outer = (request.outer, request.outer_lr, request.outer_momentum)
     averaging = chosen(request.averaging, request.kappa, request.outer, request.means)
-    check_averaging(averaging, *outer, request.kappa, request.means)
+    check_averaging(averaging, *outer, request.kappa, request.means, request.average_momentum)
     if request.overlap not in OVERLAPS:
         raise ConfigError(f"overlap must be one of {', '.join(OVERLAPS)}, not {request.overlap!r:.40}")
     if request.staleness_bound is not None and request.staleness_bound < 0:
@@ -266,6 +267,7 @@ def _optimizer(request: JobRequest, batches: int) -> OptimizerSpec:
     if spec.schedule in ("linear", "cosine") and not spec.schedule_updates:
         spec = replace(spec, schedule_updates=math.ceil(batches / max(1, request.clusters)))
     check_optimizer(spec)
+    check_momentum(spec, request.average_momentum)
     return spec
 
 

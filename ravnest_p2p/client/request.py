@@ -189,6 +189,8 @@ class JobRequest:
         outer: what is done with the mean of the differences: "none" takes it as it is, "sgd" and "nesterov"
             step with it.
         outer_lr, outer_momentum: of these; DiLoCo's are 0.7 and 0.9.
+        average_momentum: average the optimizer's mean gradients too, so that all go on in the same direction;
+            twice the bytes.
     """
 
     model: nn.Module | Package
@@ -218,6 +220,7 @@ class JobRequest:
     outer: str = NONE
     outer_lr: float = 1.0
     outer_momentum: float = 0.0
+    average_momentum: bool = False
 
     @property
     def checkpoint_word(self) -> str:

@@ -45,7 +45,13 @@ def chosen(wanted: str, kappa: str, outer: str, means: str) -> str:
 
 
 def check_averaging(
-    averaging: str, outer: str, lr: float, momentum: float, kappa: str = FIXED, means: str = MEAN
+    averaging: str,
+    outer: str,
+    lr: float,
+    momentum: float,
+    kappa: str = FIXED,
+    means: str = MEAN,
+    moments: bool = False,
 ) -> None:
     """Whether a job's words and numbers of averaging belong together.
 
@@ -62,6 +68,11 @@ def check_averaging(
         raise ConfigError(f"unknown means {means!r:.40}; use {', '.join(MEANS)}")
     if means != MEAN and averaging != PARAMETERS:
         raise ConfigError(f"means={means!r} compares parameters: set averaging to {PARAMETERS!r}")
+    if moments and (averaging == SPARSE or outer != NONE):
+        raise ConfigError(
+            "average_momentum goes with parameters, or with differences in 8 or 4 bits and more, "
+            "and without an outer optimizer"
+        )
     if outer not in OUTERS:
         raise ConfigError(f"unknown outer optimizer {outer!r:.40}; use {', '.join(OUTERS)}")
     if not (math.isfinite(lr) and 0 < lr <= MAX_OUTER_LR and 0 <= momentum < 1):
@@ -77,17 +88,20 @@ def check_averaging(
         )
 
 
-def bytes_share(averaging: str) -> float:
-    """Bytes of a round, as a share of those of parameters in float32."""
-    if averaging in (PARAMETERS, DIFFERENCES):
-        return 1.0
+def bytes_share(averaging: str, moments: bool) -> float:
+    """Bytes of a round, as a share of those of parameters in float32.
+
+    Args:
+        moments: of the optimizer are averaged too.
+    """
+    if averaging == SPARSE:
+        return SPARSE_SHARE
     many = 1 << 20
-    return (
-        SPARSE_SHARE if averaging == SPARSE else encoded_bytes(averaging, many) / encoded_bytes(EXACT, many)
-    )
+    codec = EXACT if averaging in (PARAMETERS, DIFFERENCES) else averaging
+    return (1 + moments) * encoded_bytes(codec, many) / encoded_bytes(EXACT, many)
 
 
-def copies(averaging: str, outer_momentum: float) -> int:
+def copies(averaging: str, outer_momentum: float, moments: bool) -> int:
     """Of a stage's parameters, that its rounds work in: the copy that becomes the mean; for differences the
-    last mean and what is owed, too; and an outer optimizer's momentum."""
-    return 1 if averaging == PARAMETERS else 3 + bool(outer_momentum)
+    last mean and what is owed, too; and an outer optimizer's momentum. As many of moments."""
+    return (1 + moments) * (1 if averaging == PARAMETERS else 3 + bool(outer_momentum))

@@ -64,6 +64,14 @@ def check_optimizer(spec: OptimizerSpec) -> None:
     )
 
 
+def check_momentum(spec: OptimizerSpec, averaged: bool) -> None:
+    """Whether there is a mean gradient, if clusters are to average it; raises as `check_optimizer`."""
+    _need(
+        not averaged or spec.name != "sgd" or spec.momentum > 0.0,
+        "average_momentum needs an optimizer that has one: SGD's is 0",
+    )
+
+
 def scheduled(spec: OptimizerSpec, base: float, version: int) -> float:
     """A learning rate `base` at the update that turns weights of `version` into `version` + 1.
 

@@ -228,6 +228,7 @@ class JobSpec:
         averaging: what clusters send each other, of `core.averaging.AVERAGINGS`.
         means: how what they send becomes one, of `core.robust.MEANS`.
         outer, outer_lr, outer_momentum: what is done with the mean difference, of `core.averaging.OUTERS`.
+        average_momentum: the optimizer's mean gradients are averaged too.
         overlap: whether clusters train beside a round of averaging: one of `core.planning.overlap.OVERLAPS`.
     """
 
@@ -258,6 +259,7 @@ class JobSpec:
     outer: str = "none"
     outer_lr: float = 1.0
     outer_momentum: float = 0.0
+    average_momentum: bool = False
     overlap: str = "auto"
 
     def weights_of(self, lo: int, hi: int) -> list[BlobHash]:

@@ -14,7 +14,7 @@ from typing import Any
 from ravnest_p2p.core.averaging import check_averaging
 from ravnest_p2p.core.compression import COMPRESSIONS
 from ravnest_p2p.core.errors import ConfigError, RecordFormatError
-from ravnest_p2p.core.optimizers import PRECISIONS, check_optimizer
+from ravnest_p2p.core.optimizers import PRECISIONS, check_momentum, check_optimizer
 from ravnest_p2p.core.pipeline.correction import CORRECTIONS
 from ravnest_p2p.core.pipeline.nonfinite import NONFINITE
 from ravnest_p2p.core.pipeline.window import STALENESS_MODES
@@ -104,8 +104,15 @@ def _checked(spec: JobSpec) -> JobSpec:
     try:
         check_optimizer(spec.optimizer)
         check_averaging(
-            spec.averaging, spec.outer, spec.outer_lr, spec.outer_momentum, spec.kappa, spec.means
+            spec.averaging,
+            spec.outer,
+            spec.outer_lr,
+            spec.outer_momentum,
+            spec.kappa,
+            spec.means,
+            spec.average_momentum,
         )
+        check_momentum(spec.optimizer, spec.average_momentum)
     except ConfigError as error:
         raise RecordFormatError(f"the manifest: {error}") from None
     return spec

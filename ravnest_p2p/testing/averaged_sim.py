@@ -135,6 +135,9 @@ class _Kept:
         self._tensors = {param_key(name): tensor.detach().clone() for name, tensor in trainer.params.items()}
         self._tensors |= {buffer_key(name): tensor.clone() for name, tensor in trainer.buffers.items()}
 
+    def __contains__(self, name: object) -> bool:
+        return name in self._tensors
+
     def replace(self, name: str, values: Tensor) -> Tensor:
         before, self._tensors[name] = self._tensors[name], values.clone()
         return before

@@ -36,12 +36,15 @@ Values = np.ndarray[Any, np.dtype[np.float32]]
 class MeanBound:
     """Of one member and segment, over all rounds.
 
+    Args:
+        counted: chunks at the beginning whose distance is told (`spread`); all, where it is None.
     Attributes:
-        spread: sum of squares of all that the round under way showed of mean minus own part.
+        spread: sum of squares of what the round under way showed of mean minus own part.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, counted: int | None = None) -> None:
         self.spread = 0.0
+        self._counted = math.inf if counted is None else counted
         self._rounds: deque[float] = deque(maxlen=ROUNDS)
         self._most = 0.0
         self._apart = np.empty(0, np.float32)
@@ -69,7 +72,8 @@ class MeanBound:
                 )
         if math.isfinite(apart):  # else it would bound nothing from now on
             self._most = max(self._most, apart)
-            self.spread += apart * apart * len(own)
+            if chunk < self._counted:
+                self.spread += apart * apart * len(own)
 
     def commit(self) -> None:
         """The round is over, and its means are used."""

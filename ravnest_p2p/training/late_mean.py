@@ -19,11 +19,14 @@ from torch import Tensor
 
 from ravnest_p2p.training.averaging import parts, renewed
 from ravnest_p2p.training.means import Means
+from ravnest_p2p.training.momenta import is_momentum, momentum_key
 from ravnest_p2p.training.snapshot import buffer_key, param_key
 
 
 class Draft(Protocol):
     """What `TensorDraft` is: where the snapshot is kept."""
+
+    def __contains__(self, name: object) -> bool: ...
 
     def replace(self, name: str, values: Tensor) -> Tensor: ...
 
@@ -39,16 +42,18 @@ def settle(means: Means, params: Mapping[str, Tensor], buffers: Mapping[str, Ten
     vectors = (means.weights, means.mean)
     pairs = zip(*(parts(vector, params, buffers, means.names) for vector in vectors), strict=True)
     for (name, _, part), (_, _, mean) in pairs:
-        before = draft.replace((param_key if name in params else buffer_key)(name), mean)
-        if name in params:
-            part.sub_(before.view(part.shape))
+        if (key := _key(name, params)) in draft:
+            before = draft.replace(key, mean)
+            if name in params:
+                part.sub_(before.view(part.shape))
 
 
 def save(means: Means, params: Mapping[str, Tensor], buffers: Mapping[str, Tensor], draft: Draft) -> None:
     """Put the mean into a piece that was drafted with the weights that a stage goes on from."""
     if means.weights is not means.mean:
         for name, _, mean in parts(means.mean, params, buffers, means.names):
-            draft.replace((param_key if name in params else buffer_key)(name), mean)
+            if (key := _key(name, params)) in draft:
+                draft.replace(key, mean)
 
 
 @torch.no_grad()
@@ -62,3 +67,10 @@ def take_in(means: Means, params: Mapping[str, Tensor], buffers: MutableMapping[
             tensor.add_(part.to(device=tensor.device, dtype=tensor.dtype))
         else:
             buffers[name] = renewed(tensor, part)
+
+
+def _key(name: str, params: Mapping[str, Tensor]) -> str:
+    """In a piece. It has no moments of parameters that were never stepped."""
+    if is_momentum(name):
+        return momentum_key(name)
+    return param_key(name) if name in params else buffer_key(name)

@@ -39,6 +39,7 @@ from ravnest_p2p.training.difference import (
     sparse_outer,
 )
 from ravnest_p2p.training.digests import ChunkDigests
+from ravnest_p2p.training.momenta import is_momentum
 from ravnest_p2p.training.outer import Outer, OuterSpec
 from ravnest_p2p.training.robust import RobustValues
 
@@ -113,7 +114,8 @@ class Means(Protocol):
 
     @property
     def norm(self) -> float:
-        """Sum of squares of the mean, or, while a round of differences goes on, of the last one."""
+        """Sum of squares of the mean, or, while a round of differences goes on, of the last one; without
+        moments."""
         ...
 
 
@@ -129,12 +131,13 @@ class Parameters:
         columns: int,
         means: str = MEAN,
     ) -> None:
-        self.names = names
-        self.bound = MeanBound()
+        self.names: Sequence[str] = sorted(names, key=is_momentum)
         self._means = means
         self.ways: Callable[[int], Ways] = partial(ways, columns=columns) if means == MEAN else Star
         self.weights = self.mean = averaging.vector(averaging.elements(params, buffers, names))
         self._chunks = averaging.chunk_count(self.mean.numel(), self.ways(size).count)
+        self._told = averaging.elements(params, buffers, [name for name in names if not is_momentum(name)])
+        self.bound = MeanBound(_chunks_of(self._told, self.mean.numel(), self._chunks))
 
     def begin(
         self, params: Mapping[str, Tensor], buffers: Buffers, shares: Shares = tuple
@@ -151,7 +154,7 @@ class Parameters:
 
     @property
     def norm(self) -> float:
-        return _norm(self.mean)
+        return _norm(self.mean[: self._told])
 
 
 class Differences:
@@ -169,7 +172,9 @@ class Differences:
         size: int,
         how: Averaging,
     ) -> None:
-        self.names: Sequence[str] = sorted(names, key=lambda name: (name not in params, name))
+        self.names: Sequence[str] = sorted(
+            names, key=lambda name: (name not in params, is_momentum(name), name)
+        )
         self.ways: Callable[[int], Ways] = Star
         self.mean = averaging.gather(params, buffers, self.names)
         self.weights = averaging.vector(self.mean.numel())
@@ -183,7 +188,10 @@ class Differences:
         plain = how.outer.name == NONE
         self._outer = Outer(sparse_outer(size) if self._ahead and plain else how.outer)
         self._values: DifferenceValues | None = None
-        self.bound = MeanBound()
+        rough = self.mean.numel() - exact
+        weights = [name for name in names if name in params and not is_momentum(name)]
+        self._told = averaging.elements(params, buffers, weights)
+        self.bound = MeanBound(_chunks_of(self._told, rough, chunks))
 
     def begin(
         self, params: Mapping[str, Tensor], buffers: Buffers, shares: Shares = tuple
@@ -202,7 +210,12 @@ class Differences:
 
     @property
     def norm(self) -> float:
-        return _norm(self.mean)
+        return _norm(self.mean[: self._told])
+
+
+def _chunks_of(told: int, elements: int, chunks: int) -> int:
+    """That the first so many elements lie in, a chunk that has some of both included."""
+    return -(-told * chunks // elements) if elements else 0
 
 
 def _norm(mean: Tensor) -> float:

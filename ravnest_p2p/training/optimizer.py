@@ -36,6 +36,9 @@ SLOTS: dict[str, frozenset[str]] = {
 """State tensors of each rule, of their parameter's shape and dtype; `step` is a float32 scalar."""
 
 
+_FIRST_MOMENTS = frozenset({"exp_avg", "momentum_buffer"})
+
+
 class Rule(NamedTuple):
     """How one parameter is stepped.
 
@@ -93,6 +96,17 @@ class StageOptimizer:
         }
         kept = {n: {k: v for k, v in s.items() if isinstance(v, Tensor)} for n, s in slots.items()}
         return {name: its for name, its in kept.items() if its}
+
+    def slot(self, name: str, slot: str) -> Tensor | None:
+        """One of these, sharing memory; None where the parameter was never stepped."""
+        found = self._optimizers[self._rules[name]].state.get(self._params[name], {}).get(slot)
+        return found if isinstance(found, Tensor) else None
+
+    @property
+    def momentum_slots(self) -> dict[str, str]:
+        """Which slot of each parameter is the mean gradient, once it is stepped."""
+        slots = {name: SLOTS[rule.kind] & _FIRST_MOMENTS for name, rule in self._rules.items()}
+        return {name: slot for name, (slot,) in slots.items()}
 
     def restore(self, state: OptimizerState) -> None:
         """Go on from copies of these slots.

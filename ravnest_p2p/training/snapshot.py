@@ -66,7 +66,7 @@ def draft_piece(
     version: int,
     batches_done: int,
 ) -> TensorDraft:
-    """A piece whose parameters and buffers, `param_key` and `buffer_key`, may still be replaced.
+    """A piece whose tensors, `param_key`, `buffer_key` and `slot_key`, may still be replaced.
 
     Raises:
         OSError: the disk is full, or the folder is missing; no temporary file is left.
@@ -74,7 +74,7 @@ def draft_piece(
     tensors = {param_key(name): tensor for name, tensor in params.items()}
     tensors |= {buffer_key(name): tensor for name, tensor in buffers.items()}
     for name, slots in optimizer_state.items():
-        tensors |= {f"optim/{name}/{slot}": tensor for slot, tensor in slots.items()}
+        tensors |= {slot_key(name, slot): tensor for slot, tensor in slots.items()}
     metadata = {"format": FORMAT, "version": str(version), "batches_done": str(batches_done)}
     return TensorDraft(path, tensors, metadata)
 
@@ -87,6 +87,11 @@ def param_key(name: str) -> str:
 def buffer_key(name: str) -> str:
     """Of a buffer, in a piece."""
     return f"buffer/{name}"
+
+
+def slot_key(name: str, slot: str) -> str:
+    """Of a tensor of a parameter's optimizer state, in a piece."""
+    return f"optim/{name}/{slot}"
 
 
 def load_pieces(
@@ -151,7 +156,7 @@ def _slots(files: Sequence[TensorFile], name: str, spec: TensorSpec) -> dict[str
         return {}
     slots = {}
     for slot in sorted(_ALL_SLOTS):
-        key = f"optim/{name}/{slot}"
+        key = slot_key(name, slot)
         if key in home.names:
             slots[slot] = _take([home], key, TensorSpec("float32", ()) if slot == "step" else spec)
             if slot in ("step", "exp_avg_sq") and bool((slots[slot] < 0).any()):

@@ -155,6 +155,15 @@ class StageTrainer:
         """Slots by parameter name, sharing memory with the optimizer; parameters never stepped are absent."""
         return self._optimizer.state()
 
+    @property
+    def momentum_slots(self) -> dict[str, str]:
+        """Slot of the mean gradient of each trained parameter, by name."""
+        return self._optimizer.momentum_slots
+
+    def slot(self, name: str, slot: str) -> Tensor | None:
+        """One tensor of `optimizer_state`; None where the parameter was never stepped."""
+        return self._optimizer.slot(name, slot)
+
     def forward(
         self,
         i: int,

@@ -114,6 +114,9 @@ class TensorDraft:
     def __exit__(self, *_: object) -> None:
         self.discard()
 
+    def __contains__(self, name: object) -> bool:
+        return name in self._places
+
     def replace(self, name: str, values: Tensor) -> Tensor:
         """Write other values of a tensor, and get those that were there: flat, of the tensor's dtype.
 

@@ -275,7 +275,9 @@ def test_two_clusters_average_to_one_model_and_the_requester_may_leave(
     swarm: LocalSwarm, overlap: str, averaging: str, kappa: str
 ) -> None:
     """As plainly as can be; and with all that a job may ask for at once."""
-    how = {"overlap": overlap, "averaging": averaging, "kappa": kappa, "updates_per_round": 7}
+    all_at_once = kappa == "adaptive"
+    how = {"overlap": overlap, "averaging": averaging, "kappa": kappa, "average_momentum": all_at_once}
+    how["updates_per_round"] = 7
     request = small_request(stages=2, clusters=2, passes=40, optimizer=rn.AdamW(lr=3e-3), **how)
     with rn.connect(swarm.peers[0].address) as leaving:
         job_id = leaving.submit_request(request).id
@@ -301,22 +303,29 @@ def test_two_clusters_average_to_one_model_and_the_requester_may_leave(
         rounds = [{s.number for s in stage.spans if s.kind == ">r"} for stage in job.trace(1e5).stages]
         assert all(of_stage == rounds[0] for of_stage in rounds), "all stages average the same rounds"
         skipped = set(range(max(rounds[0]) + 1)) - rounds[0]
-        assert bool(skipped) == (kappa == "adaptive")
+        assert bool(skipped) == all_at_once
         for stage in job.trace(1e5).stages:
             kinds = [span.kind for span in stage.operations]
             assert ("S" in kinds) == (overlap == "always"), kinds
             assert "A" in kinds
         result = job.result(timeout_s=30)
-    copies = final_tensors(members(swarm, seen), job_id, done["total_batches"])
+    peers = members(swarm, seen)
+    copies = final_tensors(peers, job_id, done["total_batches"], ("param", "buffer"))
     averaged = {name for name, value in result.items() if value.is_floating_point()}
     assert averaged == copies.keys()
     for name, of_blobs in copies.items():
         assert len(of_blobs) >= 2, f"{name}: both clusters saved it"
         assert all(torch.equal(value, result[name]) for value in of_blobs.values()), name
+    for name, of_blobs in final_tensors(peers, job_id, done["total_batches"], ("optim",)).items():
+        first, *others = of_blobs.values()
+        same = all(torch.equal(value, first) for value in others)
+        assert name.endswith("/step") or same == (all_at_once and name.endswith("/exp_avg")), name
 
 
-def final_tensors(peers: list[PeerProcess], job: str, batches: int) -> dict[str, dict[str, Tensor]]:
-    """What clusters average of the last saved round, by name and blob, from the peers' stores."""
+def final_tensors(
+    peers: list[PeerProcess], job: str, batches: int, kinds: tuple[str, ...]
+) -> dict[str, dict[str, Tensor]]:
+    """Tensors of these kinds of the last saved round, by name and blob, from the peers' stores."""
     found: dict[str, dict[str, Tensor]] = {}
     for peer in peers:
         for piece, path in saved_pieces(peer, job):
@@ -326,7 +335,7 @@ def final_tensors(peers: list[PeerProcess], job: str, batches: int) -> dict[str,
                 for key in file.names:
                     kind, _, name = key.partition("/")
                     tensor = file.mapped(key, file.spec(key))
-                    if kind in ("param", "buffer") and tensor.is_floating_point():
+                    if kind in kinds and tensor.is_floating_point():
                         found.setdefault(name, {})[piece["blob"]] = tensor.clone()
     return found
 

@@ -118,7 +118,9 @@ def memory_of(
         recomputed_bytes=stretches.largest_bytes(lo, hi) if stretches else 0,
         carried_bytes=table.carried_bytes(lo, hi),
         correction=spec.staleness_correction,
-        averaging_copies=0 if spec.clusters == 1 else copies(spec.averaging, spec.outer_momentum),
+        averaging_copies=0
+        if spec.clusters == 1
+        else copies(spec.averaging, spec.outer_momentum, spec.average_momentum),
     )
 
 
@@ -302,7 +304,7 @@ def round_updates(spec: JobSpec, clusters: Sequence[Draft]) -> tuple[int, ...]:
 
 def rounds_of(spec: JobSpec, table: LayerTable, clusters: Sequence[Draft]) -> Rounds:
     """What the clusters' rounds take: from it follows whether they train beside an averaging."""
-    m, sent_share = spec.microbatches_per_update, bytes_share(spec.averaging)
+    m, sent_share = spec.microbatches_per_update, bytes_share(spec.averaging, spec.average_momentum)
     return Rounds(
         round_updates(spec, clusters),
         tuple(m * cluster.interval_s for cluster in clusters),

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from ravnest_p2p.core.averaging import ADAPTIVE
 from ravnest_p2p.core.errors import PackageError
@@ -28,6 +30,7 @@ from ravnest_p2p.model.mixed import MixedComputation
 from ravnest_p2p.model.origin import origin
 from ravnest_p2p.training import StageTrainer, TensorSpec, load_pieces
 from ravnest_p2p.training.means import Averaging
+from ravnest_p2p.training.momenta import WithMomenta
 from ravnest_p2p.training.outer import OuterSpec
 
 
@@ -52,16 +55,24 @@ class LoadedStage:
     """
     Attributes:
         compiling: parts of it will be compiled, once its tensors have been counted.
+        with_momenta: where the job averages moments too.
     """
 
     program: StageProgram
     trainer: StageTrainer
     compiling: bool = False
+    with_momenta: WithMomenta | None = None
 
     def averaged_names(self, lo: int, hi: int) -> list[str]:
-        """Parameters and changing buffers of layers [lo, hi), in an order that all peers share."""
+        """Of what is averaged of layers [lo, hi), in an order that all peers share."""
         part = stage_program(self.program.program, lo, hi)
-        return sorted({*part.params, *part.mutable_buffers})
+        moments = self.with_momenta.names_of(set(part.params)) if self.with_momenta else []
+        return sorted({*part.params, *part.mutable_buffers}) + moments
+
+    @property
+    def averaged_params(self) -> Mapping[str, Tensor]:
+        """What is averaged and stepped: parameters, and moments where the job wants it."""
+        return self.with_momenta or self.trainer.params
 
 
 def load_stage(start: StartRun, lent: Lent) -> LoadedStage:
@@ -119,7 +130,9 @@ def load_stage(start: StartRun, lent: Lent) -> LoadedStage:
         locate=partial(origin, computation),
         skipped=Skipped(start.spec.nonfinite),
     )
-    return LoadedStage(stage, trainer, compiling)
+    return LoadedStage(
+        stage, trainer, compiling, WithMomenta(trainer) if start.spec.average_momentum else None
+    )
 
 
 def averaging_of(spec: JobSpec) -> Averaging:

@@ -167,7 +167,7 @@ class StageRun:
             start.cluster,
             start.stage,
             stage.averaged_names,
-            trainer.params,
+            stage.averaged_params,
             trainer.buffers,
             averaging_of(start.spec),
             LinkShare(start.up_bps),
