@@ -88,6 +88,12 @@ def check_averaging(
         )
 
 
+def has_owners(averaging: str, means: str) -> bool:
+    """Whether each chunk goes to an owner and back, and not along a ring: where it loses by being encoded
+    again, or where all parts have to be seen side by side."""
+    return averaging != PARAMETERS or means != MEAN
+
+
 def bytes_share(averaging: str, moments: bool) -> float:
     """Bytes of a round, as a share of those of parameters in float32.
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 import pytest
 
 from ravnest_p2p.core.planning.clusters import ClusterSearch
 from ravnest_p2p.core.planning.cost import planning_table
 from ravnest_p2p.core.planning.job_problem import MOST_CELLS, problem_of
 from ravnest_p2p.core.planning.memory import PROCESS_OVERHEAD_BYTES
+from ravnest_p2p.core.planning.problem import Layers
 from tests.unit.planning_cases import JOB, peer, peers, planned, shape, spec
 
 
@@ -79,3 +83,14 @@ def test_the_same_facts_in_any_order_give_the_same_plan() -> None:
     swarm = [peer(f"p{n:02}", flops=1e10 * (1 + n % 7)) for n in range(16)]
     one = planned(swarm, {JOB: spec(param_mb=40)})
     assert planned(swarm[::-1], {JOB: spec(param_mb=40)}) == one
+
+
+def test_what_rounds_send_and_keep_is_that_of_the_job_s_averaging() -> None:
+    def layers(**how: Any) -> Layers:
+        job = replace(spec(), clusters=2, **how)
+        return problem_of(job, planning_table(job), peers(4), most_stages=4).layers
+
+    plain, small = layers(), layers(averaging="int8")
+    assert small.sync_bytes[-1] / plain.sync_bytes[-1] == pytest.approx(0.25, rel=0.05)
+    assert small.state_bytes[-1] - plain.state_bytes[-1] == 2 * plain.sync_bytes[-1]
+    assert layers(average_momentum=True).sync_bytes[-1] == 2 * plain.sync_bytes[-1]

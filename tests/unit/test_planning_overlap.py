@@ -69,21 +69,38 @@ def drafts(bps: float = 1e8) -> tuple[Draft, Draft]:
 
 def test_beside_training_the_transfers_take_longer_and_the_ways_do_not() -> None:
     table, pair = planning_table(spec()), drafts()
-    whole_s, half_s = averaging_s(table, pair), averaging_s(table, pair, 0.5)
+    whole_s, half_s = averaging_s(spec(), table, pair), averaging_s(spec(), table, pair, 0.5)
     way_s = 0.002
     assert half_s - way_s == pytest.approx(2.0 * (whole_s - way_s))
-    assert rounds_of(spec(), table, pair).beside_s == averaging_s(table, pair, LINK_SHARE)
+    assert rounds_of(spec(), table, pair).beside_s == averaging_s(spec(), table, pair, LINK_SHARE)
+
+
+@pytest.mark.parametrize(
+    ("count", "how", "hops"),
+    [
+        (2, {}, 2),
+        (8, {}, 14),
+        (16, {}, 12),
+        (1000, {}, 124),
+        (1000, {"averaging": "int8"}, 2),
+        (1000, {"means": "clipped"}, 2),
+    ],
+)
+def test_latency_is_that_of_a_ring_a_grid_or_an_owner(count: int, how: dict[str, str], hops: int) -> None:
+    job = replace(spec(), **how)
+    one = drafts(1e18)[0]
+    assert averaging_s(job, planning_table(job), [one] * count) == pytest.approx(hops * 0.001, rel=1e-3)
 
 
 def test_the_predicted_speed_counts_what_is_left_to_wait() -> None:
     job, pair = spec(stages=2, clusters=2), drafts()
     table, update_s = planning_table(job), 4 * pair[0].interval_s
     rate = {mode: updates_per_s(replace(job, overlap=mode), table, pair) for mode in OVERLAPS}
-    assert rate[NEVER] == pytest.approx(8 / (4 * update_s + averaging_s(table, pair)))
+    assert rate[NEVER] == pytest.approx(8 / (4 * update_s + averaging_s(spec(), table, pair)))
     assert rate[AUTO] == rate[ALWAYS] == pytest.approx(8 / (4 * update_s))
     slow = drafts(1e7)
     rate = {mode: updates_per_s(replace(job, overlap=mode), table, slow) for mode in OVERLAPS}
-    left_s = LINK_SHARE * (averaging_s(table, slow, LINK_SHARE) - 4 * update_s)
+    left_s = LINK_SHARE * (averaging_s(spec(), table, slow, LINK_SHARE) - 4 * update_s)
     assert rate[ALWAYS] == pytest.approx(8 / (4 * update_s + left_s))
     assert rate[ALWAYS] == rate[AUTO] > rate[NEVER]
 

@@ -13,7 +13,7 @@ from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from ravnest_p2p.core.averaging import ADAPTIVE, bytes_share, copies
+from ravnest_p2p.core.averaging import ADAPTIVE, bytes_share, copies, has_owners
 from ravnest_p2p.core.cadence import TOLD_IN
 from ravnest_p2p.core.capability import link_bps
 from ravnest_p2p.core.compression import least_share
@@ -118,10 +118,13 @@ def memory_of(
         recomputed_bytes=stretches.largest_bytes(lo, hi) if stretches else 0,
         carried_bytes=table.carried_bytes(lo, hi),
         correction=spec.staleness_correction,
-        averaging_copies=0
-        if spec.clusters == 1
-        else copies(spec.averaging, spec.outer_momentum, spec.average_momentum),
+        averaging_copies=averaging_copies(spec),
     )
+
+
+def averaging_copies(spec: JobSpec) -> int:
+    """Of a stage's parameters, that rounds work in, unless the job never has any."""
+    return 0 if spec.clusters == 1 else copies(spec.averaging, spec.outer_momentum, spec.average_momentum)
 
 
 def may_remake(spec: JobSpec) -> bool:
@@ -264,6 +267,10 @@ def staleness_bounds(spec: JobSpec, table: LayerTable, draft: Draft) -> tuple[in
     return tuple(bounds)
 
 
+ONE_RING_UP_TO = 8
+"""Clusters; more form a grid (`rings`)."""
+
+
 def hop_s(table: LayerTable, a: Capability, b: Capability, at: int) -> float:
     """One way over the cut before layer `at`: half a round trip and one micro-batch's transfer, seconds."""
     transfer = 8.0 * table.cut_bytes(at) / min(link_bps(a), link_bps(b))
@@ -271,17 +278,18 @@ def hop_s(table: LayerTable, a: Capability, b: Capability, at: int) -> float:
 
 
 def averaging_s(
-    table: LayerTable, clusters: Sequence[Draft], link_share: float = 1.0, sent_share: float = 1.0
+    spec: JobSpec, table: LayerTable, clusters: Sequence[Draft], link_share: float = 1.0
 ) -> float:
-    """One averaging round over all clusters, seconds: 2(C-1)/C of a stage's bytes on the slowest link.
+    """One averaging round over all clusters, seconds: 2(C-1)/C of a stage's bytes on the slowest link, and
+    the latency of one chunk's way.
 
     Args:
         link_share: of each link that the round may take.
-        sent_share: of the stage's bytes that are sent, for each.
     """
     count = len(clusters)
     if count < 2:
         return 0.0
+    sent_share = bytes_share(spec.averaging, spec.average_momentum)
     slowest_s = max(
         8.0 * sent_share * table.param_bytes(lo, hi) / (link_share * link_bps(peer))
         for cluster in clusters
@@ -292,7 +300,17 @@ def averaging_s(
         for cluster, following in zip(clusters, [*clusters[1:], clusters[0]], strict=True)
         for a, b in zip(cluster.peers, following.peers, strict=False)
     )
-    return 2.0 * (count - 1) * (slowest_s / count + widest_s / 2.0)
+    return 2.0 * (count - 1) / count * slowest_s + _hops(spec, count) * widest_s / 2.0
+
+
+def _hops(spec: JobSpec, count: int) -> int:
+    """Of a chunk and its mean among so many clusters: to an owner and back, or round a ring or a grid."""
+    if has_owners(spec.averaging, spec.means):
+        return 2
+    if count <= ONE_RING_UP_TO:
+        return 2 * (count - 1)
+    columns = math.ceil(math.sqrt(count))
+    return 2 * (columns - 1 + math.ceil(count / columns) - 1)
 
 
 def round_updates(spec: JobSpec, clusters: Sequence[Draft]) -> tuple[int, ...]:
@@ -304,12 +322,12 @@ def round_updates(spec: JobSpec, clusters: Sequence[Draft]) -> tuple[int, ...]:
 
 def rounds_of(spec: JobSpec, table: LayerTable, clusters: Sequence[Draft]) -> Rounds:
     """What the clusters' rounds take: from it follows whether they train beside an averaging."""
-    m, sent_share = spec.microbatches_per_update, bytes_share(spec.averaging, spec.average_momentum)
+    m = spec.microbatches_per_update
     return Rounds(
         round_updates(spec, clusters),
         tuple(m * cluster.interval_s for cluster in clusters),
-        stopped_s=averaging_s(table, clusters, 1.0, sent_share),
-        beside_s=averaging_s(table, clusters, LINK_SHARE, sent_share),
+        stopped_s=averaging_s(spec, table, clusters),
+        beside_s=averaging_s(spec, table, clusters, LINK_SHARE),
         last=TOLD_IN if spec.kappa == ADAPTIVE else 0,
     )
 

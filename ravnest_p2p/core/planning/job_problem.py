@@ -14,9 +14,10 @@ from collections.abc import Mapping, Sequence
 from itertools import accumulate
 from math import dist, floor
 
+from ravnest_p2p.core.averaging import bytes_share
 from ravnest_p2p.core.capability import ASSUMED_BPS
 from ravnest_p2p.core.pipeline.correction import correction_bytes
-from ravnest_p2p.core.planning.cost import may_remake, staleness_limit
+from ravnest_p2p.core.planning.cost import averaging_copies, may_remake, staleness_limit
 from ravnest_p2p.core.planning.cuts import MIN_FLOPS, LayerTable
 from ravnest_p2p.core.planning.memory import optimizer_slots, speculative_copies, tensor_room_bytes
 from ravnest_p2p.core.planning.problem import Layers, Peer, Problem, Rules
@@ -77,9 +78,10 @@ def problem_of(
 def _layers(spec: JobSpec, table: LayerTable) -> Layers:
     blocks = list(zip(table.cuts, table.cuts[1:], strict=False))
     params = [table.param_bytes(lo, hi) for lo, hi in blocks]
-    copies = 2 + optimizer_slots(spec.optimizer)
+    kept = 2 + optimizer_slots(spec.optimizer) + averaging_copies(spec)
+    sent_share = bytes_share(spec.averaging, spec.average_momentum)
     early = speculative_copies(1, spec.microbatches_per_update, last=False)
-    state = [copies * size + early * correction_bytes(spec.staleness_correction, size, 0) for size in params]
+    state = [kept * size + early * correction_bytes(spec.staleness_correction, size, 0) for size in params]
     window = 1 + min(staleness_limit(spec), TYPICAL_WINDOW - 1)
     held = [
         size + window * _activation_bytes(spec, table, lo, hi)
@@ -92,7 +94,7 @@ def _layers(spec: JobSpec, table: LayerTable) -> Layers:
     return Layers(
         len(blocks),
         sums([max(table.flops(lo, hi), MIN_FLOPS) for lo, hi in blocks]),
-        sums(params),
+        sums([sent_share * size for size in params]),
         sums([(1 + optimizer_slots(spec.optimizer)) * size for size in params]),
         sums(state),
         sums(held),

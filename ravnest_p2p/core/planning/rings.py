@@ -10,13 +10,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ravnest_p2p.core.planning.cost import Draft, planning_table
+from ravnest_p2p.core.planning.cost import ONE_RING_UP_TO, Draft, planning_table
 from ravnest_p2p.core.planning.job_problem import problem_of
 from ravnest_p2p.core.planning.layout import Cluster
 from ravnest_p2p.core.types import JobSpec
-
-ONE_RING_UP_TO = 8
-"""Clusters."""
 
 
 def rings_of(spec: JobSpec, drafts: Sequence[Draft], seed: int | None) -> tuple[tuple[int, ...], int]:
