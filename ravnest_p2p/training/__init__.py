@@ -12,7 +12,7 @@ from ravnest_p2p.training.device import (
     synchronize,
     works,
 )
-from ravnest_p2p.training.snapshot import StageState, load_pieces, save_piece
+from ravnest_p2p.training.snapshot import StageState, draft_piece, load_pieces
 from ravnest_p2p.training.stage import StageTrainer
 from ravnest_p2p.training.tensorfile import TensorSpec, spec_of
 
@@ -26,10 +26,10 @@ __all__ = [
     "TensorSpec",
     "check_memory",
     "choose_device",
+    "draft_piece",
     "learning_rate",
     "load_pieces",
     "measure_flops",
-    "save_piece",
     "spec_of",
     "start_device",
     "synchronize",

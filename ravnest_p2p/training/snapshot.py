@@ -37,26 +37,6 @@ class StageState(NamedTuple):
     batches_done: int
 
 
-def save_piece(
-    path: Path,
-    params: Mapping[str, Tensor],
-    buffers: Mapping[str, Tensor],
-    optimizer_state: OptimizerState,
-    *,
-    version: int,
-    batches_done: int,
-) -> None:
-    """Write a stage's state: to a temporary file, synced, renamed. The same state gives the same bytes.
-
-    Raises:
-        OSError: the disk is full, or the folder is missing; no temporary file is left.
-    """
-    with draft_piece(
-        path, params, buffers, optimizer_state, version=version, batches_done=batches_done
-    ) as draft:
-        draft.finish()
-
-
 def draft_piece(
     path: Path,
     params: Mapping[str, Tensor],
@@ -67,6 +47,8 @@ def draft_piece(
     batches_done: int,
 ) -> TensorDraft:
     """A piece whose tensors, `param_key`, `buffer_key` and `slot_key`, may still be replaced.
+
+    `TensorDraft.finish` makes it a file, which appears at once and whole. The same state gives the same bytes.
 
     Raises:
         OSError: the disk is full, or the folder is missing; no temporary file is left.

@@ -22,8 +22,8 @@ from ravnest_p2p.core.errors import BlobError, ConfigError, JobError, OurFault, 
 from ravnest_p2p.core.types import JobPhase
 from ravnest_p2p.daemon.jobbook import blobs_of
 from ravnest_p2p.network.records_manifest import parse_manifest
-from ravnest_p2p.training.snapshot import save_piece
 from tests.integration.gateway_peer import GatewayPeer
+from tests.unit.pieces import save_piece
 
 pytestmark = pytest.mark.timeout(60)
 

@@ -20,9 +20,9 @@ from ravnest_p2p.training import (
     averaging,
     learning_rate,
     load_pieces,
-    save_piece,
     write_shards,
 )
+from tests.unit.pieces import save_piece
 
 torch.set_num_threads(1)
 

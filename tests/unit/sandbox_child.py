@@ -166,7 +166,7 @@ def train(job: Path) -> None:
     import torch
     from torch._subclasses.fake_tensor import FakeTensorMode
 
-    from ravnest_p2p.training import load_pieces, save_piece, spec_of
+    from ravnest_p2p.training import draft_piece, load_pieces, spec_of
 
     torch.set_num_threads(2)
     FakeTensorMode()
@@ -184,7 +184,8 @@ def train(job: Path) -> None:
         optimizer.step()
     params = {name: tensor.detach() for name, tensor in model.named_parameters()}
     path = job / "trained.safetensors"
-    save_piece(path, params, {}, {}, version=2, batches_done=2)
+    with draft_piece(path, params, {}, {}, version=2, batches_done=2) as draft:
+        draft.finish()
     load_pieces([path], {name: spec_of(tensor) for name, tensor in params.items()}, {})
 
 

@@ -21,8 +21,9 @@ from ravnest_p2p.core.rings import segments
 from ravnest_p2p.core.types import ClusterPlan, OptimizerSpec, PeerId, StageAssignment
 from ravnest_p2p.model import Package, StageComputation, capture, split_program, stage_program
 from ravnest_p2p.model.mixed import MixedComputation, crossing_params
-from ravnest_p2p.training import StageTrainer, averaging, load_pieces, save_piece
+from ravnest_p2p.training import StageTrainer, averaging, load_pieces
 from tests.unit.model_zoo import CharGpt, flat_cross_entropy
+from tests.unit.pieces import save_piece
 from tests.unit.training_models import Pipeline, copies
 
 WORDS, WIDTH = 12, 8

@@ -14,8 +14,9 @@ from torch import Tensor
 
 from ravnest_p2p.core.errors import BlobError, OurFault, PackageError, RemoteFault
 from ravnest_p2p.core.types import BlobHash, FieldSpec, OptimizerSpec
-from ravnest_p2p.training import FieldReader, TensorSpec, load_pieces, save_piece, spec_of, write_shards
+from ravnest_p2p.training import FieldReader, TensorSpec, load_pieces, spec_of, write_shards
 from ravnest_p2p.training.tensorfile import HEADER_LIMIT_BYTES, write_tensors
+from tests.unit.pieces import save_piece
 from tests.unit.training_models import Pipeline, classes, classifier, cut, trainers_of
 
 WANTED = {"w": TensorSpec("float32", (2,))}
