@@ -48,7 +48,7 @@ def draft_piece(
 ) -> TensorDraft:
     """A piece whose tensors, `param_key`, `buffer_key` and `slot_key`, may still be replaced.
 
-    `TensorDraft.finish` makes it a file, which appears at once and whole. The same state gives the same bytes.
+    `TensorDraft.finish` makes it a file, which appears at once. The same state gives the same bytes.
 
     Raises:
         OSError: the disk is full, or the folder is missing; no temporary file is left.
