@@ -35,7 +35,6 @@ from benchmarks.kappa_plots import draw
 from benchmarks.kappa_runs import ADAPTIVE, SAMPLES, Outcome, Run, outcome
 from ravnest_p2p.core import averaging, compression
 from ravnest_p2p.core.averaging import AUTO, NESTEROV, SGD, chosen
-from ravnest_p2p.core.robust import MEAN
 from ravnest_p2p.training.difference import KEPT, sparse_outer
 from ravnest_p2p.training.difference.sparse import SPARSE
 from ravnest_p2p.training.outer import DILOCO
@@ -61,7 +60,7 @@ CODECS: dict[str, dict[str, Any]] = {
     "sparse, from the mean": {"codec": SPARSE},
 }
 
-AS_JOBS = chosen(AUTO, averaging.ADAPTIVE, averaging.NONE, MEAN)
+AS_JOBS = chosen(AUTO, averaging.ADAPTIVE, averaging.NONE)
 """How jobs average whose κ is adaptive, where they leave it open."""
 
 OUTER_KAPPA, OUTER_CLUSTERS = 20, 2

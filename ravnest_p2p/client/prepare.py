@@ -125,7 +125,7 @@ def prepare(request: JobRequest, folder: Path, say: Say) -> tuple[Prepared, Prog
         nonfinite=request.nonfinite,
         overlap=request.overlap,
         kappa=request.kappa,
-        averaging=chosen(request.averaging, request.kappa, request.outer, request.means),
+        averaging=chosen(request.averaging, request.kappa, request.outer),
         means=request.means,
         outer=request.outer,
         outer_lr=float(request.outer_lr),
@@ -246,7 +246,7 @@ def _total_batches(request: JobRequest, samples: int) -> int:
     if request.nonfinite not in NONFINITE:
         raise ConfigError(f"nonfinite must be {' or '.join(NONFINITE)}, not {request.nonfinite!r:.40}")
     outer = (request.outer, request.outer_lr, request.outer_momentum)
-    averaging = chosen(request.averaging, request.kappa, request.outer, request.means)
+    averaging = chosen(request.averaging, request.kappa, request.outer)
     check_averaging(averaging, *outer, request.kappa, request.means, request.average_momentum)
     if request.overlap not in OVERLAPS:
         raise ConfigError(f"overlap must be one of {', '.join(OVERLAPS)}, not {request.overlap!r:.40}")

@@ -32,16 +32,16 @@ SPARSE_SHARE = 1 / 110
 """Of float32's bytes."""
 
 
-def chosen(wanted: str, kappa: str, outer: str, means: str) -> str:
+def chosen(wanted: str, kappa: str, outer: str) -> str:
     """What clusters send each other, of `AVERAGINGS`, where a job wants that or `AUTO`.
 
-    Parameters, as the paper has it, and which robust means compare. Differences in 8 bits for an outer
-    optimizer, which steps with differences, and where κ is adaptive: they cost no loss, and with a quarter of
-    the bytes a smaller κ serves.
+    Parameters, as the paper has it. Differences in 8 bits for an outer optimizer, which steps with
+    differences, and where κ is adaptive: they cost no loss, and with a quarter of the bytes a smaller κ
+    serves.
     """
     if wanted != AUTO:
         return wanted
-    return INT8 if means == MEAN and (outer != NONE or kappa == ADAPTIVE) else PARAMETERS
+    return INT8 if outer != NONE or kappa == ADAPTIVE else PARAMETERS
 
 
 def check_averaging(
@@ -66,8 +66,8 @@ def check_averaging(
         )
     if means not in MEANS:
         raise ConfigError(f"unknown means {means!r:.40}; use {', '.join(MEANS)}")
-    if means != MEAN and averaging != PARAMETERS:
-        raise ConfigError(f"means={means!r} compares parameters: set averaging to {PARAMETERS!r}")
+    if means != MEAN and averaging == SPARSE:
+        raise ConfigError(f"means={means!r} compares all values, of which {SPARSE!r} sends few; use {INT8!r}")
     if moments and (averaging == SPARSE or outer != NONE):
         raise ConfigError(
             "average_momentum goes with parameters, or with differences in 8 or 4 bits and more, "

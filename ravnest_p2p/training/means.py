@@ -9,7 +9,7 @@ Solution: two kinds of the same few methods.
                   optimizer makes the new mean of them; with "sparse", a cluster goes on from the mean and
                   what it still owes (`training.difference`)
 
-Parameters may be averaged by a robust mean (`training.robust`), which takes an owner for each chunk.
+Both may be averaged by a robust mean (`training.robust`), which takes an owner for each chunk.
 
 Of differences only parameters are written down roughly; statistics in buffers cross as they are. What a codec
 owes, and an outer momentum, last as long as a generation: the next one begins with the mean alone.
@@ -41,7 +41,7 @@ from ravnest_p2p.training.difference import (
 from ravnest_p2p.training.digests import ChunkDigests
 from ravnest_p2p.training.momenta import is_momentum
 from ravnest_p2p.training.outer import Outer, OuterSpec
-from ravnest_p2p.training.robust import RobustValues
+from ravnest_p2p.training.robust import RobustMean, RobustValues
 
 Buffers = Mapping[str, Tensor]
 Shares = Callable[[], Sequence[float]]
@@ -104,7 +104,7 @@ class Means(Protocol):
         """Copy what the stage has; errors as of `averaging.gather`.
 
         Args:
-            shares: of the round, as `RobustValues` takes them.
+            shares: of the round, as `RobustMean` takes them.
         """
         ...
 
@@ -146,7 +146,7 @@ class Parameters:
         self.bound.begin()
         if self._means == MEAN:
             return averaging.SegmentValues(self.weights, self._chunks, self.bound)
-        return RobustValues(self.weights, self._chunks, self._means, shares, self.bound)
+        return RobustValues(self.weights, self._chunks, RobustMean(self._means, shares), self.bound)
 
     def end(self) -> None:
         """Chunk by chunk the mean took the place of what the stage had."""
@@ -182,6 +182,7 @@ class Differences:
         exact = averaging.elements(params, buffers, [name for name in self.names if name not in params])
         chunks = averaging.chunk_count(self.mean.numel() - exact, size)
         codec = difference_codec(name, how.seed)
+        self._means = how.means
         self._ahead = how.kind == SPARSE
         decay = KEPT if self._ahead else 1.0
         self._feedback = ErrorFeedback(self.mean.numel(), chunks, codec, decay, exact)
@@ -199,8 +200,9 @@ class Differences:
         averaging.gather(params, buffers, self.names, self.weights)
         self._feedback.forget()
         self.bound.begin()
+        robust = None if self._means == MEAN else RobustMean(self._means, shares)
         vectors = (self.weights, self.mean)
-        self._values = DifferenceValues(*vectors, self._feedback, self.bound, ahead=self._ahead)
+        self._values = DifferenceValues(*vectors, self._feedback, self.bound, robust, ahead=self._ahead)
         return self._values
 
     def end(self) -> None:

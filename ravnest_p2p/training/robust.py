@@ -1,6 +1,6 @@
 """Means of several members' values that a few liars cannot move far: trimmed and clipped.
 
-Problem: in a mean of parameters one member's values, finite and huge, are everybody's next model. Solution:
+Problem: in a mean one member's values, finite and huge, are everybody's next model. Solution:
 who sees all contributions of a chunk by themselves compares them before it takes their mean.
 
 `trimmed`, value by value: of n contributions the b smallest and the b largest do not count
@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 from torch import Tensor
@@ -37,27 +38,46 @@ SLACK = 2.0
 """Times the median distance from the centre that counts in full."""
 
 
-class RobustValues(SegmentValues):
-    """`SegmentValues` for `core.rings.Star`: who completes a chunk has all contributions, and compares them.
+class RobustMean(NamedTuple):
+    """What who completes a chunk does with all contributions to it.
 
-    Args:
-        flat, chunks, bound: as there.
+    Attributes:
         means: a name of `core.robust.MEANS`.
         shares: of the other members that live, in the order of their ranks, and then the own
             (`core.rings.shares_before`). Who has none is left out.
     """
 
-    def __init__(
-        self,
-        flat: Tensor,
-        chunks: int,
-        means: str,
-        shares: Callable[[], Sequence[float]],
-        bound: MeanBound | None = None,
-    ) -> None:
+    means: str
+    shares: Callable[[], Sequence[float]]
+
+    def of(self, parts: Sequence[Chunk]) -> Chunk:
+        """New array, finite.
+
+        Args:
+            parts: of the others and the own one, as they are, finite.
+        Raises:
+            NonFiniteError: what comes out is not finite.
+            OurFault: these are no single parts: the ways are not those of a star.
+        """
+        shares = self.shares()
+        if len(shares) != len(parts):
+            raise OurFault(f"{len(parts)} parts of {len(shares)} members")
+        counted = [pair for pair in zip(parts, shares, strict=True) if pair[1]]
+        total = mean([values for values, _ in counted], [its for _, its in counted], self.means)
+        refuse_non_finite(total)
+        return total
+
+
+class RobustValues(SegmentValues):
+    """`SegmentValues` for `core.rings.Star`: who completes a chunk has all contributions, and compares them.
+
+    Args:
+        flat, chunks, bound: as there.
+    """
+
+    def __init__(self, flat: Tensor, chunks: int, robust: RobustMean, bound: MeanBound | None = None) -> None:
         super().__init__(flat, chunks, bound)
-        self._means = means
-        self._shares = shares
+        self._robust = robust
 
     def part(self, chunk: int, share: float) -> Chunk:
         """The own part as it is, new memory; its share is known to who completes the chunk."""
@@ -72,15 +92,9 @@ class RobustValues(SegmentValues):
         """
         if not sums:
             return self.part(chunk, share)
-        shares = self._shares()
-        if len(shares) != len(sums) + 1:
-            raise OurFault(f"{len(sums)} parts and our own of {len(shares)} members")
         for one in sums:
             refuse_non_finite(one)
-        counted = [pair for pair in zip((*sums, self._own[chunk]), shares, strict=True) if pair[1]]
-        total = mean([values for values, _ in counted], [its for _, its in counted], self._means)
-        refuse_non_finite(total)
-        return total
+        return self._robust.of((*sums, self._own[chunk]))
 
 
 def mean(values: Sequence[Chunk], shares: Sequence[float], means: str) -> Chunk:

@@ -12,7 +12,7 @@ from ravnest_p2p.core.robust import CLIPPED, MEAN, MEANS, TRIMMED, withstands
 from ravnest_p2p.testing.averaged_sim import exchange
 from ravnest_p2p.training import averaging
 from ravnest_p2p.training.bounds import FIRST_ROUNDS, MeanBound
-from ravnest_p2p.training.robust import RobustValues, mean
+from ravnest_p2p.training.robust import RobustMean, RobustValues, mean
 
 HUGE = np.float32(3e38)
 
@@ -58,7 +58,7 @@ def rounds(
     found: list[SegmentRound[averaging.Chunk]] = []
     for rank, flat in enumerate(flats):
         values = RobustValues(
-            flat, 6, means, lambda rank=rank: shares_before(rank, weights, found[rank].live)
+            flat, 6, RobustMean(means, lambda rank=rank: shares_before(rank, weights, found[rank].live))
         )
         found.append(SegmentRound(rank, weights, 6, values, ways))
     return found
@@ -87,7 +87,7 @@ def test_a_ring_has_no_single_parts_to_compare() -> None:
 
 
 def test_a_part_that_is_not_finite_is_refused() -> None:
-    values = RobustValues(torch.zeros(2), 1, TRIMMED, lambda: [0.5, 0.5])
+    values = RobustValues(torch.zeros(2), 1, RobustMean(TRIMMED, lambda: [0.5, 0.5]))
     with pytest.raises(NonFiniteError):
         values.add(0, 0.5, [chunk(float("nan"), 1)])
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ravnest_p2p.core.averaging import AVERAGINGS, PARAMETERS
+from ravnest_p2p.core.averaging import AVERAGINGS, PARAMETERS, SPARSE
 from ravnest_p2p.core.errors import (
     ChunkMismatchError,
     CoMemberLostError,
@@ -134,13 +134,17 @@ def test_no_chunk_changes_while_a_link_may_have_to_send_it_again(
 
 
 @pytest.mark.parametrize("means", ["trimmed", "clipped"])
-def test_one_of_many_cannot_move_a_robust_mean_far(means: str) -> None:
+@pytest.mark.parametrize("kind", [kind for kind in AVERAGINGS if kind != SPARSE])
+def test_one_of_many_cannot_move_a_robust_mean_far(means: str, kind: str) -> None:
     async def run() -> None:
-        exchanges, params, _ = await rings(5, how=Averaging(means=means))
-        params[3]["w"].fill_(1e30)
+        exchanges, params, _ = await rings(5, how=Averaging(kind, means=means))
+        for c, its in enumerate(params):
+            its["w"] = its["w"].copy_((c + 1) * torch.arange(7.0))
+        params[3]["w"].fill_(30000.0)
         await asyncio.gather(*(e.average(0, [1.0] * 5, compute) for e in exchanges))
         assert all(torch.equal(its["w"], params[0]["w"]) for its in params)
         assert (params[0]["w"] <= 5 * torch.arange(7.0) + 8).all()
+        assert (params[0]["w"] >= torch.arange(7.0) - 1).all()
 
     asyncio.run(run())
 

@@ -209,7 +209,7 @@ class RingExchange:
         return its.size > 1 and any(self._of_members(its))
 
     def _shares_before(self, its: SegmentLinks) -> Sequence[float]:
-        """Of the members of the round under way, as `RobustValues` takes them."""
+        """Of the members of the round under way, as `RobustMean` takes them."""
         assert its.round is not None, "asked for while it goes on"
         return shares_before(its.rank, self._of_members(its), its.round.live)
 

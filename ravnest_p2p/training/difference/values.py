@@ -23,6 +23,7 @@ from ravnest_p2p.training.difference.codecs import Payload
 from ravnest_p2p.training.difference.feedback import ErrorFeedback
 from ravnest_p2p.training.digests import ChunkDigests
 from ravnest_p2p.training.outer import Outer
+from ravnest_p2p.training.robust import RobustMean
 
 
 class DifferenceValues:
@@ -34,6 +35,7 @@ class DifferenceValues:
         common: the last common mean, of the same shape; unchanged before `settle`. It is what is saved.
         feedback: of this member and segment; its chunks are those of the round.
         bound: how far means may be from the own parts; anywhere, where it is None.
+        robust: how contributions become one; their sum by shares, where it is None.
         ahead: `settle` gave, and gives, what this member knows beyond the common mean too (`ErrorFeedback`);
             else all members went on, and go on, from the same bits.
     Attributes:
@@ -46,11 +48,12 @@ class DifferenceValues:
         common: Tensor,
         feedback: ErrorFeedback,
         bound: MeanBound | None = None,
+        robust: RobustMean | None = None,
         *,
         ahead: bool = False,
     ) -> None:
         self.chunks = feedback.chunks
-        self._bound = bound
+        self._bound, self._robust = bound, robust
         self.digests = ChunkDigests(self.chunks)
         self._feedback, self._ahead = feedback, ahead
         self._common, self._flat = common.numpy(), flat.sub_(common).numpy()
@@ -74,15 +77,20 @@ class DifferenceValues:
         return np.frombuffer(payload, np.uint8)
 
     def part(self, chunk: int, share: float) -> Payload:
-        """The own difference times its share, and what is owed of it."""
-        return self._feedback.encode(chunk, self._part(chunk, share), share)
+        """The own difference times its share, and what is owed of it; where means are robust, as it is."""
+        counted = share if self._robust is None else float(share > 0)
+        return self._feedback.encode(chunk, self._part(chunk, counted), counted)
 
     def add(self, chunk: int, share: float, sums: Sequence[Payload]) -> Payload:
-        """The sums, in this order, and then the own difference times its share; encoded with what is owed.
+        """The sums, in this order, and then the own difference times its share, or the robust mean of all;
+        encoded with what is owed.
 
         Raises:
             NonFiniteError, ChunkMismatchError: one is none, or the sum is beyond the codec's range.
         """
+        if self._robust is not None:
+            parts = [self._decoded(chunk, one) for one in sums]
+            return self._feedback.encode(chunk, self._robust.of((*parts, self._own[chunk])))
         total = np.zeros_like(self._own[chunk])
         with np.errstate(over="ignore", invalid="ignore"):
             for one in sums:
