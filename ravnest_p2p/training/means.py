@@ -179,9 +179,10 @@ class Differences:
         self.mean = averaging.gather(params, buffers, self.names)
         self.weights = averaging.vector(self.mean.numel())
         name = compression.NONE if how.kind == DIFFERENCES else how.kind
-        exact = averaging.elements(params, buffers, [name for name in self.names if name not in params])
-        chunks = averaging.chunk_count(self.mean.numel() - exact, size)
-        codec = difference_codec(name, how.seed)
+        stepped = [name for name in names if name in params]
+        rough = averaging.elements(params, buffers, stepped)
+        chunks = averaging.chunk_count(rough, size)
+        codec, exact = difference_codec(name, how.seed), self.mean.numel() - rough
         self._means = how.means
         self._ahead = how.kind == SPARSE
         decay = KEPT if self._ahead else 1.0
@@ -189,9 +190,7 @@ class Differences:
         plain = how.outer.name == NONE
         self._outer = Outer(sparse_outer(size) if self._ahead and plain else how.outer)
         self._values: DifferenceValues | None = None
-        rough = self.mean.numel() - exact
-        weights = [name for name in names if name in params and not is_momentum(name)]
-        self._told = averaging.elements(params, buffers, weights)
+        self._told = averaging.elements(params, buffers, [n for n in stepped if not is_momentum(n)])
         self.bound = MeanBound(_chunks_of(self._told, rough, chunks))
 
     def begin(
