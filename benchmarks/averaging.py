@@ -281,9 +281,9 @@ def _in_rounds(
 
 
 def _right(values: Sequence[float], members: int) -> bool:
-    """Whether all came out as the mean of what was brought, 2^rank."""
+    """Whether all came out as the mean of what was brought, 2^rank; false where nothing came out."""
     mean = (2.0**members - 1) / members
-    return all(math.isclose(value, mean, rel_tol=1e-4) for value in values)
+    return bool(values) and all(math.isclose(value, mean, rel_tol=1e-4) for value in values)
 
 
 if __name__ == "__main__":
