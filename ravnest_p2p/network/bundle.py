@@ -8,7 +8,7 @@ more, a loss costs only a part of one's share, and each spreads what it sends ov
 
 Pieces are numbered, and the receiver puts them in order, so that to all above it is one `Wire`. A connection
 has its turn when it has nearly sent what it was given, so that a slow one gets less, and little waits where
-nothing can overtake it. All are kept busy: a connection that pauses notices by its clock only that it has
+nothing can overtake it. All together have underway what the line carries, and little more (`underway`). All are kept busy: a connection that pauses notices by its clock only that it has
 lost something, and everything behind that piece waits.
 
 A receiver holds one piece of each connection, and reads on from it when that piece's turn has come: whoever
@@ -23,12 +23,14 @@ import math
 import socket
 import struct
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from typing import Any
 
 from ravnest_p2p.core.errors import FrameFormatError
 from ravnest_p2p.network.frames import Buffer
+from ravnest_p2p.network.underway import LOOK_S, Underway, counted
 from ravnest_p2p.network.wire import Wire
 
 MOST_STRANDS = 8
@@ -143,6 +145,7 @@ class Bundle(Wire):
         self._transport = wires[0].transport  # what is asked of one holds for all
         self._sent, self._taken, self._turn = 0, 0, 0
         self._room = asyncio.Event()
+        self._underway, self._looked_s = Underway(), 0.0
         self._strands: list[_Strand] = []
         for wire in wires:
             self._strands.append(_Strand(wire.transport, self._arriving, self._changed))
@@ -154,6 +157,7 @@ class Bundle(Wire):
             strand = await self._free()
             strand.transport.writelines([_HEAD.pack(self._sent, size), *piece])
             self._sent += 1
+            self._underway.room -= size
 
     def close(self) -> None:
         for strand in self._strands:
@@ -206,12 +210,23 @@ class Bundle(Wire):
         while True:
             if any(strand.ended or strand.transport.is_closing() for strand in self._strands):
                 raise ConnectionResetError("a connection of the bundle is closed")
+            if not self._has_room():
+                await asyncio.sleep(LOOK_S)  # nothing tells of receipts when they come
+                continue
             for _ in self._strands:
                 self._turn = (self._turn + 1) % len(self._strands)
                 if self._strands[self._turn].may_write:
                     return self._strands[self._turn]
             self._room.clear()
             await self._room.wait()
+
+    def _has_room(self) -> bool:
+        now_s = time.monotonic()
+        if now_s - self._looked_s >= LOOK_S:
+            self._looked_s = now_s
+            told = [counted(strand.transport.get_extra_info("socket")) for strand in self._strands]
+            self._underway.look(now_s, [one for one in told if one is not None])
+        return self._underway.room > 0
 
 
 def _smooth(connection: Any) -> None:
