@@ -8,8 +8,9 @@ more, a loss costs only a part of one's share, and each spreads what it sends ov
 
 Pieces are numbered, and the receiver puts them in order, so that to all above it is one `Wire`. A connection
 has its turn when it has nearly sent what it was given, so that a slow one gets less, and little waits where
-nothing can overtake it. All together have underway what the line carries, and little more (`underway`). All are kept busy: a connection that pauses notices by its clock only that it has
-lost something, and everything behind that piece waits.
+nothing can overtake it. All are kept busy: a connection that pauses notices by its clock only that it has
+lost something, and everything behind that piece waits. Together they have underway what the line carries and
+little more (`underway`), or all would lose something at once.
 
 A receiver holds one piece of each connection, and reads on from it when that piece's turn has come: whoever
 skips a number comes to a halt. On every connection numbers rise, so the one that is due is never behind
