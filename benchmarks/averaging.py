@@ -263,6 +263,8 @@ def _in_rounds(
                 got = sides[side].average(number)
                 seconds[side].append(max(one["seconds"] for one in got))
                 wrong[side] += not all(_right(one["values"], case.members) for one in got)
+                if not all(one["values"] for one in got):
+                    sides[side].restart()
                 if side == "ours":
                     sent = max(one["sent"] for one in got)
                 print(f"{case}: {side} {seconds[side][-1]:.3f} s", file=sys.stderr, flush=True)

@@ -20,8 +20,8 @@ MATCHED_S, LOOK_S = 2.0, 0.02
 """When the group that formed meanwhile is to begin, and how often to look whether it waits to be told."""
 
 MOST_S = 60.0
-"""A round that has not ended by then counts as one that took so long and gave no result. Seen once in some
-twenty over lines with a delay."""
+"""A round that has not ended by then counts as one that took so long and gave no result, and all members begin
+anew. Seen once in some twenty rounds over lines with a delay."""
 
 
 def main() -> None:
@@ -52,7 +52,8 @@ def main() -> None:
         control = averager.step(
             wait=False, scheduled_time=get_dht_time() + MATCHED_S, require_trigger=True, timeout=MOST_S
         )
-        while control.stage is not AveragingStage.AWAITING_TRIGGER and not control.done():
+        until_s = time.monotonic() + MOST_S
+        while control.stage is not AveragingStage.AWAITING_TRIGGER and time.monotonic() < until_s:
             time.sleep(LOOK_S)
         say(filled=True)
         hear()

@@ -38,7 +38,12 @@ class Members:
     """
 
     def __init__(self, side: str, layers: Layers, cuts: Cuts, hosts: Sequence[Host]) -> None:
+        self._side, self._hosts = side, hosts
         self._layers, self._cuts = list(layers), [list(its) for its in cuts]
+        self._start()
+
+    def _start(self) -> None:
+        side, hosts = self._side, self._hosts
         environment = {
             **os.environ,
             "OMP_NUM_THREADS": "1",
@@ -79,6 +84,11 @@ class Members:
                 one.wait(LIMIT_S)
         finally:
             self._kill()
+
+    def restart(self) -> None:
+        """Begin anew, with new processes."""
+        self._kill()
+        self._start()
 
     def average(self, number: int) -> list[dict[str, Any]]:
         """What each member says of one averaging."""
