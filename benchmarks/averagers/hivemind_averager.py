@@ -20,7 +20,7 @@ MATCHED_S, LOOK_S = 2.0, 0.02
 """When the group that formed meanwhile is to begin, and how often to look whether it waits to be told."""
 
 MOST_S = 60.0
-"""A round that has not ended by then counts as one that took so long and gave no result, and all members begin
+"""A round that has not ended by then counts as one that took so long and gave no result, and members begin
 anew. Seen once in some twenty rounds over lines with a delay."""
 
 
