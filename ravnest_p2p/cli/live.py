@@ -180,7 +180,7 @@ def _averaging(clusters: Sequence[ClusterProgress]) -> str:
     often = str(first.kappa) if first.kappa else f"{least}" if least == most else f"{least} to {most}"
     said = f"every {often} updates"
     if total_s := sum(stage.training_s for stage in stages):
-        said += f", {sum(stage.averaging_s for stage in stages) / total_s:.0%} of the time"
+        said += f", {100 * sum(stage.averaging_s for stage in stages) / total_s:.0f} % of the time"
     if overlap := max(cluster.overlap for cluster in clusters):
         said += f", while training goes on for up to {overlap}"
     return f"{said}\n{first.kappa_why}" if first.kappa_why else said

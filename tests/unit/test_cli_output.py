@@ -106,10 +106,10 @@ def test_two_clusters_say_how_often_they_average_and_why() -> None:
     stages = [stage | {"training_s": 100.0, "averaging_s": 4.0} for stage in one["stages"]]
     two = [one | {"stages": stages, "updates_per_round": kappa} for kappa in (9, 11)]
     assert "averag" not in drawn(STATUS), "one cluster has nobody to average with"
-    assert "averaging: every 9 to 11 updates, 4% of the time" in drawn(STATUS | {"clusters": two})
+    assert "averaging: every 9 to 11 updates, 4 % of the time" in drawn(STATUS | {"clusters": two})
     found = {"kappa": 20, "kappa_why": "κ 10 → 20 by cost", "overlap": 3}
     text = drawn(STATUS | {"clusters": [one | found for one in two]})
-    assert "every 20 updates, 4% of the time, while training goes on for up to 3" in text
+    assert "every 20 updates, 4 % of the time, while training goes on for up to 3" in text
     assert "κ 10 → 20 by cost" in text
 
 
