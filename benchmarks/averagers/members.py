@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import os
 import random
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from tempfile import TemporaryFile
 from typing import Any
 
@@ -60,6 +62,7 @@ class Members:
                 stderr=said,
                 text=True,
                 env=environment,
+                start_new_session=True,  # hivemind's children go with it
             )
             for host, said in zip(hosts, self._said, strict=True)
         ]
@@ -155,7 +158,8 @@ class Members:
 
     def _kill(self) -> None:
         for one in self._all:
-            one.kill()
+            with suppress(ProcessLookupError):
+                os.killpg(one.pid, signal.SIGKILL)
             one.wait()
         for said in self._said:
             said.close()
