@@ -29,14 +29,15 @@ class WithMomenta(Mapping[str, Tensor]):
     def __init__(self, trainer: StageTrainer) -> None:
         self._trainer = trainer
         self._slots = {
-            _MARK + slot_key(name, slot): (name, slot) for name, slot in trainer.momentum_slots.items()
+            _MARK + slot_key(name, slot): (name, slot)
+            for name, slot in trainer.optimizer.momentum_slots.items()
         }
 
     def __getitem__(self, name: str) -> Tensor:
         if name not in self._slots:
             return self._trainer.params[name]
         param, slot = self._slots[name]
-        found = self._trainer.slot(param, slot)
+        found = self._trainer.optimizer.slot(param, slot)
         return torch.zeros_like(self._trainer.params[param].detach()) if found is None else found
 
     def __iter__(self) -> Iterator[str]:

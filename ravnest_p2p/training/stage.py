@@ -66,6 +66,7 @@ class StageTrainer:
         locate: asked where a forward's results are not finite.
     Attributes:
         device: that it computes on.
+        optimizer: of its parameters; steps with `step` alone.
         skipped: counts what is left out, and ends the run where that is too much.
         gradient_note: goes along with what the newest backward returned.
     Raises:
@@ -113,8 +114,8 @@ class StageTrainer:
         found = (p.device for p in self.params.values())
         self.device = device or next(found, torch.device("cpu"))
         self._matrices = frozenset(matrices)
-        self._optimizer = StageOptimizer(optimizer, self._trained, self._matrices)
-        self._optimizer.restore(optimizer_state or {})
+        self.optimizer = StageOptimizer(optimizer, self._trained, self._matrices)
+        self.optimizer.restore(optimizer_state or {})
         self._updates = 0
         self._forwarded = 0
         self._done = 0
@@ -153,16 +154,7 @@ class StageTrainer:
 
     def optimizer_state(self) -> dict[str, dict[str, Tensor]]:
         """Slots by parameter name, sharing memory with the optimizer; parameters never stepped are absent."""
-        return self._optimizer.state()
-
-    @property
-    def momentum_slots(self) -> dict[str, str]:
-        """Slot of the mean gradient of each trained parameter, by name."""
-        return self._optimizer.momentum_slots
-
-    def slot(self, name: str, slot: str) -> Tensor | None:
-        """One tensor of `optimizer_state`; None where the parameter was never stepped."""
-        return self._optimizer.slot(name, slot)
+        return self.optimizer.state()
 
     def forward(
         self,
@@ -370,7 +362,7 @@ class StageTrainer:
             for name, weight in self._trained.items():
                 weight.grad = sums.get(name)
             self._clipping.clip(self._updates, self._trained.values())
-            self._optimizer.step(self._version)
+            self.optimizer.step(self._version)
         self._crossing.pop(self._updates, None)
         self._updates += 1
         self._version += 1

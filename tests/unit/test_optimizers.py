@@ -208,7 +208,7 @@ def test_a_torch_without_muon_trains_the_same(monkeypatch: pytest.MonkeyPatch) -
     usual = train(trainer_from(module, ALL["muon"]), batches)
     monkeypatch.delattr(torch.optim, "Muon", raising=False)
     other = trainer_from(module, ALL["muon"])
-    assert any(isinstance(one, PlainMuon) for one in other._optimizer._optimizers.values())
+    assert any(isinstance(one, PlainMuon) for one in other.optimizer._optimizers.values())
     train(other, batches)
     assert all(torch.equal(usual.params[key], other.params[key]) for key in usual.params)
 
