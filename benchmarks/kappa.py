@@ -8,7 +8,8 @@ first weights, same samples in every update of all clusters together.
 Sections:
 
 * `sweep`: κ, the updates between two averagings, from 1 to 80 and adaptive (`core.kappa`), 2 and 4 clusters,
-  against κ = 5, and against one cluster with batches as large as those of all together.
+  against κ = 5, and against one cluster with batches as large as those of all together. The adaptive one has
+  to take rounds away, not only their bytes.
 * `overlap`: a mean is taken in some updates after its round began, as a difference (`training.late_mean`).
 * `compression`: differences since the last round in each codec (`training.difference`) against exact ones.
 * `outer`: what is done with the mean difference (`training.outer`).
@@ -141,6 +142,12 @@ def _sweep(bench: Bench) -> tuple[dict[str, Any], list[Goal]]:
                 adaptive["bytes of κ = 5"],
                 "",
                 "<= 0.3334",
+            ),
+            Goal(
+                f"κ adaptive, {clusters} clusters: rounds of κ = 5",
+                adaptive["rounds"] / rows[f"{clusters} clusters: κ = {MEASURE}"]["rounds"],
+                "",
+                "<= 0.5",
             ),
         ]
     return rows, goals

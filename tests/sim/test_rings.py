@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 
 import numpy as np
 import pytest
@@ -109,7 +111,15 @@ def test_any_two_members_die_at_any_two_steps() -> None:
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("columns", [4, 2, STAR])
 def test_any_two_members_die_at_any_two_moments(columns: int) -> None:
+    """On all cores."""
+    pairs = list(itertools.combinations(PEERS, 2))
+    with ProcessPoolExecutor(mp_context=get_context("spawn")) as pool:
+        list(pool.map(both_die, pairs, [columns] * len(pairs)))
+
+
+def both_die(pair: tuple[Member, Member], columns: int) -> None:
+    """At every eighth moment each."""
+    one, other = pair
     end = length(columns)
-    for one, other in itertools.combinations(PEERS, 2):
-        for first, second in itertools.product(range(0, end, 8), repeat=2):
-            dies({one: first, other: second}, first * end + second, columns)
+    for first, second in itertools.product(range(0, end, 8), repeat=2):
+        dies({one: first, other: second}, first * end + second, columns)
