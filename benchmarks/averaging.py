@@ -174,11 +174,7 @@ def _loopback(rounds: int) -> tuple[dict[str, Any], list[Goal]]:
 
 
 def _uneven(rounds: int) -> tuple[dict[str, Any], list[Goal]]:
-    """Five rings of three clusters that cut the model differently, on lines of 50 to 200 Mbit/s.
-
-    Links go over from libp2p to direct connections while the first round begins, and send again what was
-    underway: once in a generation. So the bytes of that round are told apart.
-    """
+    """Five rings of three clusters that cut the model differently, on lines of 50 to 200 Mbit/s."""
     cuts, rates_bps, clusters = FIGURE_4, FIGURE_4_RATES_BPS, len(FIGURE_4)
     layers = [round(MODEL_BYTES / ELEMENT_BYTES / cuts[0][-1])] * cuts[0][-1]
     shares = [
@@ -198,8 +194,8 @@ def _uneven(rounds: int) -> tuple[dict[str, Any], list[Goal]]:
             told = f"uneven: {took[-1]:.3f} s, bound {bound_s:.3f}; bytes {sent[-1]:.4f} of the bound"
             print(told, file=sys.stderr, flush=True)
     row = {"s": statistics.median(took), "least s": min(took), "most s": max(took), "bound s": bound_s}
-    return {"ours": row | {"bytes / bound, first round": sent[0]}}, [
-        Goal("bytes / bound, five rings", max(sent[1:]), "", "<= 1.02"),
+    return {"ours": row | {"bytes / bound of each round": sent}}, [
+        Goal("bytes / bound, five rings", max(sent), "", "<= 1.02"),
         Goal("time / bound, five rings", row["s"] / bound_s, "", "<= 1.10"),
     ]
 
@@ -271,7 +267,7 @@ def _in_rounds(
                 if not all(one["values"] for one in got):
                     sides[side].restart()
                 if side == "ours":
-                    sent = max(one["sent"] for one in got)
+                    sent = max(sent, *(one["sent"] for one in got))
                 print(f"{case}: {side} {seconds[side][-1]:.3f} s", file=sys.stderr, flush=True)
     if wrong["ours"]:
         raise RuntimeError(f"{case}: ours averaged wrongly in {wrong['ours']} of {rounds} rounds")
