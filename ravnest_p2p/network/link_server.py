@@ -1,10 +1,10 @@
-"""All links of one worker: answers hellos, dials, reconnects, and refuses strangers by name.
+"""All links of one worker: answers hellos, dials, and refuses strangers by name.
 
 Problem: after a crash p2pd keeps the dead worker's handler, an old generation's neighbours keep calling,
 and anyone may open a stream. Solution: the protocol id carries a nonce of this instance; a stream is
 nothing until its hello named a channel that is expected, from the peer that is expected, in the
-generation that is obeyed. Where workers reach each other without libp2p, links move on to direct connections
-(`direct`), and back.
+generation that is obeyed. A link's dialler keeps it alive, and moves it on to a direct connection where there
+can be one (`link_dialling`).
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import asyncio
 import contextlib
 import logging
 import secrets
-import time
 from collections import Counter
 from collections.abc import Coroutine
 from typing import Any
@@ -32,6 +31,7 @@ from ravnest_p2p.core.errors import (
 from ravnest_p2p.core.types import Generation, PeerId
 from ravnest_p2p.network.bundle import Bundle
 from ravnest_p2p.network.direct import Direct, Offer
+from ravnest_p2p.network.link_dialling import Dialling
 from ravnest_p2p.network.links import Link
 from ravnest_p2p.network.links_hello import (
     Hello,
@@ -39,23 +39,17 @@ from ravnest_p2p.network.links_hello import (
     hear_hello,
     protocol_of,
     refuse,
-    say_hello,
     welcome,
 )
 from ravnest_p2p.network.links_state import LinkLimits
 from ravnest_p2p.network.p2pd_waits import bounded
-from ravnest_p2p.network.streams import TRANSPORT_ERRORS, Stream, StreamService, open_stream
+from ravnest_p2p.network.streams import TRANSPORT_ERRORS, Stream, StreamService
 from ravnest_p2p.network.wire import Wire
 
 _MAX_STREAMS = 1024
 _MAX_PER_PEER = 256
 _MAX_HELLOS = 64
 _HELLO_S = 3.0
-_STEADY_S = 1.0
-_FIRST_PAUSE_S = 0.02
-_LONGEST_PAUSE_S = 0.5
-_DIRECT_PAUSE_S = 60.0
-"""Between two tries of a link to have a direct connection."""
 _NOBODY = PeerId("")
 
 logger = logging.getLogger(__name__)
@@ -80,19 +74,6 @@ class _Gathered:
         self.wires: dict[int, Wire] = {}
         self.complete = asyncio.Event()
         self.over = asyncio.Event()
-
-
-class _Dialled:
-    """A dialling link, and the direct connection that it may go on with."""
-
-    def __init__(self, link: Link, nonce: str) -> None:
-        self.link = link
-        self.nonce = nonce
-        self.id = secrets.token_bytes(16)
-        self.welcomed = asyncio.Event()
-        self.prepared: tuple[list[Stream], bytes] | None = None
-        self.preparing: asyncio.Task[None] | None = None
-        self.prepare_from_s = 0.0
 
 
 class LinkServer:
@@ -163,9 +144,9 @@ class LinkServer:
             PeerUnreachableError: no welcome within `limits.connect_s`.
         """
         link = Link(channel, remote, limits or LinkLimits())
-        dialled = _Dialled(link, nonce)
-        self._start(link, self._keep_dialled(dialled))
-        waits = [asyncio.ensure_future(dialled.welcomed.wait()), asyncio.ensure_future(link.over.wait())]
+        dialling = Dialling(link, self._p2p, self.generation, nonce, self._direct, self.refused)
+        self._start(link, dialling.run())
+        waits = [asyncio.ensure_future(dialling.welcomed.wait()), asyncio.ensure_future(link.over.wait())]
         try:
             await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
         except asyncio.CancelledError:
@@ -174,7 +155,7 @@ class LinkServer:
         finally:
             for task in waits:
                 task.cancel()
-        if link.end is None or dialled.welcomed.is_set():
+        if link.end is None or dialling.welcomed.is_set():
             return link
         if isinstance(link.end, LinkLostError):
             raise PeerUnreachableError(str(link.end))
@@ -189,84 +170,6 @@ class LinkServer:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
-
-    async def _keep_dialled(self, dialled: _Dialled) -> None:
-        """Dials, runs the stream, and dials again with growing pauses, until the link is over."""
-        link = dialled.link
-        watch = asyncio.ensure_future(link.watch())
-        pause_s = _FIRST_PAUSE_S
-        try:
-            while not link.over.is_set():
-                began_s = time.monotonic()
-                try:
-                    stream = await self._greet(dialled)
-                except (PeerUnreachableError, TryAgainError) as error:
-                    link.explain(str(error))
-                except RemoteFault as error:
-                    link.fail(error)
-                else:
-                    dialled.welcomed.set()
-                    await link.run(stream, on_offer=lambda offer: self._consider(dialled, offer))
-                    if link.breach is not None:
-                        self.refused[type(link.breach).__name__] += 1
-                if dialled.prepared is not None:
-                    continue
-                if time.monotonic() - began_s > _STEADY_S:
-                    pause_s = _FIRST_PAUSE_S
-                with contextlib.suppress(asyncio.TimeoutError):
-                    await bounded(link.over.wait(), pause_s)
-                pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
-        finally:
-            watch.cancel()
-            if dialled.preparing is not None:
-                dialled.preparing.cancel()
-            for stream in dialled.prepared[0] if dialled.prepared is not None else ():
-                stream.close()
-
-    async def _greet(self, dialled: _Dialled) -> Stream:
-        """A stream that is welcomed, at the positions of both ends: a direct one if one is prepared."""
-        link, hello_s = dialled.link, dialled.link.limits.hello_s
-        prepared, dialled.prepared = dialled.prepared, None
-        if prepared is None:
-            streams = [await open_stream(self._p2p, link.remote, protocol_of(dialled.nonce), hello_s)]
-            ticket = b""
-        else:
-            streams, ticket = prepared
-        try:
-            hello = Hello(
-                link.channel,
-                self.generation,
-                dialled.id,
-                dialled.welcomed.is_set(),
-                link.next_expected,
-                ticket,
-            )
-            stream, position = await say_hello(streams, hello, hello_s)
-            link.resume(position)
-        except BaseException:
-            for one in streams:
-                one.close()
-            raise
-        return stream
-
-    def _consider(self, dialled: _Dialled, offer: Offer) -> None:
-        """An offer came: try it, unless another one came to nothing a moment ago."""
-        now = time.monotonic()
-        if self._direct is None or dialled.preparing is not None or now < dialled.prepare_from_s:
-            return
-        dialled.prepare_from_s = now + _DIRECT_PAUSE_S
-        dialled.preparing = self._keep(self._prepare(dialled, offer, self._direct))
-
-    async def _prepare(self, dialled: _Dialled, offer: Offer, direct: Direct) -> None:
-        try:
-            wires = await direct.open(dialled.link.remote, offer, dialled.link.limits.strands)
-        except PeerUnreachableError as error:
-            logger.info("%s stays with libp2p: %s", dialled.link.channel, error)
-            return
-        finally:
-            dialled.preparing = None
-        dialled.prepared = [Stream(dialled.link.remote, wire) for wire in wires], offer.ticket
-        await dialled.link.interrupt()
 
     async def _accept(self, stream: Stream) -> None:
         """A stream over libp2p, which knows who it is from."""
@@ -327,8 +230,11 @@ class LinkServer:
             expected = self._find(stream.peer, hello)
             link = expected.link
             async with expected.turn:
+                moved = bool(hello.ticket)
+                if moved:
+                    await link.pause()
                 await link.interrupt()
-                position = link.resume(hello.next_expected)
+                position = link.resume(hello.next_expected, moved=moved)
                 expected.bound_to = hello.link
                 await bounded(welcome(stream, position), expected.hello_s)
         except asyncio.TimeoutError:

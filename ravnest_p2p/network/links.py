@@ -189,15 +189,36 @@ class Link:
         self.over.set()
         self._notify()
 
-    def resume(self, next_expected: int) -> int:
+    async def pause(self) -> None:
+        """Holds new frames back, and waits until the other end has those underway: a stream that takes this
+        one's place then has nothing to repeat. It does not wait longer than half a hello may, where the line
+        is slow, or the other end's user does not take what arrived.
+        """
+        session = self._session
+        if session is None:
+            return
+        session.pause()
+        with contextlib.suppress(asyncio.TimeoutError):
+            await bounded(
+                self._until(lambda: self._session is not session or not self._state.is_underway),
+                self.limits.hello_s / 2,
+            )
+
+    def go_on(self) -> None:
+        """Sends what was held back, on the stream that stays."""
+        if self._session is not None:
+            self._session.go_on()
+
+    def resume(self, next_expected: int, *, moved: bool = False) -> int:
         """A new stream is to begin; returns the number of the first frame that this end lacks.
 
         Args:
             next_expected: the same of the other end.
+            moved: that was said while an older stream still ran.
         Raises:
             FrameSequenceError: that position is impossible.
         """
-        self._state.resume(next_expected)
+        self._state.resume(next_expected, moved=moved)
         self._notify()
         return self._state.next_expected
 
@@ -251,6 +272,7 @@ class Link:
         self._session = None
         self._connected.clear()
         self._idle.set()
+        self._notify()
         if session.alive:
             self._lost_at, self._grace_s = time.monotonic(), self.limits.resume_s
         error = None if running.cancelled() else running.exception()

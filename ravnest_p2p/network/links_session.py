@@ -69,6 +69,7 @@ class Session:
         self._rtts: list[float] = []
         self._pong: int | None = None
         self._farewell: str | None = None
+        self._paused = False
 
     def wake(self) -> None:
         """There is something to send, or the user took a frame."""
@@ -77,10 +78,18 @@ class Session:
         self._work.set()
         self._room.set()
 
+    def pause(self) -> None:
+        """Sends no new frame until `go_on`, or a goodbye."""
+        self._paused = True
+
+    def go_on(self) -> None:
+        self._paused = False
+        self._work.set()
+
     def say_goodbye(self, text: str) -> None:
         """Sends what is due, then ends the link in good order."""
         self._farewell = text
-        self._work.set()
+        self.go_on()
 
     async def run(self) -> str:
         """Runs until the stream ends; returns why.
@@ -161,7 +170,7 @@ class Session:
         while True:
             self._work.clear()
             await self._write_signs()
-            due = self._state.next_frame()
+            due = None if self._paused else self._state.next_frame()
             if due is not None:
                 seq, packed = due
                 self._state.receipt(flush=True)

@@ -91,6 +91,11 @@ class LinkState:
         return self._outbox.unacknowledged.start
 
     @property
+    def is_underway(self) -> bool:
+        """Something went out on this stream and is not acknowledged."""
+        return self._cursor > self.first_unacknowledged
+
+    @property
     def has_unsent(self) -> bool:
         return self._cursor < self._outbox.next_seq
 
@@ -122,12 +127,16 @@ class LinkState:
         self._cursor = max(self._cursor, next_expected)
         return bool(released)
 
-    def resume(self, next_expected: int) -> None:
+    def resume(self, next_expected: int, *, moved: bool = False) -> None:
         """A new stream begins, whose other end lacks everything from `next_expected` on.
 
+        Args:
+            moved: that was said while an older stream still ran; later receipts on it count too.
         Raises:
             FrameSequenceError: that is impossible for this link.
         """
+        if moved:
+            next_expected = max(next_expected, self.first_unacknowledged)
         self.acknowledge(next_expected)
         self._cursor = next_expected
         self._granted = self._inbox.next_expected

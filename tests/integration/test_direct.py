@@ -76,6 +76,88 @@ def test_a_link_moves_on_to_a_direct_connection_and_loses_nothing():
     run(test)
 
 
+class WhenAsked:
+    """Connects when it is told to."""
+
+    def __init__(self) -> None:
+        self.asked = asyncio.Event()
+
+    async def __call__(self, peer: str, port: int) -> socket.socket:
+        await self.asked.wait()
+        return await to_loopback(peer, port)
+
+
+def test_nothing_is_sent_twice_as_a_full_link_moves():
+    frame = pack({"n": 0}, [bytes(100_000)])
+
+    async def send(link: Link, moved: asyncio.Event, sent: list[int]) -> None:
+        """Until it moved, and for some time more."""
+        while not moved.is_set():
+            await link.send({"n": 0}, [bytes(100_000)])
+            sent[0] += 1
+        for _ in range(20):
+            await link.send({"n": 0}, [bytes(100_000)])
+        sent[0] += 20
+        await link.drained()
+
+    async def take(link: Link, ask: asyncio.Event) -> None:
+        while True:
+            await link.receive()
+            if link.next_expected > 30:
+                ask.set()
+
+    async def test() -> None:
+        connect, moved = WhenAsked(), asyncio.Event()
+        async with linked(connect, replace(QUICK, hello_s=4.0)) as pair:
+            ends, sent = (pair.here, pair.there), ([0], [0])
+            taking = [asyncio.ensure_future(take(end, connect.asked)) for end in ends]
+            sending = [asyncio.ensure_future(send(end, moved, n)) for end, n in zip(ends, sent, strict=True)]
+            await pair.until(True)
+            moved.set()
+            await asyncio.gather(*sending)
+            for task in taking:
+                task.cancel()
+            for end, (count,) in zip(ends, sent, strict=True):
+                assert count > 50
+                # Beside frames: receipts, pings, and an offer.
+                assert 0 <= end.bytes_sent - count * frame.size_bytes < frame.size_bytes / 2
+
+    run(test)
+
+
+def test_a_link_moves_in_time_where_nobody_takes_what_arrived():
+    async def test() -> None:
+        connect = WhenAsked()
+        async with linked(connect) as pair:
+            for number in range(6):
+                await pair.here.send({"n": number})
+            connect.asked.set()
+            await asyncio.wait_for(pair.until(True), 2)
+            assert [(await pair.there.receive()).header["n"] for _ in range(6)] == list(range(6))
+            await transfer(pair.here, pair.there, 20, [5])
+
+    run(test)
+
+
+def test_it_goes_on_over_libp2p_where_its_ticket_is_not_taken():
+    async def test() -> None:
+        async def too_late(peer: str, port: int) -> socket.socket:
+            pair.accepting._expected["act"].offer = None
+            return await to_loopback(peer, port)
+
+        async with linked(too_late) as pair:
+            both = transfer(pair.here, pair.there, 300, [5, 150_000])
+            await asyncio.gather(both, transfer(pair.there, pair.here, 300, [5, 150_000]))
+            while not pair.accepting.refused:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+            await transfer(pair.here, pair.there, 20, [5])
+            assert pair.accepting.refused == {"LinkRefusedError": 1}
+            assert not pair.is_direct()
+            assert pair.here.end is None
+
+    run(test)
+
+
 def test_it_goes_back_to_libp2p_where_the_connection_breaks(monkeypatch: pytest.MonkeyPatch):
     async def test() -> None:
         async with linked() as pair:

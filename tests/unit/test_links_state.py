@@ -46,6 +46,24 @@ def test_impossible_positions_are_refused():
         state.acknowledge(0)
 
 
+def test_a_position_said_before_later_receipts_does_not_take_them_back():
+    state = LinkState(LIMITS)
+    for n in range(4):
+        state.push(pack({"n": n}))
+    assert not state.is_underway
+    assert numbers(state) == [0, 1, 2, 3]
+    assert state.is_underway
+    state.acknowledge(3)
+    with pytest.raises(FrameSequenceError):
+        state.resume(1)
+    state.resume(1, moved=True)
+    assert not state.is_underway
+    assert numbers(state) == [3]
+    state.resume(4, moved=True)
+    assert not state.is_underway
+    assert not state.has_unsent
+
+
 def test_duplicates_are_dropped_and_gaps_refused():
     state = LinkState(LIMITS)
     assert [state.deliver(frame(n)) for n in (0, 1, 0, 1, 2)] == [True, True, False, False, True]
