@@ -135,7 +135,8 @@ class Dialling:
     def _consider(self, offer: Offer) -> None:
         """An offer came: try it, unless another one came to nothing a moment ago."""
         now = time.monotonic()
-        if self._direct is None or self._opening is not None or now < self._open_from_s:
+        is_opening = self._opening is not None and not self._opening.done()
+        if self._direct is None or is_opening or now < self._open_from_s:
             return
         self._open_from_s = now + _DIRECT_PAUSE_S
         self._opening = asyncio.ensure_future(self._open(offer, self._direct))
@@ -147,8 +148,6 @@ class Dialling:
         except PeerUnreachableError as error:
             logger.info("%s stays with libp2p: %s", link.channel, error)
             return
-        finally:
-            self._opening = None
         streams = [Stream(link.remote, wire) for wire in wires]
         self._moving = asyncio.ensure_future(self._move(streams, offer.ticket))
 
@@ -162,9 +161,8 @@ class Dialling:
 
     async def _moved(self) -> Stream | None:
         """What took the place of the stream that just ended, if anything did."""
-        if self._opening is not None:
+        if self._opening is not None and self._opening.cancel():
             # Its offer ended with the stream; the next stream brings another.
-            self._opening.cancel()
             self._opening, self._open_from_s = None, 0.0
         moving, self._moving = self._moving, None
         return None if moving is None else await moving
