@@ -81,8 +81,10 @@ class WhenAsked:
 
     def __init__(self) -> None:
         self.asked = asyncio.Event()
+        self.tried = asyncio.Event()
 
     async def __call__(self, peer: str, port: int) -> socket.socket:
+        self.tried.set()
         await self.asked.wait()
         return await to_loopback(peer, port)
 
@@ -134,6 +136,21 @@ def test_a_link_moves_in_time_where_nobody_takes_what_arrived():
             connect.asked.set()
             await asyncio.wait_for(pair.until(True), 2)
             assert [(await pair.there.receive()).header["n"] for _ in range(6)] == list(range(6))
+            await transfer(pair.here, pair.there, 20, [5])
+
+    run(test)
+
+
+def test_a_stream_that_breaks_before_it_is_left_does_not_keep_the_next_one_from_moving():
+    async def test() -> None:
+        connect = WhenAsked()
+        async with linked(connect) as pair:
+            await asyncio.gather(transfer(pair.here, pair.there, 20, [5]), connect.tried.wait())
+            connect.tried.clear()
+            pair.here._session._stream.close()
+            await asyncio.wait_for(connect.tried.wait(), 2)
+            connect.asked.set()
+            await asyncio.wait_for(pair.until(True), 2)
             await transfer(pair.here, pair.there, 20, [5])
 
     run(test)
