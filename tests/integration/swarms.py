@@ -17,6 +17,7 @@ from ravnest_p2p.core.errors import OurFault
 from ravnest_p2p.core.types import JobPhase
 from ravnest_p2p.network import gateway
 from ravnest_p2p.testing.local_swarm import LocalSwarm, PeerProcess, wait_until
+from ravnest_p2p.training.tensorfile import open_tensors
 
 START_S, TRAIN_S = 90.0, 90.0
 """Bounds that only a swarm in trouble meets, also on a busy machine."""
@@ -192,3 +193,21 @@ def _alive(pid: int, born_s: float) -> psutil.Process | None:
         return process if ours else None
     except psutil.NoSuchProcess:
         return None
+
+
+def final_tensors(
+    peers: list[PeerProcess], job: str, batches: int, kinds: tuple[str, ...]
+) -> dict[str, dict[str, Tensor]]:
+    """Tensors of these kinds of the last saved round, by name and blob, from the peers' stores."""
+    found: dict[str, dict[str, Tensor]] = {}
+    for peer in peers:
+        for piece, path in saved_pieces(peer, job):
+            if piece["batches_done"] != batches:
+                continue
+            with open_tensors(path) as file:
+                for key in file.names:
+                    kind, _, name = key.partition("/")
+                    tensor = file.mapped(key, file.spec(key))
+                    if kind in kinds and tensor.is_floating_point():
+                        found.setdefault(name, {})[piece["blob"]] = tensor.clone()
+    return found

@@ -1,4 +1,4 @@
-"""A stage on a GPU behind its walls and a stage on a CPU train one model; needs a CUDA device."""
+"""Stages on a GPU behind its walls and on a CPU train one model, in one cluster and in two; needs CUDA."""
 
 from __future__ import annotations
 
@@ -12,7 +12,15 @@ from ravnest_p2p.core.types import OptimizerSpec
 from ravnest_p2p.model import StageComputation, capture, stage_program
 from ravnest_p2p.testing.local_swarm import LocalSwarm
 from ravnest_p2p.training import StageTrainer
-from tests.integration.swarms import small_data, small_model, small_request, status, wait_done, wait_lending
+from tests.integration.swarms import (
+    final_tensors,
+    small_data,
+    small_model,
+    small_request,
+    status,
+    wait_done,
+    wait_lending,
+)
 from tests.unit import model_zoo
 
 pytestmark = [
@@ -74,6 +82,24 @@ def test_a_cpu_and_a_gpu_train_together(tmp_path: Path, requester_home: Path) ->
         weights = job.result()
     x, y = small_data()
     model = small_model()
-    before = float(torch.nn.functional.cross_entropy(model(x), y))
+    before = float(torch.nn.functional.cross_entropy(model(x), y).detach())
     model.load_state_dict(weights)
     assert float(torch.nn.functional.cross_entropy(model.eval()(x), y)) < 0.7 * before
+
+
+@pytest.mark.parametrize(("overlap", "averaging"), [("never", "parameters"), ("always", "int8")])
+def test_clusters_on_a_cpu_and_on_a_gpu_average_to_one_model(
+    overlap: str, averaging: str, tmp_path: Path, requester_home: Path
+) -> None:
+    swarm = LocalSwarm(tmp_path, 2, each=[["--device", "cpu"], ["--device", "cuda"]], more=["--epoch", "900"])
+    with swarm, rn.connect(swarm.bootstrap.address) as connection:
+        wait_lending(connection, swarm.peers)
+        how = {"overlap": overlap, "averaging": averaging, "updates_per_round": 7, "passes": 20}
+        job = connection.submit_request(small_request(clusters=2, **how))
+        done = wait_done(job)
+        weights = job.result()
+    copies = final_tensors(swarm.peers, job.id, done["total_batches"], ("param", "buffer"))
+    assert copies.keys() == {name for name, value in weights.items() if value.is_floating_point()}
+    for name, of_blobs in copies.items():
+        assert len(of_blobs) == 2, f"{name}: both clusters saved it"
+        assert all(torch.equal(value, weights[name]) for value in of_blobs.values()), name

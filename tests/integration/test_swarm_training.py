@@ -25,13 +25,12 @@ from ravnest_p2p.core.pipeline.timeline import StageTimeline
 from ravnest_p2p.core.pipeline.window import paper_bound
 from ravnest_p2p.core.types import JobPhase, OptimizerSpec
 from ravnest_p2p.testing.local_swarm import LocalSwarm, PeerProcess, wait_until
-from ravnest_p2p.training.tensorfile import open_tensors
 from tests.integration.swarms import (
     TRAIN_S,
     Mirror,
+    final_tensors,
     job_folder,
     members,
-    saved_pieces,
     small_data,
     small_model,
     small_request,
@@ -320,24 +319,6 @@ def test_two_clusters_average_to_one_model_and_the_requester_may_leave(
         first, *others = of_blobs.values()
         same = all(torch.equal(value, first) for value in others)
         assert name.endswith("/step") or same == (all_at_once and name.endswith("/exp_avg")), name
-
-
-def final_tensors(
-    peers: list[PeerProcess], job: str, batches: int, kinds: tuple[str, ...]
-) -> dict[str, dict[str, Tensor]]:
-    """Tensors of these kinds of the last saved round, by name and blob, from the peers' stores."""
-    found: dict[str, dict[str, Tensor]] = {}
-    for peer in peers:
-        for piece, path in saved_pieces(peer, job):
-            if piece["batches_done"] != batches:
-                continue
-            with open_tensors(path) as file:
-                for key in file.names:
-                    kind, _, name = key.partition("/")
-                    tensor = file.mapped(key, file.spec(key))
-                    if kind in kinds and tensor.is_floating_point():
-                        found.setdefault(name, {})[piece["blob"]] = tensor.clone()
-    return found
 
 
 def test_every_peer_lists_all_peers_and_runs_one_p2pd(swarm: LocalSwarm) -> None:
