@@ -39,7 +39,7 @@ from .own_ticket import OwnTicket
 from .pending import HeldPlans, Refusals
 from .rift import Rift
 from .tickets import TICKET_SPACE, TicketBook
-from .timeliness import untimely
+from .timeliness import Untimely, may_begin_s, untimely
 from .types import Fence, PeerId
 from .wording import peer_text
 
@@ -154,7 +154,7 @@ class Election:
     def plan_seen(self, header: PlanHeader, now_s: float) -> list[Action]:
         """Judge a published plan, or the own one before it is published; again with every reading, at will.
 
-        For a plan of an author without a known ticket, or of an epoch about to start, `poll` asks once more.
+        For a plan of an author without a known ticket, or a little ahead of its time, `poll` asks once more.
         """
         actions = self._turn_epoch(now_s)
         actions += self.plan_heard(header.fence, header.leader, header.plan_hash)
@@ -181,10 +181,13 @@ class Election:
         if now_s < self._wake_s:
             return ()
         actions = self._turn_epoch(now_s)
-        actions += self._held.due(
+        due = self._held.due(
             lambda held: held.fence.epoch >= self._epoch and self._above_obeyed(held),
             lambda held: self._untimely(held, now_s) is None,
         )
+        if due:  # whether they are obeyed decides what else there is to do
+            self._wake_s = -inf
+            return actions + due
         if self._phase is Phase.SPREADING and now_s >= self._opens_s:
             self._move(Turn.OPENED, now_s)
         actions += self._ticket_due()
@@ -298,6 +301,8 @@ class Election:
             return []
         if self._adopted is not None and fence <= self._adopted.fence:
             return []
+        if now_s < may_begin_s(fence, self._config):  # a rift made it jump: it would not obey itself yet
+            return []
         if self._conduct.has_led(self._peer, self._term, self._tickets.rotation):
             return []
         if self._term == 0 and self._knows_few() and now_s - self._since_s < self._config.min_term_s:
@@ -315,10 +320,10 @@ class Election:
             return self._refusals.refuse(header, f"{fence_text(adopted.fence)} is obeyed, which is higher")
         against_now = self._untimely(header, now_s)
         if against_now is not None:
-            why, passes = against_now
-            if passes:
-                self._held.hold(header)
-            return self._refusals.refuse(header, why) if why else []
+            if against_now.passes:
+                self._held.hold(header, self._titled)
+                self._wake_s = min(self._wake_s, against_now.until_s)
+            return self._refusals.refuse(header, against_now.why) if against_now.why else []
         author = self._conduct.against(header.leader, fence.term, self._tickets.rotation)
         if author:
             # Whoever does not know it yet may obey it: tell, and come together above it.
@@ -344,8 +349,13 @@ class Election:
             return True
         return header.fence >= adopted.fence and header.plan_hash != adopted.plan_hash
 
-    def _untimely(self, header: PlanHeader, now_s: float) -> tuple[str, bool] | None:
+    def _untimely(self, header: PlanHeader, now_s: float) -> Untimely | None:
         return untimely(header, now_s, self._epoch, self._tickets, self._config)
+
+    def _titled(self, header: PlanHeader) -> bool:
+        """Whether its author may lead the term by the tickets seen so far, and is no liar."""
+        book = self._tickets if header.fence.epoch == self._epoch else self._next_tickets
+        return book.entitles(header.leader, header.fence.term) and not self._conduct.lie_of(header.leader)
 
     def _judge_again(self, header: PlanHeader, adopted: Adopted, now_s: float) -> list[Action]:
         """A plan with the very fence that is obeyed: the same one, or a second leader."""
@@ -377,13 +387,17 @@ class Election:
 
     def _next_wake(self, now_s: float) -> float:
         rules = self._config
-        due_s = inf
+        earliest_s, latest_s = self._since_s + rules.min_term_s, self._since_s + rules.term_s
+        due: list[float] = []
         if self._phase is Phase.SPREADING:
-            due_s = self._opens_s
+            due = [self._opens_s]
         elif self._phase is Phase.OPEN or self._split or self._stale:
-            earliest_s = self._since_s + rules.min_term_s
-            latest_s = self._since_s + rules.term_s
-            due_s = earliest_s if now_s < earliest_s else latest_s
+            due = [may_begin_s(Fence(self._epoch, self._term), rules), earliest_s, latest_s]
         elif self._rift.fence is not None:
-            due_s = max(self._rift.lasts_s, self._since_s + rules.min_term_s)
-        return min(due_s if now_s < due_s else inf, (self._epoch + 1) * rules.epoch_s)
+            due = [max(self._rift.lasts_s, earliest_s)]
+        held_s = self._held.wake_s(lambda held: self._ready_s(held, now_s))
+        return min(*(due_s for due_s in due if now_s < due_s), held_s, (self._epoch + 1) * rules.epoch_s)
+
+    def _ready_s(self, held: PlanHeader, now_s: float) -> float:
+        against = self._untimely(held, now_s)
+        return now_s if against is None else against.until_s

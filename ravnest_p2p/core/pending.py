@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from math import inf
 
 from .ballot import Action, Explain, PlanHeader, Reconsider, Refuse, fence_text
 from .types import Fence, PeerId
 from .wording import peer_text
 
 MAX_HELD = 64
-"""Plans kept to be judged again when a ticket comes or the epoch begins."""
+"""Plans kept to be judged again when a ticket comes, or the epoch or the term begins."""
 
 MAX_TOLD = 4096
 """Refusals reported in an epoch; beyond, plans are refused in silence."""
@@ -21,9 +22,20 @@ class HeldPlans:
     def __init__(self) -> None:
         self._held: list[PlanHeader] = []
 
-    def hold(self, header: PlanHeader) -> None:
-        if len(self._held) < MAX_HELD and header not in self._held:
-            self._held.append(header)
+    def hold(self, header: PlanHeader, titled: Callable[[PlanHeader], bool]) -> None:
+        """Keep it; where there is no place left, who has no title to a term makes room for who has one."""
+        if header in self._held:
+            return
+        if len(self._held) >= MAX_HELD:
+            others = [held for held in self._held if not titled(held)]
+            if not others or not titled(header):
+                return
+            self._held.remove(others[-1])
+        self._held.append(header)
+
+    def wake_s(self, until_s: Callable[[PlanHeader], float]) -> float:
+        """When the first of them is ready, as far as that is a matter of time alone."""
+        return min(map(until_s, self._held), default=inf)
 
     def due(self, lives: Callable[[PlanHeader], bool], ready: Callable[[PlanHeader], bool]) -> list[Action]:
         """Ask for those again that are ready, and let go of those that do not live."""
