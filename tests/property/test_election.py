@@ -85,6 +85,7 @@ def test_any_order_of_events_keeps_the_fence(events):
             election.peer_gone(values[0])
         else:
             restarted = True
+            made = {fence for fence, _, _ in obeyed}  # what it refused itself, nobody has seen
             election = Election("a", RULES, now_s, election.adopted)
         for _ in range(10):
             if now_s < election.wake_s:
