@@ -70,8 +70,10 @@ class Conduct:
 
     def why_not_wait(self, leader: PeerId, term: int, rotation: int) -> str:
         """Why nobody waits for the leader in its term; empty if it is waited for."""
-        if leader in self._blamed or self.lie_of(leader):
-            return f"a plan of {peer_text(leader)} was refused, its next is not waited for"
+        if lie := self.lie_of(leader):
+            return lie
         if self.has_led(leader, term, rotation):
             return f"{peer_text(leader)} has led term {self._led[leader]} already"
+        if leader in self._blamed:
+            return f"a plan of {peer_text(leader)} was refused, its next is not waited for"
         return ""

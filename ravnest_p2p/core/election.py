@@ -11,8 +11,9 @@ leader of the same fence ends the term for all who see it, and every epoch start
     phase      opened  adopted  silent   refused  stale
     spreading  open    led      -        -        -        tickets spread, nobody plans
     open       -       led      open+    open+    -        the term's leader is to publish
-    led        -       led      -        -        open+    a plan is adopted; "+" is the next term
+    led        -       led      -        -        open+    a plan is adopted
 
+"+" is the next term, past those whose leaders would not be obeyed (`succession`).
 `Election` is one peer's pure state machine: the time and what was seen go in, actions come out.
 """
 
@@ -37,7 +38,8 @@ from .ballot import (
 from .conduct import Conduct
 from .own_ticket import OwnTicket
 from .pending import HeldPlans, Refusals
-from .rift import Rift
+from .staleness import Staleness
+from .succession import Succession
 from .tickets import TICKET_SPACE, TicketBook
 from .timeliness import Untimely, may_begin_s, untimely
 from .types import Fence, PeerId
@@ -73,7 +75,7 @@ class Election:
         self._conduct = Conduct()
         self._next_tickets = self._new_book()
         self._held = HeldPlans()
-        self._stale = ""
+        self._staleness = Staleness(config.term_s)
         self._epoch = -1
         self._enter(floor(now_s / config.epoch_s), now_s)
 
@@ -132,8 +134,7 @@ class Election:
 
     def replan_wanted(self, reason: str) -> None:
         """Say that the adopted plan is stale, and why; an empty reason takes it back. Adopting clears it."""
-        if reason != self._stale:
-            self._stale = reason
+        if self._staleness.say(reason):
             self._wake_s = -inf
 
     def peer_gone(self, peer: PeerId) -> None:
@@ -147,7 +148,7 @@ class Election:
     def plan_failed(self, fence: Fence, why: str) -> list[Action]:
         """The own planner has no plan for this fence; the next leader may try."""
         if fence == Fence(self._epoch, self._term) and self._phase is Phase.OPEN:
-            self._refused.add((fence, self._peer))
+            self._succession.refuse(fence, self._peer)
             self._wake_s = -inf
         return [Explain(f"no plan for {fence_text(fence)}: {why}")]
 
@@ -165,6 +166,8 @@ class Election:
         """Note that a plan was published, even one not worth judging: two of one fence prove a liar."""
         if fence.epoch == self._epoch and leader in self._tickets:
             self._conduct.note_term(leader, fence.term, self._tickets.rotation)
+            if self._phase is Phase.OPEN and self._succession.next_turn(self._term) != self._term:
+                self._wake_s = -inf
         lie = self._conduct.hear(fence, leader, plan_hash)
         if not lie:
             return []
@@ -206,11 +209,10 @@ class Election:
         self._epoch = epoch
         self._own = OwnTicket(epoch, self._config.tickets_wanted)
         self._made: Fence | None = None
-        self._split = ""
-        self._rift = Rift(self._config.term_s)
+        self._staleness.begin_epoch()
         self._last_told = False
-        self._refused: set[tuple[Fence, PeerId]] = set()
         self._conduct.begin_epoch()
+        self._succession = Succession(self._peer, self._config, self._tickets, self._conduct, self._gone)
         self._refusals = Refusals()
         self._opens_s = max(epoch * self._config.epoch_s, now_s) + self._config.grace_s
         self._phase, self._term, self._since_s = Phase.SPREADING, 0, now_s
@@ -231,8 +233,12 @@ class Election:
 
     def _move(self, turn: Turn, now_s: float) -> None:
         self._phase, terms = TRANSITIONS[self._phase, turn]
-        self._term += terms
-        self._since_s = now_s
+        self._begin(self._term + terms, now_s)
+
+    def _begin(self, term: int, now_s: float) -> None:
+        """Be in this term, which lasts from when any peer may be in it."""
+        self._term = term
+        self._since_s = max(now_s, may_begin_s(Fence(self._epoch, term), self._config))
 
     def _ticket_due(self) -> list[Action]:
         if not self._eligible:
@@ -242,34 +248,17 @@ class Election:
             self._tickets.add(self._peer, self._own.value)
         return list(actions)
 
-    def _passed_over(self, leader: PeerId) -> str:
-        return self._conduct.why_not_wait(leader, self._term, self._tickets.rotation)
-
     def _knows_few(self) -> bool:
         """Whether so many tickets are missing that one's own rank says little."""
         return 2 * len(self._tickets) < min(self._expected, self._config.tickets_wanted)
 
     def _end_term(self, now_s: float) -> list[Action]:
         """End the current term where it must end."""
-        age_s = now_s - self._since_s
-        if self._phase is Phase.SPREADING or age_s < self._config.min_term_s:
+        over = self._over(now_s)
+        if over is None:
             return []
+        turn, why = over
         here = Fence(self._epoch, self._term)
-        leader = self._tickets.leader(self._term)
-        if self._phase is Phase.LED:
-            turn, why = Turn.STALE, self._split or self._stale or self._rift.why(now_s)
-            if not why:
-                return []
-        elif leader is not None and (here, leader) in self._refused:
-            turn, why = Turn.REFUSED, f"the plan of {peer_text(leader)} was refused"
-        elif leader is not None and (passed_over := self._passed_over(leader)):
-            turn, why = Turn.REFUSED, passed_over
-        elif leader is not None and leader in self._gone and leader != self._peer:
-            turn, why = Turn.SILENT, f"{peer_text(leader)} is gone"
-        elif age_s >= self._config.term_s:
-            turn, why = Turn.SILENT, f"{peer_text(leader)} published no plan" if leader else ""
-        else:
-            return []
         if self._term + 1 >= self._config.max_terms:
             if self._last_told:
                 return []
@@ -278,15 +267,23 @@ class Election:
         if turn is Turn.SILENT:
             self._own.silence()
         self._move(turn, now_s)
-        if turn is Turn.STALE and self._rift.fence is not None:
-            self._split = self._split or self._rift.why(now_s)
-            self._term = max(self._term, self._rift.fence.term + 1)
-            self._rift.close()
+        lowest = self._staleness.rise(self._term, now_s) if turn is Turn.STALE else self._term
+        self._begin(self._succession.next_turn(lowest), now_s)
         following = self._tickets.leader(self._term)
         if not why or following is None:
             return self._ticket_due()
-        over = f"term {fence_text(here)} is over: {why}; {peer_text(following)} is next"
-        return [*self._ticket_due(), Explain(over)]
+        text = f"term {fence_text(here)} is over: {why}; {peer_text(following)} is next"
+        return [*self._ticket_due(), Explain(text)]
+
+    def _over(self, now_s: float) -> tuple[Turn, str] | None:
+        """How the current term ends now, and why; None if it goes on."""
+        age_s = now_s - self._since_s
+        if self._phase is Phase.OPEN:
+            return self._succession.over(Fence(self._epoch, self._term), age_s)
+        why = self._staleness.why(now_s)
+        if self._phase is Phase.SPREADING or age_s < self._config.min_term_s or not why:
+            return None
+        return Turn.STALE, why
 
     def _plan_due(self, now_s: float) -> list[Action]:
         fence = Fence(self._epoch, self._term)
@@ -297,11 +294,11 @@ class Election:
             or self._made == fence
         ):
             return []
-        if self._tickets.leader(self._term) != self._peer or (fence, self._peer) in self._refused:
+        if self._tickets.leader(self._term) != self._peer or self._succession.was_refused(fence, self._peer):
             return []
         if self._adopted is not None and fence <= self._adopted.fence:
             return []
-        if now_s < may_begin_s(fence, self._config):  # a rift made it jump: it would not obey itself yet
+        if now_s < self._since_s:  # others were passed over: it has not begun
             return []
         if self._conduct.has_led(self._peer, self._term, self._tickets.rotation):
             return []
@@ -309,7 +306,7 @@ class Election:
             return []
         self._made = fence
         reason = "first plan of the epoch" if self._term == 0 else "no plan before"
-        why = self._split or self._stale or reason
+        why = self._staleness.why(now_s) or reason
         return [Explain(f"leading {fence_text(fence)}: {why}"), MakePlan(fence, why)]
 
     def _judge(self, header: PlanHeader, now_s: float) -> list[Action]:
@@ -327,19 +324,18 @@ class Election:
         author = self._conduct.against(header.leader, fence.term, self._tickets.rotation)
         if author:
             # Whoever does not know it yet may obey it: tell, and come together above it.
-            self._rift.note(fence, now_s)
+            self._staleness.note_doubted(fence, now_s)
             self._wake_s = -inf
             return [*self._conduct.expose(header.leader), *self._refusals.refuse(header, author)]
         against = header.verdict or header.doubt
         if not against:
             return self._adopt(header, now_s)
-        if (fence, header.leader) not in self._refused:
-            self._refused.add((fence, header.leader))
+        if self._succession.refuse(fence, header.leader):
             if header.leader != self._peer:
                 self._conduct.blame(header.leader)
             self._wake_s = -inf
         if header.doubt:
-            self._rift.note(fence, now_s)
+            self._staleness.note_doubted(fence, now_s)
         return self._refusals.refuse(header, against)
 
     def _above_obeyed(self, header: PlanHeader) -> bool:
@@ -368,19 +364,17 @@ class Election:
         entitled = self._tickets.entitles(header.leader, header.fence.term)
         if header.fence.epoch == self._epoch and entitled and not header.verdict:
             if header.doubt:
-                self._rift.note(header.fence, now_s)
-            elif not self._split:
-                self._split = f"two plans for {fence_text(header.fence)}"
+                self._staleness.note_doubted(header.fence, now_s)
+            elif self._staleness.note_second(header.fence):
                 self._wake_s = -inf
         return self._refusals.refuse(header, f"that of {peer_text(adopted.leader)} is obeyed")
 
     def _adopt(self, header: PlanHeader, now_s: float) -> list[Action]:
         self._adopted = Adopted(header.fence, header.leader, header.plan_hash)
         self._restored = False
-        self._stale = self._split = ""
-        self._rift.close()
+        self._staleness.settle()
         self._move(Turn.ADOPTED, now_s)
-        self._term = header.fence.term
+        self._begin(header.fence.term, now_s)
         self._wake_s = -inf
         text = f"adopting {fence_text(header.fence)} by {peer_text(header.leader)}"
         return [Adopt(header.fence, header.leader, header.plan_hash), Explain(text)]
@@ -388,13 +382,12 @@ class Election:
     def _next_wake(self, now_s: float) -> float:
         rules = self._config
         earliest_s, latest_s = self._since_s + rules.min_term_s, self._since_s + rules.term_s
-        due: list[float] = []
         if self._phase is Phase.SPREADING:
             due = [self._opens_s]
-        elif self._phase is Phase.OPEN or self._split or self._stale:
-            due = [may_begin_s(Fence(self._epoch, self._term), rules), earliest_s, latest_s]
-        elif self._rift.fence is not None:
-            due = [max(self._rift.lasts_s, earliest_s)]
+        elif self._phase is Phase.OPEN:
+            due = [self._since_s, earliest_s, latest_s]
+        else:
+            due = [max(self._staleness.called_s, earliest_s)]
         held_s = self._held.wake_s(lambda held: self._ready_s(held, now_s))
         return min(*(due_s for due_s in due if now_s < due_s), held_s, (self._epoch + 1) * rules.epoch_s)
 

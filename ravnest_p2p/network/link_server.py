@@ -228,9 +228,8 @@ class LinkServer:
         """Welcome or refuse, and run what was welcomed."""
         try:
             expected = self._find(stream.peer, hello)
-            link = expected.link
+            link, moved = expected.link, bool(hello.ticket)
             async with expected.turn:
-                moved = bool(hello.ticket)
                 if moved:
                     await link.pause()
                 await link.interrupt()
@@ -243,7 +242,7 @@ class LinkServer:
             with contextlib.suppress(asyncio.TimeoutError, *TRANSPORT_ERRORS):
                 await bounded(refuse(stream, error), _HELLO_S)
             raise
-        if self._direct is not None and not hello.ticket:
+        if self._direct is not None and not moved:
             expected.offer = self._direct.offer(link.limits.strands)
             expected.gathered = _Gathered()
             await link.run(stream, expected.offer)
