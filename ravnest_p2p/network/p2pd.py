@@ -103,7 +103,13 @@ class P2PDaemon:
         if self._process is not None:
             raise LocalDaemonError("p2pd is running already")
         self.control_socket.unlink(missing_ok=True)
-        command = arguments(self.config, self.control_socket, self._ports.claim())
+        with self._ports.claim() as listen:
+            p2p = await self._launch(listen)
+        self._ports.keep()
+        return p2p
+
+    async def _launch(self, listen: tuple[str, ...]) -> P2P:
+        command = arguments(self.config, self.control_socket, listen)
         ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         try:
             self._process = await asyncio.create_subprocess_exec(
@@ -133,7 +139,6 @@ class P2PDaemon:
         except BaseException:
             await self.stop()
             raise
-        self._ports.keep()
         return self._p2p
 
     async def wait_exited(self) -> str:

@@ -12,6 +12,7 @@ import contextlib
 import json
 import os
 import socket
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -109,13 +110,18 @@ class PortKeeper:
         self._path = config.ports_path
         self._chosen: dict[str, int] = self._load()
 
-    def claim(self) -> tuple[str, ...]:
-        """The listen addresses with their ports.
+    @contextlib.contextmanager
+    def claim(self) -> Iterator[tuple[str, ...]]:
+        """The listen addresses with their ports, for as long as p2pd needs to take them.
+
+        TCP ports are held meanwhile, so that no other peer of this computer chooses the same: p2pd shares a
+        port with whoever else has it, and neither would notice.
 
         Raises:
             ConfigError: a port that is not ours to choose is taken by another program.
         """
-        return tuple(self._claim(address) for address in self._listen)
+        with contextlib.ExitStack() as held:
+            yield tuple(self._claim(address, held) for address in self._listen)
 
     def keep(self) -> None:
         """p2pd has started on these ports: remember them for the next start of the peer."""
@@ -130,18 +136,18 @@ class PortKeeper:
         """Choose other ports at the next start."""
         self._chosen.clear()
 
-    def _claim(self, address: str) -> str:
+    def _claim(self, address: str, held: contextlib.ExitStack) -> str:
         transport = "tcp" if port_of(address, "tcp") is not None else "udp"
         asked = port_of(address, transport)
         if asked:
-            if _bound_port(address, transport, asked) is None:
+            if _bind(address, transport, asked, held) is None:
                 raise ConfigError(
                     f"port {asked} of {address} is taken; stop the program, or listen elsewhere"
                 )
             return address
         port = self._chosen.get(address)
-        if port is None or _bound_port(address, transport, port) is None:
-            port = _bound_port(address, transport, 0)
+        if port is None or _bind(address, transport, port, held) is None:
+            port = _bind(address, transport, 0, held)
             if port is None:
                 raise ConfigError(f"{address} is no address of this computer; listen on /ip4/0.0.0.0/tcp/0")
             self._chosen[address] = port
@@ -160,16 +166,23 @@ class PortKeeper:
         return {}
 
 
-def _bound_port(address: str, transport: str, port: int) -> int | None:
-    """The port after binding it for a moment, or None where it is taken or the host is not ours."""
+def _bind(address: str, transport: str, port: int, held: contextlib.ExitStack) -> int | None:
+    """The port after binding it, or None where it is taken or the host is not ours.
+
+    A TCP port stays bound until `held` is closed. It does not listen, so p2pd can. A bound UDP port would
+    keep p2pd out.
+    """
     _, version, host, *_ = address.split("/")
     family = socket.AF_INET6 if version.endswith("6") else socket.AF_INET
     kind = socket.SOCK_STREAM if transport == "tcp" else socket.SOCK_DGRAM
-    with socket.socket(family, kind) as probe:
+    with contextlib.ExitStack() as failed:
+        probe = failed.enter_context(socket.socket(family, kind))
         if transport == "tcp":
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((host, port))
         except OSError:
             return None
+        if transport == "tcp":
+            held.push(failed.pop_all())
         return int(probe.getsockname()[1])

@@ -23,7 +23,7 @@ from ravnest_p2p.core.errors import ConfigError, LocalDaemonError, PeerUnreachab
 from ravnest_p2p.network.identity import Identity
 from ravnest_p2p.network.janitor import Janitor, sweep
 from ravnest_p2p.network.p2pd import P2PDaemon, attach, connect
-from ravnest_p2p.network.p2pd_config import P2PDConfig, arguments
+from ravnest_p2p.network.p2pd_config import P2PDConfig, PortKeeper, arguments
 
 
 @pytest.fixture
@@ -108,6 +108,22 @@ def test_the_port_stays_over_restarts_of_the_peer(config: P2PDConfig, tmp_path: 
         other.listen()
         (third,) = asyncio.run(ports(1))
     assert third != first
+
+
+def test_no_other_peer_chooses_the_port_before_p2pd_listens_on_it(config: P2PDConfig) -> None:
+    async def scenario(port: int) -> None:
+        daemon = P2PDaemon(replace(config, listen=(f"/ip4/127.0.0.1/tcp/{port}",)))
+        await daemon.start()
+        await daemon.stop()
+
+    keeper = PortKeeper(config)
+    with keeper.claim() as (listen,):
+        port = int(listen.rpartition("/")[2])
+        with socket.socket() as other, pytest.raises(OSError, match="in use"):
+            other.bind(("127.0.0.1", port))
+        asyncio.run(scenario(port))
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", port))
 
 
 def test_a_taken_port_is_said_in_words(config: P2PDConfig) -> None:
