@@ -26,7 +26,7 @@ class Conduct:
         """Turns and refused plans are forgotten, lies are not."""
         self._blamed: set[PeerId] = set()
         self._exposed: set[PeerId] = set()
-        self._led: dict[PeerId, int] = {}
+        self._published: dict[PeerId, set[int]] = {}
 
     def hear(self, fence: Fence, leader: PeerId, plan_hash: str) -> str:
         """Note a plan with a verified signature; returns what it proves for the first time, else nothing."""
@@ -45,18 +45,25 @@ class Conduct:
         self._exposed.add(leader)
         return [Expose(proof.fence, leader, proof.plan_hashes)]
 
-    def note_term(self, leader: PeerId, term: int, rotation: int) -> None:
-        """A ticket holder's plan for a term of this epoch was published.
+    def note_term(self, leader: PeerId, term: int) -> None:
+        """A ticket holder's plan for a term that this epoch has was published."""
+        self._published.setdefault(leader, set()).add(term)
+
+    def has_led(self, leader: PeerId, term: int, rotation: int) -> int | None:
+        """The earlier term of the leader that leaves this one to the others; None if this one may be its own.
+
+        It depends on what was heard alone, not on the order in which.
 
         Args:
             rotation: terms within which nobody leads again.
         """
-        if not self.has_led(leader, term, rotation):
-            self._led[leader] = term
-
-    def has_led(self, leader: PeerId, term: int, rotation: int) -> bool:
-        """Whether its plan of an earlier term leaves this one to the others."""
-        return 0 < term - self._led.get(leader, term) < rotation
+        led: int | None = None
+        for published in sorted(self._published.get(leader, ())):
+            if published >= term:
+                break
+            if led is None or published - led >= rotation:
+                led = published
+        return led if led is not None and term - led < rotation else None
 
     def blame(self, leader: PeerId) -> None:
         """A plan of this leader was refused."""
@@ -64,16 +71,18 @@ class Conduct:
 
     def against(self, leader: PeerId, term: int, rotation: int) -> str:
         """Why no plan of the leader is obeyed in this term, whatever it says; empty if one may be."""
-        if self.has_led(leader, term, rotation):
-            return self.lie_of(leader) or f"it has led term {self._led[leader]}, and it is the others' turn"
-        return self.lie_of(leader)
+        if lie := self.lie_of(leader):
+            return lie
+        led = self.has_led(leader, term, rotation)
+        return "" if led is None else f"it has led term {led}, and it is the others' turn"
 
     def why_not_wait(self, leader: PeerId, term: int, rotation: int) -> str:
         """Why nobody waits for the leader in its term; empty if it is waited for."""
         if lie := self.lie_of(leader):
             return lie
-        if self.has_led(leader, term, rotation):
-            return f"{peer_text(leader)} has led term {self._led[leader]} already"
+        led = self.has_led(leader, term, rotation)
+        if led is not None:
+            return f"{peer_text(leader)} has led term {led} already"
         if leader in self._blamed:
             return f"a plan of {peer_text(leader)} was refused, its next is not waited for"
         return ""

@@ -164,8 +164,9 @@ class Election:
 
     def plan_heard(self, fence: Fence, leader: PeerId, plan_hash: str) -> list[Action]:
         """Note that a plan was published, even one not worth judging: two of one fence prove a liar."""
-        if fence.epoch == self._epoch and leader in self._tickets:
-            self._conduct.note_term(leader, fence.term, self._tickets.rotation)
+        in_epoch = fence.epoch == self._epoch and 0 <= fence.term < self._config.max_terms
+        if in_epoch and leader in self._tickets:
+            self._conduct.note_term(leader, fence.term)
             if self._phase is Phase.OPEN and self._succession.next_turn(self._term) != self._term:
                 self._wake_s = -inf
         lie = self._conduct.hear(fence, leader, plan_hash)
@@ -300,7 +301,7 @@ class Election:
             return []
         if now_s < self._since_s:  # others were passed over: it has not begun
             return []
-        if self._conduct.has_led(self._peer, self._term, self._tickets.rotation):
+        if self._conduct.has_led(self._peer, self._term, self._tickets.rotation) is not None:
             return []
         if self._term == 0 and self._knows_few() and now_s - self._since_s < self._config.min_term_s:
             return []

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from itertools import permutations
+
+import pytest
+
 from ravnest_p2p.core.ballot import Explain, Expose, MakePlan, Phase, Refuse
+from ravnest_p2p.core.conduct import Conduct
 from ravnest_p2p.core.equivocation import Equivocators
 from ravnest_p2p.core.types import Fence
 from tests.unit.election_cases import EPOCH, OPEN_S, START_S, adopts, decisions, peer, plan
@@ -65,6 +70,21 @@ def test_whose_turn_is_over_is_not_waited_for():
     election.replan_wanted("broken")
     election.poll(OPEN_S + 2)
     assert (election.term, election.leader) == (2, "c"), "term 1 is that of b by our tickets"
+
+
+@pytest.mark.parametrize("order", permutations((0, 1, 6, 7)))
+def test_whose_turn_is_over_does_not_depend_on_the_order_in_which_its_plans_are_heard(order):
+    conduct = Conduct()
+    for term in order:
+        conduct.note_term("a", term)
+    turns_left_to_others = [term for term in range(14) if conduct.has_led("a", term, 6) is not None]
+    assert turns_left_to_others == [1, 2, 3, 4, 5, 7, 8, 9, 10, 11]
+
+
+def test_a_plan_of_a_term_that_no_epoch_has_takes_nobodys_turn():
+    election = peer("c", tickets="abcdefgh")
+    election.plan_heard(Fence(EPOCH, -1), "a", "hash")
+    assert election.deserves_a_look(plan(0, "a"), OPEN_S)
 
 
 def test_of_few_peers_the_same_may_lead_again():
