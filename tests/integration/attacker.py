@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import Awaitable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -84,6 +85,12 @@ class Attacker:
 
     def sealed(self, record: Record, ttl_s: float = 600.0) -> bytes:
         return seal(self.identity, record, swarm=SWARM, ttl_s=ttl_s, now_s=self.directory.now_s())
+
+    def let_epoch_last(self, needed_s: float) -> None:
+        """Return once the epoch goes on for so long: one that is about to end is let end first."""
+        left_s = EPOCH_S - self.directory.now_s() % EPOCH_S
+        if left_s < needed_s:
+            time.sleep(left_s)
 
     def show_ticket(self) -> None:
         """A genuine ticket of this epoch, of an identity that nobody has heard of before."""

@@ -84,7 +84,7 @@ def test_a_cpu_and_a_gpu_train_together(tmp_path: Path, requester_home: Path) ->
     model = small_model()
     before = float(torch.nn.functional.cross_entropy(model(x), y).detach())
     model.load_state_dict(weights)
-    assert float(torch.nn.functional.cross_entropy(model.eval()(x), y)) < 0.7 * before
+    assert float(torch.nn.functional.cross_entropy(model.eval()(x), y).detach()) < 0.7 * before
 
 
 @pytest.mark.parametrize(("overlap", "averaging"), [("never", "parameters"), ("always", "int8")])

@@ -48,6 +48,9 @@ from tests.integration.swarms import TRAIN_S, members, small_request, status, wa
 
 pytestmark = pytest.mark.timeout(240)
 
+ATTACK_S = 60.0
+"""For one attack and the answer to it."""
+
 CALLS = ("overview", "plan", "replan", "keep", "logs", "trace")
 
 
@@ -144,6 +147,7 @@ def test_forged_and_replayed_plans_are_refused(
     swarm: LocalSwarm, attacker: Attacker, connection: Swarm, job: Job, undisturbed: dict[str, Any]
 ) -> None:
     victim = members(swarm, undisturbed)[0]
+    attacker.let_epoch_last(ATTACK_S)
     wait_done(connection.submit_request(small_request(name="makes for more than one plan")))
     wait_until(lambda: planned_alone(attacker.plans()[-1], job), 20.0, "it is planned no more")
     oldest, newest = attacker.plans()[0], attacker.plans()[-1]
@@ -189,7 +193,7 @@ def test_a_ticket_is_no_licence_to_take_a_running_job(
 ) -> None:
     """Anybody may draw a ticket and publish a plan: nobody obeys one that ends what runs well."""
     for _ in range(3):
-        # An epoch may have begun.
+        attacker.let_epoch_last(ATTACK_S)
         attacker.show_ticket()
         published = wait_until(attacker.plans, 20.0, "a plan of this epoch")
         genuine: Plan = published[-1].record.plan
