@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import argparse
 from collections import Counter
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, fields
 from random import Random
 
 from ravnest_p2p.core.ballot import Adopted, ElectionConfig
@@ -148,8 +148,7 @@ class Scenario:
     @property
     def command(self) -> str:
         """How to run this seed again."""
-        seed, peers = self._config.seed, self._config.peers
-        return f"python -m ravnest_p2p.testing.scenario --seed {seed} --peers {peers} --transcript"
+        return f"python -m ravnest_p2p.testing.scenario {' '.join(flags(self._config))} --transcript"
 
     def _draw_faults(self) -> None:
         config, random, clock = self._config, self._random, self.world.clock
@@ -235,14 +234,35 @@ def _most(obeyed: Iterable[Adopted | None]) -> str:
     return ", ".join(sorted(str(None if plan is None else plan.fence) for plan in obeyed)[-4:])
 
 
-def main() -> None:
+def flags(config: ScenarioConfig) -> list[str]:
+    """What `main` makes the same run of: the seed, the peers, and what else is not as it always is."""
+    usual = ScenarioConfig(config.seed)
+    told = []
+    for name in (field.name for field in fields(config)):
+        value = getattr(config, name)
+        if name in ("seed", "peers") or value != getattr(usual, name):
+            values = value if isinstance(value, tuple) else (value,)
+            told += [f"--{name.replace('_', '-')}", *map(str, values)]
+    return told
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
     """Run one seed and print what came of it."""
-    parser = argparse.ArgumentParser(description="Run one seed of the simulated swarm.")
+    parser = argparse.ArgumentParser(
+        prog="python -m ravnest_p2p.testing.scenario",
+        description="Run one seed of the simulated swarm. Ends with a failure where its peers do not agree.",
+    )
     parser.add_argument("--seed", type=int, required=True)
-    parser.add_argument("--peers", type=int, default=200)
-    parser.add_argument("--transcript", action="store_true")
-    given = parser.parse_args()
-    scenario = Scenario(ScenarioConfig(given.seed, given.peers), transcript=given.transcript)
+    for name, usual in ((field.name, field.default) for field in fields(ScenarioConfig)):
+        if isinstance(usual, (int, float)):
+            flag = f"--{name.replace('_', '-')}"
+            parser.add_argument(flag, type=type(usual), default=usual, help="(default: %(default)s)")
+    parser.add_argument("--strangers", nargs="*", choices=STRANGERS, default=STRANGERS, help="(default: all)")
+    parser.add_argument("--transcript", action="store_true", help="also print each deed")
+    given = vars(parser.parse_args(arguments))
+    transcript = given.pop("transcript")
+    config = ScenarioConfig(**given | {"strangers": tuple(map(PeerId, given["strangers"]))})
+    scenario = Scenario(config, transcript=transcript)
     try:
         print(scenario.run())
     finally:

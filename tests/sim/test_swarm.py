@@ -147,7 +147,7 @@ def test_a_failure_says_how_to_run_it_again():
 
 def test_a_seed_is_one_run():
     """Also in another process with another hash seed, where the printed command is run."""
-    config = ScenarioConfig(3, 40)
+    config = ScenarioConfig(3, 40, crashes=0.3, strangers=STRANGERS[1:3], partitions=1)
     command = Scenario(config).command.split()[1:]
     prints = [
         subprocess.run(
