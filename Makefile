@@ -60,7 +60,7 @@ fuzz: $(READY)
 model-check: $(READY)
 	$(BIN)/python -m tests.model_check
 
-BENCH ?= pipeline_sim planning model_zoo requirements memory compression pipeline async_penalty
+BENCH ?= pipeline_sim planning model_zoo requirements memory compression averaging kappa pipeline async_penalty
 
 bench: $(READY)
 	@missed=; for name in $(BENCH); do \

@@ -1,13 +1,17 @@
 """Hosts that are network namespaces, joined by whatever a benchmark's net makes of them.
 
-Needs linux, root and iproute2.
+`demand` says what this machine lacks for it before anything runs.
 """
 
 from __future__ import annotations
 
+import argparse
+import os
+import shutil
 import subprocess
+import sys
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from types import TracebackType
 from typing import TypeVar
 
@@ -26,7 +30,7 @@ class Net(ABC):
         names: of the hosts' namespaces.
         addresses: of the hosts. Public-looking, since go-libp2p believes no other; they lead nowhere else.
     Raises:
-        OSError, subprocess.CalledProcessError: not root, or iproute2 refused.
+        OSError: iproute2 refused, in its own words.
     """
 
     def __init__(self, names: Sequence[str], addresses: Sequence[str]) -> None:
@@ -64,12 +68,31 @@ class Net(ABC):
             delete(name)
 
 
+def demand(parser: argparse.ArgumentParser, chosen: Collection[str], needing: Collection[str]) -> None:
+    """End with status 2 where a chosen section needs namespaces and this machine has none."""
+    lacking = missing()
+    if lacking and set(chosen) & set(needing):
+        parser.error(f"{lacking}, and so do the sections {', '.join(needing)} (see --section)")
+
+
+def missing() -> str:
+    """What namespaces need and this machine lacks; empty where they can be made."""
+    if sys.platform != "linux":
+        return "network namespaces need linux"
+    if os.geteuid() != 0:
+        return "network namespaces need root"
+    absent = [tool for tool in ("ip", "tc") if shutil.which(tool) is None]
+    return f"network namespaces need {' and '.join(absent)}, of the package iproute2" if absent else ""
+
+
 def ip(*arguments: str) -> None:
     run("ip", *arguments)
 
 
 def run(*command: str) -> None:
-    subprocess.run(command, check=True, capture_output=True, text=True)
+    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    if done.returncode:
+        raise OSError(f"{' '.join(command)}: {done.stderr.strip() or f'status {done.returncode}'}")
 
 
 def delete(name: str) -> None:

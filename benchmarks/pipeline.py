@@ -32,6 +32,7 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from benchmarks.common import Goal, report
+from benchmarks.namespaces import demand
 from benchmarks.pipelines import gpt
 from benchmarks.pipelines.delay import DEVICE, DelayedLink
 from benchmarks.pipelines.synchronous import SCHEDULES
@@ -103,13 +104,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--quick", action="store_true", help="one short round; never for a claim")
     parser.add_argument("--section", choices=SECTIONS, help="only this one (default: all)")
     options = parser.parse_args(arguments)
+    chosen = [options.section] if options.section else list(SECTIONS)
+    demand(parser, chosen, IN_NAMESPACES)
     rounds, seconds = (QUICK_ROUNDS, QUICK_SECONDS) if options.quick else (ROUNDS, SECONDS)
     results: dict[str, Any] = {}
     goals: list[Goal] = []
-    for name, section in SECTIONS.items():
-        if options.section in (None, name):
-            results[name], found = section(rounds[name], seconds)
-            goals += found
+    for name in chosen:
+        results[name], found = SECTIONS[name](rounds[name], seconds)
+        goals += found
     return report("pipeline", results, goals, options.json)
 
 
@@ -232,6 +234,7 @@ def _overhead(rounds: int, seconds: float) -> tuple[dict[str, Any], list[Goal]]:
 
 
 SECTIONS = {"loopback": _loopback, "delay": _delay, "own": _own, "overhead": _overhead}
+IN_NAMESPACES = ("delay", "own")
 
 
 def _ours_in_turns(
