@@ -20,7 +20,7 @@ from ravnest_p2p.network.records_manifest import manifest_bytes, parse_manifest
 from ravnest_p2p.training import StageTrainer
 from ravnest_p2p.training.muon import PlainMuon
 from ravnest_p2p.training.optimizer import SLOTS
-from tests.unit.test_records import a_spec
+from tests.unit.test_manifests import a_spec
 from tests.unit.training_models import (
     ModuleComputation,
     Pipeline,
