@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import argparse
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from random import Random
 
@@ -246,7 +246,7 @@ def flags(config: ScenarioConfig) -> list[str]:
     return told
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
+def main() -> None:
     """Run one seed and print what came of it."""
     parser = argparse.ArgumentParser(
         prog="python -m ravnest_p2p.testing.scenario",
@@ -259,7 +259,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             parser.add_argument(flag, type=type(usual), default=usual, help="(default: %(default)s)")
     parser.add_argument("--strangers", nargs="*", choices=STRANGERS, default=STRANGERS, help="(default: all)")
     parser.add_argument("--transcript", action="store_true", help="also print each deed")
-    given = vars(parser.parse_args(arguments))
+    given = vars(parser.parse_args())
     transcript = given.pop("transcript")
     config = ScenarioConfig(**given | {"strangers": tuple(map(PeerId, given["strangers"]))})
     scenario = Scenario(config, transcript=transcript)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import threading
-import time
 from collections.abc import Awaitable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -19,7 +18,7 @@ from ravnest_p2p.network.p2pd_config import P2PDConfig
 from ravnest_p2p.network.records import Record, Sealed, make_ticket, seal
 from ravnest_p2p.network.records_keys import plan_key
 from ravnest_p2p.network.rpc import Rpc
-from ravnest_p2p.testing.local_swarm import PeerProcess
+from ravnest_p2p.testing.local_swarm import PeerProcess, wait_until
 
 T = TypeVar("T")
 SWARM = "hostile"
@@ -88,9 +87,11 @@ class Attacker:
 
     def let_epoch_last(self, needed_s: float) -> None:
         """Return once the epoch goes on for so long: one that is about to end is let end first."""
-        left_s = EPOCH_S - self.directory.now_s() % EPOCH_S
-        if left_s < needed_s:
-            time.sleep(left_s)
+
+        def lasts() -> bool:
+            return EPOCH_S - self.directory.now_s() % EPOCH_S >= needed_s
+
+        wait_until(lasts, needed_s + CALL_S, "the next epoch begins")
 
     def show_ticket(self) -> None:
         """A genuine ticket of this epoch, of an identity that nobody has heard of before."""
