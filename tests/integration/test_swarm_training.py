@@ -303,9 +303,12 @@ def test_two_clusters_average_to_one_model_and_the_requester_may_leave(
         assert all(of_stage == rounds[0] for of_stage in rounds), "all stages average the same rounds"
         skipped = set(range(max(rounds[0]) + 1)) - rounds[0]
         assert bool(skipped) == all_at_once
+        # A cluster that was measured far slower has a κ too small to train beside a round.
+        beside = {cluster["cluster"]: cluster["overlap"] for cluster in seen["clusters"]}
+        assert any(beside.values()) == (overlap == "always"), beside
         for stage in job.trace(1e5).stages:
-            kinds = [span.kind for span in stage.operations]
-            assert ("S" in kinds) == (overlap == "always"), kinds
+            kinds = {span.kind for span in stage.operations}
+            assert ("S" in kinds) == bool(beside[stage.cluster]), (stage.cluster, seen["clusters"])
             assert "A" in kinds
         result = job.result(timeout_s=30)
     peers = members(swarm, seen)
