@@ -284,6 +284,7 @@ def _in_rounds(
             "least s": min(its),
             "most s": max(its),
             "wrong results": wrong[side],
+            "found no group": sides[side].groupless,
         }
         | ({"bytes": float(sent)} if side == "ours" else {})
         for side, its in seconds.items()

@@ -23,6 +23,8 @@ PARTS = {
     "server": "benchmarks.averagers.server",
 }
 LIMIT_S = 120.0
+TRIES = 3
+"""To find a group; only hivemind's members ever need a second one."""
 SAID_CHARS = 2000
 """Of what a member that failed said last."""
 
@@ -37,9 +39,13 @@ class Members:
         layers: elements of each.
         cuts: of each cluster; only ours takes clusters of several stages.
         hosts: of every stage of every cluster, in order.
+
+    Attributes:
+        groupless: times that the members did not find a group, and began anew.
     """
 
     def __init__(self, side: str, layers: Layers, cuts: Cuts, hosts: Sequence[Host]) -> None:
+        self.groupless = 0
         self._side, self._hosts = side, hosts
         self._layers, self._cuts = list(layers), [list(its) for its in cuts]
         self._start()
@@ -99,8 +105,17 @@ class Members:
         return self.go(number)
 
     def fill(self, number: int) -> None:
-        """Let each member fill its tensor."""
-        self.go(number)
+        """Let each member fill its tensor, and have its group where it needs one.
+
+        Raises:
+            RuntimeError: the members found none, in several tries.
+        """
+        for _ in range(TRIES):
+            if all(one["filled"] for one in self.go(number)):
+                return
+            self.groupless += 1
+            self.restart()
+        raise RuntimeError(f"{self._side}: members found no group in {TRIES} tries")
 
     def go(self, number: int) -> list[dict[str, Any]]:
         """Let each member do what is next, and hear what it says of it."""

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 import pytest
 
 from benchmarks import averaging, namespaces, pipeline
+from benchmarks.averagers.members import Members
+from ravnest_p2p.testing.local_swarm import Host
 from tests.unit.doc_pages import code, rows_below, text_of
 
 ELSEWHERE = {"mixed_devices"}
@@ -46,3 +49,28 @@ def test_without_root_the_other_sections_run(
 def test_what_a_command_says_of_its_failure_is_passed_on() -> None:
     with pytest.raises(OSError, match=r"ls: .*no-such-file"):
         namespaces.run("ls", "/no-such-file")
+
+
+class Scripted(Members):
+    """Members that answer as they are told, so that no process is begun."""
+
+    def __init__(self, *answers: bool) -> None:
+        self._answers, self.begun = list(answers), 0
+        super().__init__("hivemind", [4], [(0, 1)] * 2, [Host()] * 2)
+
+    def _start(self) -> None:
+        self.begun += 1
+
+    def _kill(self) -> None:
+        pass
+
+    def go(self, number: int) -> list[dict[str, Any]]:
+        return [{"filled": True}, {"filled": self._answers.pop(0)}]
+
+
+def test_members_that_find_no_group_begin_anew_and_are_counted() -> None:
+    found = Scripted(False, False, True)
+    found.fill(0)
+    assert (found.groupless, found.begun) == (2, 3)
+    with pytest.raises(RuntimeError, match="hivemind: members found no group in 3 tries"):
+        Scripted(False, False, False, True).fill(0)
